@@ -1,0 +1,21 @@
+"""SPIN, SAN and RCAN for BasicSR.
+
+`import spinsr.archs` registers the networks; `spinsr.load` and `spinsr.upscale` use them from Python. Importing this
+package alone pulls in neither torch nor BasicSR.
+"""
+
+__version__ = '0.1.0'
+
+__all__ = ['__version__', 'load', 'upscale']
+
+
+def __getattr__(name: str):
+    if name in ('load', 'upscale'):
+        from spinsr import infer
+
+        return getattr(infer, name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__():
+    return __all__

@@ -1,0 +1,28 @@
+"""The command line: `spinsr <command>`, one file a command, arguments and printing only."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from spinsr import __version__
+
+COMMANDS = ('options', 'prepare')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0 all done, 1 any failure, 2 usage."""
+    parser = argparse.ArgumentParser(prog='spinsr', description='Super-resolution with SPIN, SAN and RCAN on BasicSR.')
+    parser.add_argument('--version', action='version', version=f'spinsr {__version__}')
+    commands = parser.add_subparsers(dest='command', required=True, metavar='command')
+    for name in COMMANDS:
+        importlib.import_module(f'spinsr.cli.{name}').add_parser(commands)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f'spinsr {args.command}: error: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f'spinsr {args.command}: interrupted; run the same command again to continue', file=sys.stderr)
+        return 1
