@@ -1,0 +1,33 @@
+"""Superpixel attention and second-order statistics as plain functions on tensors; needs torch and nothing else.
+
+Pixels are tokens (B, H, W, C) throughout (channels-last). Every op has a `reference` backend, the dense formulation as
+the papers write it (in float64 the oracle of the tests), and a `torch` backend, sparse and fast on any device. The
+environment variable SPINSR_OPS_BACKEND or the argument `backend` chooses; see `spinsr.ops.backend`.
+"""
+
+from spinsr.ops.association import Association, DenseAssociation, SparseAssociation, associate
+from spinsr.ops.attention import intra_superpixel_attention, superpixel_cross_attention
+from spinsr.ops.backend import BACKENDS, resolve_backend
+from spinsr.ops.covariance import covariance, sqrtm_newton_schulz
+from spinsr.ops.grid import Grid, superpixel_grid
+from spinsr.ops.pooling import pool
+from spinsr.ops.top_n import top_n
+from spinsr.ops.windows import window_attention
+
+__all__ = [
+    'BACKENDS',
+    'Association',
+    'DenseAssociation',
+    'Grid',
+    'SparseAssociation',
+    'associate',
+    'covariance',
+    'intra_superpixel_attention',
+    'pool',
+    'resolve_backend',
+    'sqrtm_newton_schulz',
+    'superpixel_cross_attention',
+    'superpixel_grid',
+    'top_n',
+    'window_attention',
+]

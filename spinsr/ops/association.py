@@ -1,0 +1,192 @@
+"""Superpixel aggregation (SPIN, section 3.2): the soft association of pixels with superpixels.
+
+    A[k, n] = exp(-|x_n - c_k|^2) / sum over the 3x3 neighbouring cells j of n's cell of exp(-|x_n - c_j|^2)
+    c_k     = sum_n A[k, n] x_n / (sum_n A[k, n] + 1e-16)
+
+`num_iter` associations with `num_iter - 1` updates of the centroids between them, which start as the adaptive average
+pooling of the cells. The softmax over the neighbouring superpixels of a pixel is the authors' code; the paper's Eq. 3
+prints exp(-d^2) alone (docs/paper.md).
+"""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spinsr.ops.backend import resolve_backend
+from spinsr.ops.grid import Grid, superpixel_grid
+
+MASS_EPS = 1e-16  # of the authors' code: a superpixel that no pixel belongs to has the centroid 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SparseAssociation:
+    """An association stored for the 9 superpixels that a pixel can belong to: memory O(9 N).
+
+    Attributes:
+        grid: The superpixel grid.
+        weights: (B, K, P, 9) in [0, 1], summing to 1 over the 9 neighbours of a cell, 0 in padding slots.
+        log_odds: (B, K, P, 9), l_k - logsumexp over the other neighbours of l_j; -inf where there is no neighbour.
+    """
+
+    grid: Grid
+    weights: Tensor
+    log_odds: Tensor
+
+    def dense(self) -> Tensor:
+        """The association as the paper writes it: (B, K, N), zeros outside the 3x3 neighbourhood. Memory O(K N)."""
+        return _scatter_dense(self.grid, self._by_pixel(self.weights), 0.0)
+
+    def dense_log_odds(self) -> Tensor:
+        """The log-odds as (B, K, N), -inf outside the 3x3 neighbourhood. Memory O(K N)."""
+        return _scatter_dense(self.grid, self._by_pixel(self.log_odds), float('-inf'))
+
+    def _by_pixel(self, x: Tensor) -> Tensor:
+        keep = slice(None) if self.grid.is_pixel is None else self.grid.is_pixel.reshape(-1)
+        order = self.grid.pixels.reshape(-1)[keep].argsort()
+        return x.flatten(1, 2)[:, keep][:, order]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DenseAssociation:
+    """An association stored as the paper writes it.
+
+    Attributes:
+        grid: The superpixel grid.
+        weights: (B, K, N) in [0, 1], zeros outside the 3x3 neighbourhood.
+        log_odds: (B, K, N), -inf outside the 3x3 neighbourhood.
+    """
+
+    grid: Grid
+    weights: Tensor
+    log_odds: Tensor
+
+    def dense(self) -> Tensor:
+        """The association (B, K, N)."""
+        return self.weights
+
+    def dense_log_odds(self) -> Tensor:
+        """The log-odds (B, K, N)."""
+        return self.log_odds
+
+
+Association = SparseAssociation | DenseAssociation
+
+
+def associate(x: Tensor, cell: int, num_iter: int = 3, backend: str | None = None) -> Association:
+    """Associates every pixel with the superpixels around it.
+
+    The result is a constant: no gradient flows through it, as in the authors' code.
+
+    Args:
+        x: Features (B, H, W, C), any float type; computed in float32 at least, without TF32.
+        cell: Side of a superpixel cell in pixels; a side of the image below it has one cell.
+        num_iter: Number of associations, >= 1.
+        backend: See `spinsr.ops.backend`.
+
+    Raises:
+        ValueError: `x` has not four dimensions, or `cell` or `num_iter` is below 1.
+
+    Example:
+        >>> x = torch.rand(1, 16, 24, 8)
+        >>> associate(x, cell=8).dense().shape
+        torch.Size([1, 6, 384])
+    """
+    if x.ndim != 4:
+        raise ValueError(f'x must have the shape (B, H, W, C), got {tuple(x.shape)}')
+    if num_iter < 1:
+        raise ValueError(f'num_iter must be at least 1, got {num_iter=}')
+    run = _associate_reference if resolve_backend(backend) == 'reference' else _associate_torch
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        x = x.detach()
+        x = x if x.dtype == torch.float64 else x.float()
+        return run(x, superpixel_grid(x.shape[1], x.shape[2], cell, x.device, x.dtype), num_iter)
+
+
+def _associate_reference(x: Tensor, grid: Grid, num_iter: int) -> DenseAssociation:
+    tokens = x.flatten(1, 2)  # (B, N, C)
+    centroids = _initial_centroids(x, grid)
+    nine = grid.neighbors[grid.labels]  # (N, 9)
+    outside = ~grid.is_neighbor[grid.labels]
+    for i in range(num_iter):
+        if i > 0:
+            centroids = weights @ tokens / (weights.sum(2, keepdim=True) + MASS_EPS)  # noqa: F821
+        distances = [(tokens - centroids.index_select(1, nine[:, j])).square().sum(-1) for j in range(9)]
+        logits = -torch.stack(distances, -1).masked_fill(outside, float('inf'))  # (B, N, 9)
+        weights = _scatter_dense(grid, logits.softmax(-1), 0.0)
+    others = logits.unsqueeze(-2).masked_fill(torch.eye(9, dtype=torch.bool, device=x.device), float('-inf'))
+    log_odds = _difference(logits, others.logsumexp(-1))
+    return DenseAssociation(grid, weights, _scatter_dense(grid, log_odds, float('-inf')))
+
+
+def _associate_torch(x: Tensor, grid: Grid, num_iter: int) -> SparseAssociation:
+    # Distances do not change when everything moves by the image's mean, and then the terms that cancel in
+    # |x|^2 - 2 x.c + |c|^2 are small, which keeps digits in float32.
+    mean = x.mean((1, 2), keepdim=True)  # (B, 1, 1, C)
+    x = x - mean
+    cells = grid.to_cells(x.flatten(1, 2))  # (B, K, P, C)
+    centroids = _initial_centroids(x, grid)  # (B, K, C)
+    outside = ~grid.is_neighbor[:, None]  # (K, 1, 9)
+    for i in range(num_iter):
+        if i > 0:
+            mass, total = weighted_sums(cells, weights, grid)  # noqa: F821
+            # The sum was taken over x - mean; what the eps adds to the denominator must not pull it to the mean.
+            centroids = (total - MASS_EPS * mean[:, 0]) / (mass + MASS_EPS)
+        nine = centroids[:, grid.neighbors]  # (B, K, 9, C)
+        logits = 2 * matmul_exact(cells, nine.transpose(-1, -2)) - nine.square().sum(-1).unsqueeze(-2)  # (B, K, P, 9)
+        logits = logits.masked_fill_(outside, float('-inf'))
+        weights = logits.softmax(-1)
+        if grid.is_pixel is not None:
+            weights = weights.masked_fill_(~grid.is_pixel[..., None], 0.0)
+    return SparseAssociation(grid, weights, _log_odds(logits))
+
+
+def weighted_sums(cells: Tensor, weights: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Sums over the pixels of every superpixel: mass (B, K, 1) = sum_n A[k, n], total (B, K, C) = sum_n A[k, n] x_n.
+
+    Each cell adds up what it gives to each of its 9 neighbours (a small matmul); each superpixel then collects 9 sums.
+    """
+    given = torch.cat(
+        [matmul_exact(weights.transpose(-1, -2), cells), weights.sum(-2).unsqueeze(-1)], -1
+    )  # (B, K, 9, C + 1)
+    got = grid.gather_incoming(given) * grid.is_neighbor.flip(1).unsqueeze(-1)
+    got = got.sum(2)
+    return got[..., -1:], got[..., :-1]
+
+
+def matmul_exact(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in the inputs' full precision: where float32 matmuls may run in TF32, in float64."""
+    if a.is_cuda and a.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
+        return (a.double() @ b.double()).float()
+    return a @ b
+
+
+def _initial_centroids(x: Tensor, grid: Grid) -> Tensor:
+    pooled = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), grid.shape)
+    return pooled.flatten(2).transpose(1, 2)  # (B, K, C)
+
+
+def _log_odds(logits: Tensor) -> Tensor:
+    """l_k - logsumexp over j != k of l_j, over the last axis, without the cancellation of log(p / (1 - p))."""
+    top, best = logits.max(-1, keepdim=True)
+    exps = (logits - top).exp_()
+    # For every entry but the largest the rest still holds the largest one, so that the difference is at least 1.
+    rest = exps.sum(-1, keepdim=True).sub(exps).clamp_(min=1).log_().add_(top)
+    without_best = logits.scatter(-1, best, float('-inf')).logsumexp(-1, keepdim=True)
+    return _difference(logits, rest.scatter_(-1, best, without_best))
+
+
+def _difference(logits: Tensor, rest: Tensor) -> Tensor:
+    """logits - rest, with -inf (no such superpixel) staying -inf where the rest is empty too."""
+    return (logits - rest).masked_fill_(logits == float('-inf'), float('-inf'))
+
+
+def _scatter_dense(grid: Grid, by_pixel: Tensor, fill: float) -> Tensor:
+    """(B, N, 9) for the neighbours of each pixel -> (B, K, N), `fill` elsewhere."""
+    b, n, _ = by_pixel.shape
+    # Directions without a neighbour are written to an extra row, which is cut off again.
+    rows = grid.neighbors.masked_fill(~grid.is_neighbor, grid.num_cells)[grid.labels]  # (N, 9)
+    dense = by_pixel.new_full((b, grid.num_cells + 1, n), fill)
+    dense.scatter_(1, rows.t().expand(b, -1, -1), by_pixel.transpose(1, 2))
+    return dense[:, :-1]

@@ -1,0 +1,102 @@
+"""Attention between pixels and superpixels (SPCA) and inside superpixels (ISPA)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spinsr.ops.backend import resolve_backend
+
+
+def superpixel_cross_attention(
+    q: Tensor, k: Tensor, v: Tensor, tokens: Tensor, num_heads: int = 1, backend: str | None = None
+) -> Tensor:
+    """Lets every pixel gather from all superpixels what they gathered from all pixels (SPIN, section 3.3).
+
+        s_out = softmax over pixels (tokens k^T / sqrt(D)) v        (K x C)
+        out   = softmax over superpixels (q tokens^T / sqrt(D)) s_out   (N x C)
+
+    The `torch` backend never stores an N x K matrix, forward or backward.
+
+    Args:
+        q, k: Queries and keys of the pixels (B, N, num_heads * D).
+        v: Values of the pixels (B, N, C), C divisible by num_heads.
+        tokens: Projected superpixel tokens (B, K, num_heads * D).
+        num_heads: Number of heads.
+        backend: See `spinsr.ops.backend`.
+
+    Returns:
+        (B, N, C).
+
+    Example:
+        >>> q, k, v, tokens = torch.rand(1, 60, 8), torch.rand(1, 60, 8), torch.rand(1, 60, 12), torch.rand(1, 6, 8)
+        >>> superpixel_cross_attention(q, k, v, tokens).shape
+        torch.Size([1, 60, 12])
+    """
+    attend = attention_reference if resolve_backend(backend) == 'reference' else attention
+    q, k, v, tokens = (_split_heads(x, num_heads) for x in (q, k, v, tokens))
+    return _merge_heads(attend(q, tokens, attend(tokens, k, v)))
+
+
+def intra_superpixel_attention(
+    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, num_heads: int = 1, backend: str | None = None
+) -> Tensor:
+    """Attention among the selected pixels of each superpixel, merged by a mean (SPIN, section 3.4).
+
+        a_k   = softmax(q_k k_k^T / sqrt(D)) v_k    for the T pixels of superpixel k
+        out_n = (v_n + sum of the a_k that hold n) / (1 + number of superpixels that hold n)
+
+    Args:
+        q, k: (B, N, num_heads * D).
+        v: (B, N, C), C divisible by num_heads.
+        indices: (B, K, T) int64, the pixels of each superpixel, each at most once; from `top_n`.
+        num_heads: Number of heads.
+        backend: See `spinsr.ops.backend`.
+
+    Returns:
+        (B, N, C).
+
+    Example:
+        >>> q, k, v = torch.rand(1, 60, 8), torch.rand(1, 60, 8), torch.rand(1, 60, 12)
+        >>> intra_superpixel_attention(q, k, v, torch.arange(60).view(1, 6, 10)).shape
+        torch.Size([1, 60, 12])
+    """
+    attend = attention_reference if resolve_backend(backend) == 'reference' else attention
+    b, n, c = v.shape
+    rows = (indices + n * torch.arange(b, device=v.device).view(b, 1, 1)).flatten()  # (B K T) rows of (B N, C)
+    q, k, v_selected = (
+        _split_heads(x.reshape(b * n, -1).index_select(0, rows).view(-1, indices.shape[2], x.shape[2]), num_heads)
+        for x in (q, k, v)
+    )
+    out = _merge_heads(attend(q, k, v_selected)).reshape(-1, c)  # (B K T, C)
+    total = v.reshape(b * n, c).index_add(0, rows, out.to(v.dtype))
+    count = torch.ones(b * n, 1, dtype=v.dtype, device=v.device)
+    count = count.index_add_(0, rows, count.new_ones(1, 1).expand(len(rows), 1))
+    return (total / count).view(b, n, c)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """softmax(scale q k^T) v by torch's fused attention; (B, heads, L, D), (B, heads, S, D), (B, heads, S, E).
+
+    The fused kernels take one width for q, k and v; zeros appended to the narrower ones change nothing.
+    """
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    width = max(q.shape[-1], v.shape[-1])
+    padded = (F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (q, k, v))
+    return F.scaled_dot_product_attention(*padded, scale=scale)[..., : v.shape[-1]]
+
+
+def attention_reference(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """softmax(scale q k^T) v with the matrix of weights stored; shapes as in `attention`."""
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    return (q @ k.transpose(-1, -2) * scale).softmax(-1).to(v.dtype) @ v
+
+
+def _split_heads(x: Tensor, num_heads: int) -> Tensor:
+    b, n, c = x.shape
+    return x.view(b, n, num_heads, c // num_heads).transpose(1, 2)  # (B, heads, N, C / heads)
+
+
+def _merge_heads(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)  # (B, N, C)

@@ -1,0 +1,134 @@
+"""The superpixel grid: which pixels belong to which cell, and which cells are neighbours.
+
+An image of H x W pixels has max(1, H // cell) x max(1, W // cell) cells. The cell of a pixel is the nearest-neighbour
+upsampling of the cell numbers, as in the authors' code. A superpixel can claim pixels of the 3 x 3 cells around it.
+"""
+
+import dataclasses
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Grid:
+    """Index maps of one grid, all on one device. K cells, N = H*W pixels, P slots a cell (its pixels, then padding).
+
+    Attributes:
+        size: (H, W) in pixels.
+        shape: (rows, columns) of cells; K = rows * columns.
+        cell: Side of a cell in pixels, as asked for.
+        labels: (N,) int64, the cell of each pixel.
+        neighbors: (K, 9) int64, the cells around each cell, row by row, itself in the middle; 0 where there is none.
+        is_neighbor: (K, 9) bool, False where there is no such cell.
+        pixels: (K, P) int64, the pixels of each cell; padding slots repeat a pixel of the cell.
+        is_pixel: (K, P) bool, False in padding slots; None when no cell has padding.
+        incoming: (K, 9) int64, for each cell and direction d the entry `k * 9 + d` of the cell k that sees it there.
+        smallest_neighborhood: Pixels in the smallest 3 x 3 neighbourhood of the grid.
+    """
+
+    size: tuple[int, int]
+    shape: tuple[int, int]
+    cell: int
+    labels: Tensor
+    neighbors: Tensor
+    is_neighbor: Tensor
+    pixels: Tensor
+    is_pixel: Tensor | None
+    incoming: Tensor
+    smallest_neighborhood: int
+
+    @property
+    def num_cells(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def num_pixels(self) -> int:
+        return self.size[0] * self.size[1]
+
+    def to_cells(self, x: Tensor) -> Tensor:
+        """Sorts tokens (B, N, C) by cell: (B, K, P, C); padding slots repeat a pixel of their cell."""
+        b, _, c = x.shape
+        return x.index_select(1, self.pixels.reshape(-1)).view(b, *self.pixels.shape, c)
+
+    def gather_incoming(self, x: Tensor) -> Tensor:
+        """Turns what each cell holds for its 9 neighbours, (B, K, 9, D), into what each cell gets from them.
+
+        Entries that would come from outside the grid are copies of others: mask them with `is_neighbor.flip(1)`.
+        """
+        b, k, _, d = x.shape
+        return x.reshape(b, k * 9, d).index_select(1, self.incoming.reshape(-1)).view(b, k, 9, d)
+
+
+def superpixel_grid(
+    height: int, width: int, cell: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Grid:
+    """Returns the (cached) grid of an image.
+
+    Args:
+        height, width: Size of the image in pixels, >= 1.
+        cell: Side of a cell in pixels, >= 1. A side of the image below it has one cell.
+        device: Where the index maps live.
+        dtype: Type of the features. The labels come from an interpolation in this type (at least float32), as in the
+            authors' code, whose float32 and float64 labels differ for a few sizes.
+
+    Raises:
+        ValueError: A size is below 1.
+    """
+    if min(height, width, cell) < 1:
+        raise ValueError(f'height, width and cell must be at least 1, got {height=}, {width=}, {cell=}')
+    label_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    return _build(height, width, cell, torch.device(device), label_dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _build(height: int, width: int, cell: int, device: torch.device, dtype: torch.dtype) -> Grid:
+    # A cached index map may meet autograd later, so it must not be born as an inference tensor. The labels are computed
+    # on the CPU whatever the device, for the same cells everywhere.
+    with torch.inference_mode(False), torch.no_grad():
+        rows, cols = max(1, height // cell), max(1, width // cell)
+        numbers = torch.arange(rows * cols, dtype=dtype).view(1, 1, rows, cols)
+        labels = F.interpolate(numbers, size=(height, width), mode='nearest').long().view(height, width)
+        row_of, col_of = labels[:, 0] // cols, labels[0] % cols
+        assert torch.equal(labels, row_of[:, None] * cols + col_of), 'cells must be rectangles'
+
+        row_slots, row_valid = _slots(row_of, rows)
+        col_slots, col_valid = _slots(col_of, cols)
+        pixels = row_slots[:, None, :, None] * width + col_slots[None, :, None, :]  # (rows, cols, ph, pw)
+        is_pixel = row_valid[:, None, :, None] & col_valid[None, :, None, :]
+        pixels, is_pixel = pixels.reshape(rows * cols, -1), is_pixel.reshape(rows * cols, -1)
+
+        offsets = torch.arange(-1, 2)
+        r = torch.arange(rows).view(-1, 1, 1, 1) + offsets.view(1, 1, 3, 1)
+        c = torch.arange(cols).view(1, -1, 1, 1) + offsets.view(1, 1, 1, 3)
+        is_neighbor = ((r >= 0) & (r < rows) & (c >= 0) & (c < cols)).reshape(rows * cols, 9)
+        neighbors = (r.clamp(0, rows - 1) * cols + c.clamp(0, cols - 1)).reshape(rows * cols, 9)
+        neighbors = neighbors.masked_fill(~is_neighbor, 0)
+        # The cell in direction d of mine sees me in direction 8 - d.
+        incoming = neighbors.flip(1) * 9 + torch.arange(9)
+
+        areas = is_pixel.sum(1)
+        smallest = int((areas[neighbors] * is_neighbor).sum(1).min())
+    return Grid(
+        size=(height, width),
+        shape=(rows, cols),
+        cell=cell,
+        labels=labels.reshape(-1).to(device),
+        neighbors=neighbors.to(device),
+        is_neighbor=is_neighbor.to(device),
+        pixels=pixels.to(device),
+        is_pixel=None if bool(is_pixel.all()) else is_pixel.to(device),
+        incoming=incoming.to(device),
+        smallest_neighborhood=smallest,
+    )
+
+
+def _slots(cell_of: Tensor, num_cells: int) -> tuple[Tensor, Tensor]:
+    """Positions along a side by cell, (cells, longest), padded with the cell's last one; and which are no padding."""
+    lengths = torch.bincount(cell_of, minlength=num_cells)
+    starts = lengths.cumsum(0) - lengths
+    steps = torch.arange(int(lengths.max()))
+    valid = steps < lengths[:, None]
+    return starts[:, None] + torch.minimum(steps, lengths[:, None] - 1), valid

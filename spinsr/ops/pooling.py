@@ -1,0 +1,40 @@
+"""Mean features of the superpixels."""
+
+import torch
+from torch import Tensor
+
+from spinsr.ops.association import MASS_EPS, Association, DenseAssociation, weighted_sums
+
+
+def pool(x: Tensor, association: Association) -> Tensor:
+    """Averages pixel features over each superpixel: s_k = sum_n A[k, n] x_n / (sum_n A[k, n] + 1e-16).
+
+    The gradient with respect to `x` is A^T applied to the normalised upstream gradient; the association is a constant.
+    The sparse form costs O(9 N C) time and O(N C) memory.
+
+    Args:
+        x: Features (B, H, W, C), any float type; averaged in the association's type.
+        association: From `associate`, of the same batch and size.
+
+    Returns:
+        (B, K, C) in the type of the association.
+
+    Raises:
+        ValueError: The sizes of `x` and the association differ.
+
+    Example:
+        >>> from spinsr.ops import associate
+        >>> x = torch.rand(2, 16, 24, 8)
+        >>> pool(x, associate(x, cell=8)).shape
+        torch.Size([2, 6, 8])
+    """
+    grid, weights = association.grid, association.weights
+    if x.ndim != 4 or x.shape[0] != weights.shape[0] or tuple(x.shape[1:3]) != grid.size:
+        expected = (weights.shape[0], *grid.size, 'C')
+        raise ValueError(f'x must have the shape {expected} of the association, got {tuple(x.shape)}')
+    with torch.autocast(x.device.type, enabled=False):
+        tokens = x.flatten(1, 2).to(weights.dtype)
+        if isinstance(association, DenseAssociation):
+            return weights @ tokens / (weights.sum(2, keepdim=True) + MASS_EPS)
+        mass, total = weighted_sums(grid.to_cells(tokens), weights, grid)
+        return total / (mass + MASS_EPS)
