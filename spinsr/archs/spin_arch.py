@@ -1,0 +1,128 @@
+"""SPIN: Lightweight Image Super-Resolution with Superpixel Token Interaction (Zhang et al., ICCV 2023).
+
+Upstream: https://github.com/ArcticHare105/SPIN (MIT). Written anew: the same function in float64, with sparse
+superpixel associations in place of dense pixel x superpixel matrices, images of any size from 1 x 1, and an input that
+stays as it was. Works on [0, 1] where the authors' code divides by 255 inside. Weights are converted by
+`spinsr.convert`; where paper and code disagree this follows the code (docs/paper.md).
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+from spinsr.modules.feed_forward import FeedForward
+from spinsr.modules.intra_superpixel_attention import IntraSuperpixelAttention
+from spinsr.modules.local_attention import LocalAttention
+from spinsr.modules.superpixel_aggregation import SuperpixelAggregation
+from spinsr.modules.superpixel_cross_attention import SuperpixelCrossAttention
+from spinsr.modules.upsample import TokenUpsample
+
+
+class SuperpixelInteractionBlock(nn.Module):
+    """Superpixel aggregation, then attention across, inside and beside superpixels, each with a feed-forward network.
+
+    Args:
+        num_feat: Channels C.
+        num_heads: Heads of each attention.
+        qk_dim: Channels of queries and keys.
+        mlp_dim: Hidden channels of the feed-forward networks.
+        stoken_size: Side of a superpixel cell, and of a local window, in LR pixels.
+        num_iter: Association rounds.
+    """
+
+    def __init__(self, num_feat: int, num_heads: int, qk_dim: int, mlp_dim: int, stoken_size: int, num_iter: int):
+        super().__init__()
+        self.aggregation = SuperpixelAggregation(stoken_size, num_iter)
+        self.cross_attention = SuperpixelCrossAttention(num_feat, num_heads, qk_dim)
+        self.cross_feed_forward = FeedForward(num_feat, mlp_dim)
+        self.intra_attention = IntraSuperpixelAttention(num_feat, num_heads, qk_dim)
+        self.intra_feed_forward = FeedForward(num_feat, mlp_dim)
+        self.local_attention = LocalAttention(num_feat, num_heads, qk_dim, stoken_size)
+        self.local_feed_forward = FeedForward(num_feat, mlp_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        association = self.aggregation(x)
+        x = x + self.cross_attention(x, association)
+        x = x + self.cross_feed_forward(x)
+        x = x + self.intra_attention(x, association)
+        x = x + self.intra_feed_forward(x)
+        x = x + self.local_attention(x)
+        x = x + self.local_feed_forward(x)
+        return x
+
+
+@ARCH_REGISTRY.register()
+class SPIN(nn.Module):
+    """Superpixel token interaction network.
+
+    Args:
+        num_in_ch: Channels of the input image.
+        num_out_ch: Channels of the output image; equal to `num_in_ch`.
+        num_feat: Channels C, divisible by `num_heads`, at least 8.
+        num_block: Number of superpixel interaction blocks.
+        num_heads: Heads of each attention.
+        qk_dim: Channels of queries and keys, divisible by `num_heads`.
+        mlp_dim: Hidden channels of the feed-forward networks.
+        stoken_size: Side of the superpixel cells of each block, in LR pixels; `num_block` numbers.
+        upscale: 2, 3 or 4.
+        num_iter: Association rounds.
+
+    Raises:
+        ValueError: The arguments do not fit together.
+    """
+
+    def __init__(
+        self,
+        num_in_ch: int = 3,
+        num_out_ch: int = 3,
+        num_feat: int = 40,
+        num_block: int = 8,
+        num_heads: int = 1,
+        qk_dim: int = 24,
+        mlp_dim: int = 72,
+        stoken_size: Sequence[int] = (12, 16, 20, 24, 12, 16, 20, 24),
+        upscale: int = 4,
+        num_iter: int = 3,
+    ):
+        super().__init__()
+        if num_in_ch != num_out_ch:
+            raise ValueError(f'num_out_ch must equal num_in_ch (the input is added), got {num_in_ch=}, {num_out_ch=}')
+        if num_feat % num_heads or qk_dim % num_heads:
+            raise ValueError(
+                f'num_feat and qk_dim must be divisible by num_heads, got {num_feat=}, {qk_dim=}, {num_heads=}'
+            )
+        if num_feat < 8:
+            raise ValueError(f'num_feat must be at least 8, got {num_feat=}')
+        if len(stoken_size) != num_block:
+            raise ValueError(f'stoken_size must have num_block numbers, got {stoken_size=}, {num_block=}')
+        if min(stoken_size, default=1) < 1 or num_iter < 1:
+            raise ValueError(f'stoken_size and num_iter must be at least 1, got {stoken_size=}, {num_iter=}')
+        self.upscale = upscale
+        self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
+        self.blocks = nn.ModuleList(
+            SuperpixelInteractionBlock(num_feat, num_heads, qk_dim, mlp_dim, size, num_iter) for size in stoken_size
+        )
+        self.convs = nn.ModuleList(nn.Conv2d(num_feat, num_feat, 3, 1, 1) for _ in stoken_size)
+        self.upsample = TokenUpsample(upscale, num_feat)
+        self.conv_last = nn.Conv2d(num_feat, num_out_ch, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W)."""
+        base = F.interpolate(x, scale_factor=self.upscale, mode='bilinear', align_corners=False)
+        x = _to_tokens(self.conv_first(x))
+        for block, conv in zip(self.blocks, self.convs, strict=True):
+            x = x + _to_tokens(conv(_to_image(block(x))))
+        return base + self.conv_last(self.upsample(_to_image(x)))
+
+
+def _to_tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H, W, C), contiguous; no copy after a channels-last convolution."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _to_image(x: Tensor) -> Tensor:
+    """(B, H, W, C) -> (B, C, H, W), a channels-last view."""
+    return x.permute(0, 3, 1, 2)

@@ -1,0 +1,1 @@
+"""The papers' parts as nn.Modules; they need torch and `spinsr.ops`, not BasicSR."""

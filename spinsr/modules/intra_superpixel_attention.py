@@ -1,0 +1,30 @@
+"""Intra-superpixel attention (ISPA) of SPIN, section 3.4."""
+
+from torch import Tensor, nn
+
+from spinsr import ops
+
+
+class IntraSuperpixelAttention(nn.Module):
+    """Attention among the pixels that belong most to a superpixel.
+
+    Args:
+        dim: Channels C.
+        num_heads: Number of heads.
+        qk_dim: Channels of queries and keys, over all heads.
+        num_pixels: Pixels a superpixel (the paper's N); None means the area of its cell.
+    """
+
+    def __init__(self, dim: int, num_heads: int, qk_dim: int, num_pixels: int | None = None):
+        super().__init__()
+        self.split = (qk_dim, qk_dim, dim)
+        self.num_heads = num_heads
+        self.num_pixels = num_pixels
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.to_qkv = nn.Linear(dim, sum(self.split), bias=False)
+
+    def forward(self, x: Tensor, association: ops.Association) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        q, k, v = self.to_qkv(self.norm(x)).flatten(1, 2).split(self.split, -1)
+        indices = ops.top_n(association, self.num_pixels)  # (B, K, T)
+        return ops.intra_superpixel_attention(q, k, v, indices, self.num_heads).view(x.shape)

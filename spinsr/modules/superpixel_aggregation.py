@@ -1,0 +1,26 @@
+"""Superpixel aggregation (SPA) of SPIN, section 3.2."""
+
+from torch import Tensor, nn
+
+from spinsr import ops
+
+
+class SuperpixelAggregation(nn.Module):
+    """Associates each pixel with the superpixels around it; see `spinsr.ops.associate`. Has no parameters.
+
+    Args:
+        stoken_size: Side of a superpixel cell in LR pixels.
+        num_iter: Number of association rounds.
+    """
+
+    def __init__(self, stoken_size: int, num_iter: int = 3):
+        super().__init__()
+        self.stoken_size = stoken_size
+        self.num_iter = num_iter
+
+    def forward(self, x: Tensor) -> ops.Association:
+        """(B, H, W, C) -> association, a constant to autograd."""
+        return ops.associate(x, self.stoken_size, self.num_iter)
+
+    def extra_repr(self) -> str:
+        return f'stoken_size={self.stoken_size}, num_iter={self.num_iter}'

@@ -1,0 +1,30 @@
+"""Superpixel cross-attention (SPCA) of SPIN, section 3.3."""
+
+from torch import Tensor, nn
+
+from spinsr import ops
+
+
+class SuperpixelCrossAttention(nn.Module):
+    """Superpixels gather from all pixels, then every pixel gathers from all superpixels.
+
+    Args:
+        dim: Channels C.
+        num_heads: Number of heads.
+        qk_dim: Channels of queries and keys, over all heads.
+    """
+
+    def __init__(self, dim: int, num_heads: int, qk_dim: int):
+        super().__init__()
+        self.split = (qk_dim, qk_dim, dim)
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.to_qkv = nn.Linear(dim, sum(self.split), bias=False)
+        self.to_token = nn.Linear(dim, qk_dim, bias=False)
+
+    def forward(self, x: Tensor, association: ops.Association) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        x = self.norm(x)
+        q, k, v = self.to_qkv(x).flatten(1, 2).split(self.split, -1)
+        tokens = self.to_token(ops.pool(x, association)).to(q.dtype)  # (B, K, qk_dim)
+        return ops.superpixel_cross_attention(q, k, v, tokens, self.num_heads).view(x.shape)

@@ -1,0 +1,68 @@
+"""Pixel-shuffle tails."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Upsample(nn.Sequential):
+    """Convolutions with pixel shuffle (NCHW): stages of x2, or one of x3. State-dict names as BasicSR's Upsample.
+
+    Args:
+        scale: 3 or a power of two.
+        num_feat: Channels.
+
+    Raises:
+        ValueError: Any other scale.
+    """
+
+    def __init__(self, scale: int, num_feat: int):
+        layers: list[nn.Module] = []
+        for factor in upscale_factors(scale):
+            layers += [nn.Conv2d(num_feat, factor**2 * num_feat, 3, 1, 1), nn.PixelShuffle(factor)]
+        super().__init__(*layers)
+
+
+class TokenUpsample(nn.ModuleList):
+    """SPIN's tail on channels-last features: (convolution, pixel shuffle, LeakyReLU(0.1)) a stage.
+
+    Weights are stored in the order of torch's pixel shuffle and re-ordered on the way, so that the shuffle is one plain
+    copy of whole feature vectors.
+
+    Args:
+        scale: 2, 3 or 4.
+        num_feat: Channels.
+
+    Raises:
+        ValueError: Any other scale.
+    """
+
+    def __init__(self, scale: int, num_feat: int):
+        if scale not in (2, 3, 4):
+            raise ValueError(f'upscale must be 2, 3 or 4, got {scale!r}')
+        self.factors = upscale_factors(scale)
+        super().__init__(nn.Conv2d(num_feat, factor**2 * num_feat, 3, 1, 1) for factor in self.factors)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) channels-last -> (B, C, scale * H, scale * W) channels-last."""
+        for factor, conv in zip(self.factors, self, strict=True):
+            b, c, h, w = x.shape
+            weight = conv.weight.view(c, factor**2, c, 3, 3).transpose(0, 1).flatten(0, 1)
+            bias = conv.bias.view(c, factor**2).t().flatten()
+            x = F.leaky_relu_(F.conv2d(x, weight, bias, padding=1), 0.1)
+            x = x.permute(0, 2, 3, 1).reshape(b, h, w, factor, factor, c).transpose(2, 3)
+            x = x.reshape(b, h * factor, w * factor, c).permute(0, 3, 1, 2)
+        return x
+
+
+def upscale_factors(scale: int) -> list[int]:
+    """The factors of the stages of a tail.
+
+    Example:
+        >>> upscale_factors(4), upscale_factors(3)
+        ([2, 2], [3])
+    """
+    if scale == 3:
+        return [3]
+    if not isinstance(scale, int) or scale < 2 or scale & (scale - 1):
+        raise ValueError(f'upscale must be 3 or a power of two, got {scale!r}')
+    return [2] * (scale.bit_length() - 1)
