@@ -26,8 +26,8 @@ class SparseAssociation:
 
     Attributes:
         grid: The superpixel grid.
-        weights: (B, K, P, 9) in [0, 1], summing to 1 over the 9 neighbours of a cell, 0 in padding slots.
-        log_odds: (B, K, P, 9), l_k - logsumexp over the other neighbours of l_j; -inf where there is no neighbour.
+        weights: (B, K, 9, P) in [0, 1], summing to 1 over the 9 neighbours of a cell, 0 in padding slots.
+        log_odds: (B, K, 9, P), l_k - logsumexp over the other neighbours of l_j; -inf where there is no neighbour.
     """
 
     grid: Grid
@@ -45,7 +45,7 @@ class SparseAssociation:
     def _by_pixel(self, x: Tensor) -> Tensor:
         keep = slice(None) if self.grid.is_pixel is None else self.grid.is_pixel.reshape(-1)
         order = self.grid.pixels.reshape(-1)[keep].argsort()
-        return x.flatten(1, 2)[:, keep][:, order]
+        return x.transpose(2, 3).flatten(1, 2)[:, keep][:, order]  # (B, N, 9)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,21 +125,27 @@ def _associate_torch(x: Tensor, grid: Grid, num_iter: int) -> SparseAssociation:
     # |x|^2 - 2 x.c + |c|^2 are small, which keeps digits in float32.
     mean = x.mean((1, 2), keepdim=True)  # (B, 1, 1, C)
     x = x - mean
-    cells = grid.to_cells(x.flatten(1, 2))  # (B, K, P, C)
+    cells = homogeneous(x, grid)  # (B, K, P, C + 1)
     centroids = _initial_centroids(x, grid)  # (B, K, C)
-    outside = ~grid.is_neighbor[:, None]  # (K, 1, 9)
     for i in range(num_iter):
         if i > 0:
             mass, total = weighted_sums(cells, weights, grid)  # noqa: F821
             # The sum was taken over x - mean; what the eps adds to the denominator must not pull it to the mean.
             centroids = (total - MASS_EPS * mean[:, 0]) / (mass + MASS_EPS)
-        nine = centroids[:, grid.neighbors]  # (B, K, 9, C)
-        logits = 2 * matmul_exact(cells, nine.transpose(-1, -2)) - nine.square().sum(-1).unsqueeze(-2)  # (B, K, P, 9)
-        logits = logits.masked_fill_(outside, float('-inf'))
-        weights = logits.softmax(-1)
+        # |x|^2 cancels in the softmax; what is left of -|x - c|^2 is linear in (x, 1): 2 c.x - |c|^2.
+        bias = -centroids.square().sum(-1, keepdim=True)
+        nine = torch.cat([2 * centroids, bias], -1)[:, grid.neighbors]  # (B, K, 9, C + 1)
+        nine[..., -1].masked_fill_(~grid.is_neighbor, float('-inf'))
+        logits = matmul_exact(nine, cells.transpose(-1, -2))  # (B, K, 9, P)
+        weights = logits.softmax(2)
         if grid.is_pixel is not None:
-            weights = weights.masked_fill_(~grid.is_pixel[..., None], 0.0)
+            weights.masked_fill_(~grid.is_pixel[:, None], 0.0)
     return SparseAssociation(grid, weights, _log_odds(logits))
+
+
+def homogeneous(x: Tensor, grid: Grid) -> Tensor:
+    """(B, H, W, C) -> (x, 1) by cell, (B, K, P, C + 1): one matmul then gives sums of features and of weights."""
+    return F.pad(grid.to_cells(x.flatten(1, 2)), (0, 1), value=1.0)
 
 
 def weighted_sums(cells: Tensor, weights: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -147,11 +153,8 @@ def weighted_sums(cells: Tensor, weights: Tensor, grid: Grid) -> tuple[Tensor, T
 
     Each cell adds up what it gives to each of its 9 neighbours (a small matmul); each superpixel then collects 9 sums.
     """
-    given = torch.cat(
-        [matmul_exact(weights.transpose(-1, -2), cells), weights.sum(-2).unsqueeze(-1)], -1
-    )  # (B, K, 9, C + 1)
-    got = grid.gather_incoming(given) * grid.is_neighbor.flip(1).unsqueeze(-1)
-    got = got.sum(2)
+    given = matmul_exact(weights, cells)  # (B, K, 9, C + 1)
+    got = (grid.gather_incoming(given) * grid.is_neighbor.flip(1).unsqueeze(-1)).sum(2)
     return got[..., -1:], got[..., :-1]
 
 
@@ -168,13 +171,13 @@ def _initial_centroids(x: Tensor, grid: Grid) -> Tensor:
 
 
 def _log_odds(logits: Tensor) -> Tensor:
-    """l_k - logsumexp over j != k of l_j, over the last axis, without the cancellation of log(p / (1 - p))."""
-    top, best = logits.max(-1, keepdim=True)
+    """l_k - logsumexp over j != k of l_j, over axis 2, without the cancellation of log(p / (1 - p))."""
+    top, best = logits.max(2, keepdim=True)
     exps = (logits - top).exp_()
     # For every entry but the largest the rest still holds the largest one, so that the difference is at least 1.
-    rest = exps.sum(-1, keepdim=True).sub(exps).clamp_(min=1).log_().add_(top)
-    without_best = logits.scatter(-1, best, float('-inf')).logsumexp(-1, keepdim=True)
-    return _difference(logits, rest.scatter_(-1, best, without_best))
+    rest = exps.sum(2, keepdim=True).sub(exps).clamp_(min=1).log_().add_(top)
+    without_best = logits.scatter(2, best, float('-inf')).logsumexp(2, keepdim=True)
+    return _difference(logits, rest.scatter_(2, best, without_best))
 
 
 def _difference(logits: Tensor, rest: Tensor) -> Tensor:

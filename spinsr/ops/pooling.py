@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from spinsr.ops.association import MASS_EPS, Association, DenseAssociation, weighted_sums
+from spinsr.ops.association import MASS_EPS, Association, DenseAssociation, homogeneous, weighted_sums
 
 
 def pool(x: Tensor, association: Association) -> Tensor:
@@ -33,8 +33,7 @@ def pool(x: Tensor, association: Association) -> Tensor:
         expected = (weights.shape[0], *grid.size, 'C')
         raise ValueError(f'x must have the shape {expected} of the association, got {tuple(x.shape)}')
     with torch.autocast(x.device.type, enabled=False):
-        tokens = x.flatten(1, 2).to(weights.dtype)
         if isinstance(association, DenseAssociation):
-            return weights @ tokens / (weights.sum(2, keepdim=True) + MASS_EPS)
-        mass, total = weighted_sums(grid.to_cells(tokens), weights, grid)
+            return weights @ x.flatten(1, 2).to(weights.dtype) / (weights.sum(2, keepdim=True) + MASS_EPS)
+        mass, total = weighted_sums(homogeneous(x.to(weights.dtype), grid), weights, grid)
         return total / (mass + MASS_EPS)

@@ -35,7 +35,7 @@ def top_n(association: Association, n: int | None = None) -> Tensor:
     n = min(n, grid.num_pixels, grid.smallest_neighborhood)
     if isinstance(association, DenseAssociation):
         return association.log_odds.sort(dim=-1, descending=True, stable=True).indices[..., :n].sort(-1).values
-    candidates = association.log_odds.transpose(-1, -2)  # (B, K, 9, P)
+    candidates = association.log_odds  # (B, K, 9, P)
     if grid.is_pixel is not None:
         candidates = candidates.masked_fill(~grid.is_pixel[:, None], float('-inf'))
     candidates = grid.gather_incoming(candidates)  # (B, K, 9, P)
