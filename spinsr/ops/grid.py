@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spinsr.ops.index_map import IndexMap
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Grid:
@@ -25,6 +27,7 @@ class Grid:
         is_neighbor: (K, 9) bool, False where there is no such cell.
         pixels: (K, P) int64, the pixels of each cell; padding slots repeat a pixel of the cell.
         is_pixel: (K, P) bool, False in padding slots; None when no cell has padding.
+        cells: `pixels` as a map.
         incoming: (K, 9) int64, for each cell and direction d the entry `k * 9 + d` of the cell k that sees it there.
         smallest_neighborhood: Pixels in the smallest 3 x 3 neighbourhood of the grid.
     """
@@ -37,6 +40,7 @@ class Grid:
     is_neighbor: Tensor
     pixels: Tensor
     is_pixel: Tensor | None
+    cells: IndexMap
     incoming: Tensor
     smallest_neighborhood: int
 
@@ -50,8 +54,7 @@ class Grid:
 
     def to_cells(self, x: Tensor) -> Tensor:
         """Sorts tokens (B, N, C) by cell: (B, K, P, C); padding slots repeat a pixel of their cell."""
-        b, _, c = x.shape
-        return x.index_select(1, self.pixels.reshape(-1)).view(b, *self.pixels.shape, c)
+        return self.cells.gather(x).view(x.shape[0], *self.pixels.shape, x.shape[2])
 
     def gather_incoming(self, x: Tensor) -> Tensor:
         """Turns what each cell holds for its 9 neighbours, (B, K, 9, D), into what each cell gets from them.
@@ -120,6 +123,7 @@ def _build(height: int, width: int, cell: int, device: torch.device, dtype: torc
         is_neighbor=is_neighbor.to(device),
         pixels=pixels.to(device),
         is_pixel=None if bool(is_pixel.all()) else is_pixel.to(device),
+        cells=IndexMap.build(pixels.flatten(), height * width).to(device),
         incoming=incoming.to(device),
         smallest_neighborhood=smallest,
     )

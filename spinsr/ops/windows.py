@@ -5,8 +5,9 @@ import functools
 import torch
 from torch import Tensor
 
-from spinsr.ops.attention import _merge_heads, _split_heads, attention, attention_reference
+from spinsr.ops.attention import attend_rows, attention, attention_reference, in_pieces, merge_heads, split_heads
 from spinsr.ops.backend import resolve_backend
+from spinsr.ops.index_map import IndexMap
 
 
 def window_attention(
@@ -36,12 +37,15 @@ def window_attention(
     if resolve_backend(backend) == 'reference':
         return _window_attention_reference(q, k, v, window, overlap, num_heads)
     b, h, w, c = v.shape
-    index, count = _window_index(h, w, window, overlap, v.device)  # (windows, T), (N, 1)
-    flat, t = index.flatten(), index.shape[1]
-    inside = (_split_heads(x.flatten(1, 2).index_select(1, flat).view(-1, t, x.shape[3]), num_heads) for x in (q, k, v))
-    out = _merge_heads(attention(*inside)).reshape(b, -1, c)  # (B, windows * T, C)
-    total = out.new_zeros(b, h * w, c).index_add(1, flat, out)
-    return (total / count.to(out.dtype)).view(b, h, w, c)
+    windows, t, count = _windows(h, w, window, overlap, v.device)
+    q, k, v = (x.flatten(1, 2) for x in (q, k, v))
+    if in_pieces(q, k, v):
+        rows = windows.index + h * w * torch.arange(b, device=v.device)[:, None]
+        out = attend_rows(*(x.flatten(0, 1) for x in (q, k, v)), rows.view(-1, t), num_heads)
+    else:
+        inside = (split_heads(windows.gather(x).view(-1, t, x.shape[2]), num_heads) for x in (q, k, v))
+        out = merge_heads(attention(*inside))
+    return (windows.add(out.reshape(b, -1, c)) / count.to(out.dtype)).view(b, h, w, c)
 
 
 def _window_attention_reference(q, k, v, window, overlap, num_heads):
@@ -50,8 +54,8 @@ def _window_attention_reference(q, k, v, window, overlap, num_heads):
     for top in window_starts(h, window, overlap):
         for left in window_starts(w, window, overlap):
             area = (slice(None), slice(top, top + window), slice(left, left + window))
-            inside = (_split_heads(x[area].flatten(1, 2), num_heads) for x in (q, k, v))
-            total[area] += _merge_heads(attention_reference(*inside)).view(total[area].shape)
+            inside = (split_heads(x[area].flatten(1, 2), num_heads) for x in (q, k, v))
+            total[area] += merge_heads(attention_reference(*inside)).view(total[area].shape)
             count[area[1:]] += 1
     return total / count
 
@@ -68,12 +72,14 @@ def window_starts(side: int, window: int, overlap: int) -> list[int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _window_index(height: int, width: int, window: int, overlap: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _windows(height: int, width: int, window: int, overlap: int, device: torch.device) -> tuple[IndexMap, int, Tensor]:
+    """The pixels of all windows, one window after the other; pixels a window; windows a pixel, (N, 1)."""
     with torch.inference_mode(False), torch.no_grad():
         tops = torch.tensor(window_starts(height, window, overlap))
         lefts = torch.tensor(window_starts(width, window, overlap))
         rows = tops[:, None] + torch.arange(min(window, height))
         cols = lefts[:, None] + torch.arange(min(window, width))
-        index = (rows[:, None, :, None] * width + cols[None, :, None, :]).reshape(len(tops) * len(lefts), -1)
-        count = torch.bincount(index.flatten(), minlength=height * width).unsqueeze(1)
-    return index.to(device), count.to(device)
+        index = (rows[:, None, :, None] * width + cols[None, :, None, :]).flatten()
+        count = torch.bincount(index, minlength=height * width).unsqueeze(1)
+        windows = IndexMap.build(index, height * width)
+    return windows.to(device), rows.shape[1] * cols.shape[1], count.to(device)
