@@ -36,7 +36,7 @@ setup(
         'numpy',
         'opencv-python',
         'pyyaml',
-        'torch>=2.4',
+        'torch>=2.5',
         'torchvision',
         'tqdm',
     ],

@@ -1,0 +1,1 @@
+"""Data for super-resolution: MATLAB-exact bicubic, preparation of datasets, datasets, loaders."""

@@ -1,0 +1,127 @@
+"""What train and test have in common: the flags, the option file, the registrations and the checks; then BasicSR."""
+
+import argparse
+import contextlib
+import importlib
+import pkgutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spinsr import check, compat, option_files
+from spinsr.option_files import OptionError
+
+
+def launch(
+    name: str,
+    pipeline: Callable[[dict[str, Any], argparse.Namespace], None],
+    argv: Sequence[str] | None = None,
+    *,
+    is_train: bool,
+) -> int:
+    """Reads and checks the options, then runs a pipeline in the working directory.
+
+    Args:
+        name: The module's name, for the messages.
+        pipeline: Called with BasicSR's options and its flags.
+        argv: The flags; by default those of the process.
+        is_train: For training, else for testing.
+
+    Returns:
+        The exit status: 0 all done, 1 an error, said in one line on stderr. A usage error leaves with status 2.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = _parser(name).parse_args(argv)
+    try:
+        args.opt = str(option_files.find(args.opt))
+        options = option_files.read(args.opt)
+        option_files.force(options, args.force_yml or ())
+        check.numbers(options)
+        check.structure(options, is_train=is_train)
+        check.path_keys(options)
+        register()
+        check.types(options)
+        check.devices(options, args.launcher)
+        # BasicSR writes the command into the copy of the option file.
+        with replaced(sys, argv=[f'python -m {name}', *argv]):
+            opt = _basicsr_options(options, args, is_train)
+            check.files(opt, resumes=is_train and compat.find_resume_state(opt) is not None)
+            pipeline(opt, args)
+    except OptionError as error:
+        return _fail(name, error)
+    return 0
+
+
+def _fail(name: str, error: Exception) -> int:
+    sys.stderr.write(f'{name}: error: {error}\n')
+    return 1
+
+
+def register() -> None:
+    """Registers our archs, models and datasets in BasicSR: the files that end in _arch.py, _model.py and _dataset.py.
+
+    Raises:
+        OptionError: If BasicSR cannot be imported, for the reason that compat names.
+    """
+    try:
+        compat.install()
+    except ImportError as error:
+        raise OptionError(str(error)) from error
+    import spinsr.archs
+    import spinsr.data
+    import spinsr.models
+
+    for package, ending in ((spinsr.data, '_dataset'), (spinsr.models, '_model')):
+        for module in pkgutil.iter_modules(package.__path__):
+            if module.name.endswith(ending):
+                importlib.import_module(f'{package.__name__}.{module.name}')
+
+
+def _parser(name: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f'python -m {name}', description="BasicSR's flags; see docs/training.md.")
+    parser.add_argument('-opt', required=True, help='an option file, or the name of a shipped one')
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='job launcher')
+    parser.add_argument('--auto_resume', action='store_true', help='go on from the last state of the experiment')
+    parser.add_argument('--debug', action='store_true', help='validate and save after 8 iterations')
+    # torch.distributed.launch passes it with a hyphen since torch 2.0.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by the launcher')
+    parser.add_argument(
+        '--force_yml', nargs='+', metavar='KEY=VALUE', help='set values of the option file: train:ema_decay=0.999'
+    )
+    return parser
+
+
+def _basicsr_options(options: dict[str, Any], args: argparse.Namespace, is_train: bool) -> dict[str, Any]:
+    """BasicSR's parse_options on the option file with the forced values, which it would apply after seeding."""
+    from basicsr.utils.options import parse_options
+
+    flags = ['--launcher', args.launcher, '--local_rank', str(args.local_rank)]
+    flags += ['--auto_resume'] if args.auto_resume else []
+    flags += ['--debug'] if args.debug else []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, 'options.yml')
+        path.write_text(yaml.safe_dump(options, sort_keys=False), encoding='ascii')
+        with replaced(sys, argv=[sys.argv[0], '-opt', str(path), *flags]):
+            return parse_options(str(Path.cwd()), is_train=is_train)[0]
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, **values: Any) -> Iterator[None]:
+    """Gives an object other attributes for the length of a with block.
+
+    Args:
+        owner: The object, or module.
+        values: The attributes; each must exist.
+    """
+    before = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)

@@ -1,0 +1,1 @@
+"""Model classes for BasicSR's registry: only what its SRModel cannot do."""

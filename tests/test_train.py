@@ -1,0 +1,224 @@
+"""Training: exactly total_iter iterations, resume, seeds and the one-line errors."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import spinsr.archs  # noqa: F401
+
+# isort: split
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import logger as basicsr_logger
+
+from spinsr import train
+
+from .tiny_project import TRAIN, changed, write_images, write_options
+
+
+@pytest.fixture
+def iterations(monkeypatch):
+    """The numbers of the iterations that were trained."""
+    done = []
+    optimize_parameters = SRModel.optimize_parameters
+
+    def count(self, current_iter):
+        done.append(current_iter)
+        optimize_parameters(self, current_iter)
+
+    monkeypatch.setattr(SRModel, 'optimize_parameters', count)
+    return done
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """The working directory of a training; BasicSR makes a new log file there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(basicsr_logger, 'initialized_logger', {})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny tensors: several threads only wait for each other
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def log(project):
+    return next((project / 'experiments' / 'tiny').glob('train_*.log')).read_text()
+
+
+@pytest.mark.parametrize(
+    ('images', 'batch', 'total'),
+    [
+        pytest.param(3, 4, 5, id='fewer-images-than-a-batch'),
+        pytest.param(3, 2, 6, id='last-batch-dropped'),
+        pytest.param(4, 2, 4, id='whole-epochs'),
+        pytest.param(1, 1, 1, id='one-of-all'),
+    ],
+)
+def test_runs_exactly_total_iter(project, iterations, images, batch, total):
+    write_images(project, images)
+    changes = {'train:total_iter': total, 'datasets:train:batch_size_per_gpu': batch}
+    options = write_options(project / 'tiny.yml', changed(TRAIN, changes))
+
+    assert train.main(['-opt', options]) == 0
+
+    assert iterations == list(range(1, total + 1))
+    weights = torch.load(project / 'experiments/tiny/models/net_g_latest.pth', weights_only=True)
+    assert set(weights) == {'params', 'params_ema'}
+
+
+def test_enlarging_is_said_once(project):
+    write_images(project, 3)
+    options = write_options(project / 'tiny.yml', changed(TRAIN, {'datasets:train:batch_size_per_gpu': 4}))
+
+    train.main(['-opt', options])
+
+    assert log(project).count('fewer than a batch') == 1
+
+
+@pytest.mark.parametrize(
+    'flags',
+    [
+        pytest.param(['--auto_resume', '--force_yml', 'train:total_iter=7'], id='auto'),
+        pytest.param(
+            ['--auto_resume', '--force_yml', 'train:total_iter=7', 'datasets:train:batch_size_per_gpu=1'],
+            id='smaller-batch',
+        ),
+        pytest.param(
+            ['--auto_resume', '--force_yml', 'train:total_iter=7', 'datasets:train:batch_size_per_gpu=4'],
+            id='larger-batch',
+        ),
+        pytest.param(
+            ['--force_yml', 'train:total_iter=7', 'path:resume_state=experiments/tiny/training_states/4.state'],
+            id='named-state',
+        ),
+    ],
+)
+def test_resume_reaches_total_iter(project, iterations, flags):
+    write_images(project, 5)
+    options = write_options(project / 'tiny.yml', TRAIN)
+    assert train.main(['-opt', options]) == 0
+    iterations.clear()
+
+    assert train.main(['-opt', options, *flags]) == 0
+
+    assert iterations == [5, 6, 7]
+
+
+def test_resume_of_a_finished_training_trains_nothing(project, iterations):
+    write_images(project, 4)
+    options = write_options(project / 'tiny.yml', TRAIN)
+    assert train.main(['-opt', options]) == 0
+    iterations.clear()
+
+    assert train.main(['-opt', options, '--auto_resume']) == 0
+
+    assert iterations == []
+
+
+def test_forced_seed_is_the_seed(project):
+    def weights(name, seed, *flags):
+        changes = {'name': name, 'manual_seed': seed, 'train:total_iter': 1}
+        options = write_options(project / 'tiny.yml', changed(TRAIN, changes))
+        assert train.main(['-opt', options, *flags]) == 0
+        state = torch.load(project / 'experiments' / name / 'models/net_g_latest.pth', weights_only=True)['params']
+        return torch.cat([value.flatten() for value in state.values()])
+
+    write_images(project, 4)
+    written = weights('written', 7)
+    forced = weights('forced', 0, '--force_yml', 'manual_seed=7')
+    other = weights('other', 0)
+
+    assert torch.equal(written, forced)
+    assert not torch.equal(written, other)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'flags', 'line'),
+    [
+        pytest.param(
+            {'network_g:num_blok': 2}, [], "SPIN has no keyword 'num_blok'; did you mean 'num_block'?", id='key'
+        ),
+        pytest.param({'network_g:type': 'SPINN'}, [], "'SPINN' is not registered; did you mean 'SPIN'?", id='arch'),
+        pytest.param({'model_type': 'SpinModel'}, [], "did you mean 'SpinsrModel'?", id='model'),
+        pytest.param({}, ['--force_yml', 'train:total_itr=3'], "did you mean 'train:total_iter'?", id='forced-key'),
+        pytest.param({}, ['--force_yml', 'train:total_iter'], 'takes section:key=value', id='forced-nothing'),
+        pytest.param({'train:optim_g:lr': '2e-4'}, [], 'train:optim_g:lr: 2e-4 is text to YAML', id='text-number'),
+        pytest.param(
+            {'datasets:train:dataroot_gt': 'datasets/div2k/DIV2K_train_HR_sub.lmdb'},
+            [],
+            'make it with: spinsr prepare div2k PATH_TO_DIV2K',
+            id='no-data',
+        ),
+        pytest.param(
+            {'path:pretrain_network_g': 'experiments/train_RCAN_x2/models/net_g_latest.pth'},
+            [],
+            'train it first: python -m spinsr.train -opt train_RCAN_x2.yml',
+            id='no-weights',
+        ),
+        pytest.param({'path:resume_state': 'gone.state'}, [], 'path:resume_state: gone.state does not', id='no-state'),
+    ],
+)
+def test_mistake_is_one_line(project, capsys, changes, flags, line):
+    write_images(project, 2)
+    options = write_options(project / 'tiny.yml', changed(TRAIN, changes))
+
+    assert train.main(['-opt', options, *flags]) == 1
+
+    error = capsys.readouterr().err
+    assert error.startswith('spinsr.train: error: ')
+    assert line in error
+    assert error.count('\n') == 1
+    assert not (project / 'experiments').exists()
+
+
+@pytest.mark.parametrize(
+    'name', ['train_SPIN_x4_sample.yml', 'options/train_SPIN_x4_sample.yml', 'train_SPIN_x4_sample']
+)
+def test_shipped_option_file_from_another_directory(project, capsys, name):
+    assert train.main(['-opt', name]) == 1
+    assert capsys.readouterr().err.endswith('make it with: spinsr prepare sample\n')
+
+
+def test_usage_error_is_status_2(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        train.main(['--launcher', 'pytorch'])
+    assert exit_info.value.code == 2
+    assert '-opt' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('network', ['MSRResNet'], ids=['of-BasicSR'])
+def test_network_of_basicsr_trains(project, iterations, network):
+    write_images(project, 2)
+    net = {'type': network, 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1, 'upscale': 2}
+    options = write_options(project / 'tiny.yml', changed(TRAIN, {'network_g': net}))
+
+    assert train.main(['-opt', options]) == 0
+
+    assert iterations == [1, 2, 3, 4]
+
+
+def test_command_with_spawned_workers(tmp_path):
+    """Where processes are spawned (macOS, Windows, --launcher), a worker imports BasicSR with the shims in place."""
+    write_images(tmp_path, 3)
+    changes = {
+        'datasets:train:num_worker_per_gpu': 1,
+        'datasets:train:persistent_workers': True,
+        'logger:use_tb_logger': True,
+        'train:total_iter': 2,
+    }
+    write_options(tmp_path / 'tiny.yml', changed(TRAIN, changes))
+    (tmp_path / 'sitecustomize.py').write_text(
+        "import multiprocessing\nmultiprocessing.set_start_method('spawn', force=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, '-m', 'spinsr.train', '-opt', 'tiny.yml'],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'iter:       2' in done.stderr
+    assert list((tmp_path / 'tb_logger' / 'tiny').iterdir())
