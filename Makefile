@@ -1,0 +1,91 @@
+# make demo, make test: everything that is needed is installed first, into a virtual environment.
+#
+#   VENV=DIR       where the environment is, or will be made (.venv in this folder)
+#   PYTHON=FILE    the interpreter to make it with; without it the first of PYTHONS that runs and fits
+#   PYTEST_ARGS=   more arguments for pytest, as in: make test PYTEST_ARGS='-k spin -x'
+
+VENV ?= .venv
+PYTHON ?=
+PYTEST_ARGS ?=
+
+PYTHONS = python3.12 python3.11 python3.10 python3 python
+BIN = $(VENV)/bin
+PIP = "$(BIN)/python" -m pip
+STAMP = $(VENV)/.spinsr-setup
+
+# Exits 0 on an interpreter that can make the environment. The source of BasicSR 1.4.2 does not build on Python 3.13.
+FITS = import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 13))
+MINOR = import sys; print('%d.%d' % sys.version_info[:2])
+
+.DEFAULT_GOAL := help
+.PHONY: help setup install demo test slow lint clean
+
+help:
+	@echo 'make demo    train SPIN x4 on a few photographs, test it, draw a picture (some minutes on two cores)'
+	@echo 'make test    the fast tests'
+	@echo 'make slow    the slow tests'
+	@echo 'make lint    ruff: rules and format'
+	@echo 'make setup   only install (into $(VENV))'
+	@echo 'make clean   remove the environment, builds and caches; datasets, experiments and results stay'
+
+# The stamp is written last, so a setup that was cut short is done again. It is looked at here and not by make itself,
+# whose targets cannot contain spaces.
+setup:
+	@if [ -n "$(PYTHON)" ] && [ -x "$(BIN)/python" ] \
+	    && [ "$$("$(PYTHON)" -c "$(MINOR)")" != "$$("$(BIN)/python" -c "$(MINOR)")" ]; then \
+	  echo >&2 '$(VENV) was made with another Python than $(PYTHON): run make clean first, or give another VENV='; \
+	  exit 1; \
+	fi; \
+	for file in setup.py pyproject.toml Makefile; do \
+	  [ -e "$(STAMP)" ] && [ ! "$$file" -nt "$(STAMP)" ] && "$(BIN)/python" -c '' \
+	    || exec $(MAKE) --no-print-directory install; \
+	done
+
+install:
+	@if ! "$(BIN)/python" -c 'import pip' 2>/dev/null; then \
+	  found=; \
+	  for python in $(if $(PYTHON),"$(PYTHON)",$(PYTHONS)); do \
+	    if "$$python" -c "$(FITS)" 2>/dev/null; then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo >&2 '$(if $(PYTHON),$(PYTHON) does not run or does not fit,No Python that fits was found).' \
+	      'Install Python 3.12, 3.11 or 3.10 with its venv module (3.13 is too new for BasicSR 1.4.2),' \
+	      'or say where it is: make PYTHON=/path/to/python3.12'; \
+	    exit 1; \
+	  fi; \
+	  echo "Making $(VENV) with $$found, $$("$$found" --version)"; \
+	  clear=; [ ! -e "$(VENV)/pyvenv.cfg" ] || clear=--clear; \
+	  "$$found" -m venv $$clear "$(VENV)"; \
+	elif ! "$(BIN)/python" -c "$(FITS)"; then \
+	  echo >&2 '$(VENV) has a Python that does not fit: BasicSR 1.4.2 needs 3.10, 3.11 or 3.12. Run make clean first.'; \
+	  exit 1; \
+	fi
+	$(PIP) install --upgrade pip setuptools wheel
+# Both from one index and in one command: a torchvision made for another torch does not import. A pair that is already
+# in the environment (a build for one's own CUDA, or without CUDA) is kept.
+	$(PIP) install 'torch>=2.5' torchvision
+# BasicSR is a source package whose build asks for torch; isolated, it would fetch a second one.
+	$(PIP) install --no-build-isolation 'basicsr==1.4.2'
+	$(PIP) install --no-build-isolation -e '.[dev]'
+# On a machine without libGL (a bare container) OpenCV's desktop build does not import.
+	@"$(BIN)/python" -c 'import cv2' 2>/dev/null || $(PIP) install --force-reinstall --no-deps opencv-python-headless
+	@"$(BIN)/python" -c 'import spinsr.archs'
+	@touch "$(STAMP)"
+
+demo: setup
+	@"$(BIN)/python" scripts/demo.py
+
+test: setup
+	@"$(BIN)/python" -m pytest -m 'not slow and not gpu and not browser' $(PYTEST_ARGS)
+
+slow: setup
+	@"$(BIN)/python" -m pytest -m 'slow and not gpu and not browser' $(PYTEST_ARGS)
+
+lint: setup
+	"$(BIN)/python" -m ruff check .
+	"$(BIN)/python" -m ruff format --check .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find spinsr scripts tests -name __pycache__ -prune -exec rm -rf {} +
+	@if [ -e "$(VENV)/pyvenv.cfg" ]; then echo 'rm -rf $(VENV)'; rm -rf "$(VENV)"; fi

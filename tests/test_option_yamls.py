@@ -1,0 +1,275 @@
+"""Every option file loads with BasicSR, builds, and agrees with itself; what would need data or weights is not run."""
+
+import functools
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import spinsr.archs  # noqa: F401
+
+# isort: split
+from basicsr.archs import build_network
+from basicsr.losses import build_loss
+from basicsr.models import lr_scheduler
+from basicsr.utils.options import ordered_yaml, parse_options
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+
+from spinsr.launch import register
+
+register()
+
+OPTIONS = Path(__file__).parents[1] / 'options'
+RECIPES = sorted(OPTIONS.glob('*.yml'))
+TRAIN = [path for path in RECIPES if path.name.startswith('train_')]
+TEST = [path for path in RECIPES if path.name.startswith('test_')]
+PARAMETERS = {
+    'SPIN': {2: 497_275, 3: 569_475, 4: 555_035},
+    'SAN': {2: 15_674_732, 3: 15_859_372, 4: 15_822_444, 8: 15_970_156},
+    'RCAN_spinsr': {2: 15_444_643, 3: 15_629_283, 4: 15_592_355, 8: 15_740_067},
+}
+PATCH_AND_BATCH = {'SPIN': (64, 16), 'SAN': (48, 8), 'RCAN_spinsr': (48, 16), 'sample': (32, 8)}
+WARM_STARTED = ['SAN', 'RCAN']
+BENCHMARKS = ['Set5', 'Set14', 'B100', 'Urban100', 'Manga109']
+SECTIONS = {
+    'train': [
+        '# general settings',
+        '# dataset and data loader settings',
+        '# network structures',
+        '# path',
+        '# training settings',
+        '# validation settings',
+        '# logging settings',
+        '# dist training settings',
+    ],
+    'test': [
+        '# general settings',
+        '# dataset and data loader settings',
+        '# network structures',
+        '# path',
+        '# validation settings',
+    ],
+}
+
+# The keys that BasicSR 1.4.2 and our dataset read; a key that nobody reads would be a silent mistake.
+LOADER_KEYS = {'num_worker_per_gpu', 'batch_size_per_gpu', 'dataset_enlarge_ratio', 'prefetch_mode'}
+DATASET_KEYS = {
+    'PairedImageDataset': {'name', 'type', 'dataroot_gt', 'dataroot_lq', 'filename_tmpl', 'io_backend'},
+    'BicubicImageDataset': {'name', 'type', 'dataroot_gt', 'io_backend', 'max_images'},
+}
+TRAINING_DATASET_KEYS = DATASET_KEYS['PairedImageDataset'] | LOADER_KEYS | {'gt_size', 'use_hflip', 'use_rot'}
+TOP_KEYS = {'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'path', 'val'}
+PATH_KEYS = {'pretrain_network_g', 'param_key_g', 'strict_load_g', 'resume_state'}
+
+every_file = pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
+every_train_file = pytest.mark.parametrize('path', TRAIN, ids=lambda path: path.stem)
+every_test_file = pytest.mark.parametrize('path', TEST, ids=lambda path: path.stem)
+
+
+def load(path):
+    with path.open(encoding='utf-8') as file:
+        return yaml.load(file, Loader=ordered_yaml()[0])
+
+
+def phase(path):
+    return path.name.partition('_')[0]
+
+
+def leaves(tree, at=''):
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from leaves(value, f'{at}:{key}')
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            yield from leaves(value, f'{at}:{index}')
+    else:
+        yield at, tree
+
+
+def is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def on_meta(network_opt):
+    return build_once(yaml.safe_dump(dict(network_opt)))
+
+
+@functools.cache
+def build_once(network_yaml):
+    with torch.device('meta'):
+        return build_network(yaml.safe_load(network_yaml))
+
+
+def test_every_arch_and_scale_has_its_files():
+    pairs = [(arch.partition('_')[0], scale) for arch, scales in PARAMETERS.items() for scale in scales]
+    wanted = {f'{kind}_{arch}_x{scale}' for kind in ('train', 'test') for arch, scale in pairs}
+    assert {path.stem for path in RECIPES} == wanted | {'train_SPIN_x4_sample', 'test_SPIN_x4_sample'}
+
+
+@pytest.mark.parametrize('path', sorted(OPTIONS.rglob('*.yml')), ids=lambda path: path.stem)
+def test_file_loads_and_builds(path):
+    opt = load(path)
+    assert isinstance(opt['manual_seed'], int)
+    assert [(at, value) for at, value in leaves(opt) if isinstance(value, str) and is_number(value)] == []
+    on_meta(opt['network_g'])
+
+
+@every_file
+def test_sections_are_all_there_and_in_order(path):
+    lines = path.read_text(encoding='utf-8').splitlines()
+    assert [line for line in lines if line in SECTIONS['train']] == SECTIONS[phase(path)]
+    assert max(map(len, lines)) <= 120
+
+
+@every_file
+def test_keys_are_known(path):
+    opt = load(path)
+    is_train = phase(path) == 'train'
+    assert set(opt) == TOP_KEYS | ({'train', 'logger', 'dist_params'} if is_train else set())
+    assert set(opt['path']) <= PATH_KEYS
+    for key, dataset_opt in opt['datasets'].items():
+        known = TRAINING_DATASET_KEYS if key == 'train' else DATASET_KEYS[dataset_opt['type']]
+        assert set(dataset_opt) <= known, key
+    if is_train:
+        assert set(opt['val']) == {'val_freq', 'save_img', 'metrics'}
+        assert set(opt['logger']) == {'print_freq', 'save_checkpoint_freq', 'use_tb_logger', 'wandb'}
+    else:
+        assert {'save_img', 'suffix', 'metrics'} <= set(opt['val']) <= {'save_img', 'suffix', 'metrics', 'pbar'}
+
+
+@every_file
+def test_types_are_registered(path):
+    opt = load(path)
+    assert opt['model_type'] in MODEL_REGISTRY
+    assert all(dataset_opt['type'] in DATASET_REGISTRY for dataset_opt in opt['datasets'].values())
+    for metric_opt in opt['val']['metrics'].values():
+        metric = METRIC_REGISTRY.get(metric_opt.pop('type'))
+        assert set(metric_opt) <= set(inspect.signature(metric).parameters)
+
+
+@every_file
+def test_network_is_the_paper_s_and_names_every_argument(path):
+    opt = load(path)
+    network_opt = opt['network_g']
+    signature = inspect.signature(ARCH_REGISTRY.get(network_opt['type']))
+    assert set(network_opt) == {'type', *signature.parameters}
+    count = sum(parameter.numel() for parameter in on_meta(network_opt).parameters())
+    assert count == PARAMETERS[network_opt['type']][opt['scale']]
+
+
+@every_file
+def test_scale_and_names_agree(path):
+    opt = load(path)
+    scale = opt['scale']
+    arch = opt['network_g']['type'].partition('_')[0]
+    assert opt['name'] == path.stem
+    assert path.stem.removesuffix('_sample') == f'{phase(path)}_{arch}_x{scale}'
+    assert opt['network_g']['upscale'] == scale
+    for metric_opt in opt['val']['metrics'].values():
+        assert metric_opt['crop_border'] == scale
+        assert metric_opt['test_y_channel'] is True
+    for dataset_opt in opt['datasets'].values():
+        if 'dataroot_lq' in dataset_opt:
+            assert re.search(r'[/_]X(\d)(_sub\.lmdb)?$', dataset_opt['dataroot_lq']).group(1) == str(scale)
+        if 'filename_tmpl' in dataset_opt:
+            assert dataset_opt['filename_tmpl'] == '{}' + f'x{scale}'
+    names = [dataset_opt['name'] for dataset_opt in opt['datasets'].values()]
+    assert len(set(names)) == len(names), 'results are kept by the name of the dataset'
+
+
+@every_file
+def test_basicsr_parses_it(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['basicsr', '-opt', str(path)])
+    opt, _ = parse_options(str(tmp_path), is_train=phase(path) == 'train')
+    assert opt['num_gpu'] == torch.cuda.device_count()
+    phases = {dataset_opt['phase'] for dataset_opt in opt['datasets'].values()}
+    assert phases == ({'train', 'val'} if phase(path) == 'train' else {'test'})
+    assert all(dataset_opt['scale'] == opt['scale'] for dataset_opt in opt['datasets'].values())
+
+
+@every_train_file
+def test_patches_fit(path):
+    opt = load(path)
+    gt_size = opt['datasets']['train']['gt_size']
+    assert gt_size % opt['scale'] == 0
+    # spinsr prepare cuts sub-images of 480x480.
+    assert gt_size <= 480
+
+
+@every_train_file
+def test_patch_and_batch_are_the_recipe_s(path):
+    opt = load(path)
+    train = opt['datasets']['train']
+    recipe = 'sample' if path.stem.endswith('_sample') else opt['network_g']['type']
+    assert (train['gt_size'] // opt['scale'], train['batch_size_per_gpu']) == PATCH_AND_BATCH[recipe]
+
+
+@every_train_file
+def test_optimizer_scheduler_and_loss_build(path):
+    train = load(path)['train']
+    assert isinstance(build_loss(train['pixel_opt']), torch.nn.Module)
+    assert train['optim_g'].pop('type') == 'Adam', 'BasicSR 1.4.2 knows no other'
+    lr = train['optim_g']['lr']
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], **train['optim_g'])
+    kind = train['scheduler'].pop('type')
+    if kind == 'MultiStepLR':
+        milestones = train['scheduler']['milestones']
+        assert milestones == sorted(set(milestones))
+        assert milestones[-1] < train['total_iter']
+        lr_scheduler.MultiStepRestartLR(optimizer, **train['scheduler'])
+    else:
+        assert kind == 'CosineAnnealingRestartLR'
+        scheduler = lr_scheduler.CosineAnnealingRestartLR(optimizer, **train['scheduler'])
+        optimizer.step()
+        for _ in range(train['total_iter'] - 1):
+            scheduler.step()
+        assert optimizer.param_groups[0]['lr'] < lr / 100
+
+
+@every_test_file
+def test_test_file_tests_what_the_train_file_trains(path):
+    opt = load(path)
+    trained = load(path.with_name(path.name.replace('test_', 'train_')))
+    assert opt['network_g'] == trained['network_g']
+    assert opt['path']['pretrain_network_g'] == f'experiments/{trained["name"]}/models/net_g_latest.pth'
+    assert opt['path']['param_key_g'] == ('params_ema' if trained['train']['ema_decay'] > 0 else 'params')
+    assert opt['path']['strict_load_g'] is True
+    names = [dataset_opt['name'] for _, dataset_opt in sorted(opt['datasets'].items())]
+    assert names == (['sample_val'] if path.stem.endswith('_sample') else BENCHMARKS)
+
+
+@every_train_file
+def test_warm_start_is_from_x2_for_rcan_and_san(path):
+    opt = load(path)
+    arch = opt['network_g']['type'].partition('_')[0]
+    if arch not in WARM_STARTED or opt['scale'] == 2:
+        assert opt['path']['pretrain_network_g'] is None
+    else:
+        start = load(OPTIONS / f'train_{arch}_x2.yml')['name']
+        assert opt['path']['pretrain_network_g'] == f'experiments/{start}/models/net_g_latest.pth'
+        assert opt['path']['strict_load_g'] is False
+
+
+@pytest.mark.parametrize(
+    ('scale', 'afresh'),
+    [
+        (3, {'upsample.0.weight', 'upsample.0.bias'}),
+        (4, {'upsample.2.weight', 'upsample.2.bias'}),
+        (8, {'upsample.2.weight', 'upsample.2.bias', 'upsample.4.weight', 'upsample.4.bias'}),
+    ],
+    ids=['x3', 'x4', 'x8'],
+)
+@pytest.mark.parametrize('arch', WARM_STARTED)
+def test_warm_start_keeps_all_but_the_upsampler(arch, scale, afresh):
+    """What the comments in the option files promise."""
+    start = on_meta(load(OPTIONS / f'train_{arch}_x2.yml')['network_g']).state_dict()
+    state = on_meta(load(OPTIONS / f'train_{arch}_x{scale}.yml')['network_g']).state_dict()
+    assert {key for key, value in state.items() if key not in start or value.shape != start[key].shape} == afresh
