@@ -40,10 +40,8 @@ def load(
         >>> net.upscale
         2
     """
-    import spinsr.archs  # noqa: F401  registers the networks; before basicsr
-    from basicsr.utils.registry import ARCH_REGISTRY
-
     from spinsr import convert
+    from spinsr.archs import ARCH_REGISTRY
 
     name = 'RCAN_spinsr' if arch == 'RCAN' else arch
     if name not in ARCH_REGISTRY:

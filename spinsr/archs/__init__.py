@@ -11,6 +11,10 @@ from spinsr import compat
 
 compat.install()
 
+from basicsr.utils.registry import ARCH_REGISTRY  # noqa: E402
+
+__all__ = ['ARCH_REGISTRY']
+
 for _module in pkgutil.iter_modules(__path__):
     if _module.name.endswith('_arch'):
         importlib.import_module(f'{__name__}.{_module.name}')

@@ -1,0 +1,148 @@
+"""`spinsr prepare`: makes the data that the option files name."""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+EXAMPLE = """\
+examples:
+  spinsr prepare sample
+  spinsr prepare div2k ~/DIV2K --workers 8
+  spinsr prepare benchmark ~/Set5 ~/Urban100/HR --scale 2,3,4
+
+A run that was interrupted is continued by the same command; finished outputs are skipped.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        'prepare',
+        help='prepare DIV2K, benchmark folders, or the embedded sample',
+        description='Makes LMDBs and benchmark folders, with LR images equal to those of MATLAB.',
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = parser.add_subparsers(dest='kind', required=True, metavar='kind')
+
+    div2k = _add_kind(
+        kinds,
+        'div2k',
+        'the official DIV2K folder -> LMDBs',
+        'spinsr prepare div2k ~/DIV2K --scale 2,3,4,8 --workers 8',
+        out='datasets/div2k',
+        scales=(2, 3, 4, 8),
+    )
+    div2k.add_argument(
+        'source',
+        metavar='SOURCE',
+        type=Path,
+        help='holds DIV2K_train_HR, DIV2K_valid_HR and, if wanted, the LR folders',
+    )
+    div2k.add_argument('--subset', action='store_true', help='take the images that are there, however many')
+    div2k.set_defaults(prepare=_div2k)
+
+    benchmark = _add_kind(
+        kinds,
+        'benchmark',
+        'folders of HR images -> benchmark folders (HR, HR_mod, LR_bicubic)',
+        'spinsr prepare benchmark ~/Set5 ~/Urban100/HR --scale 2,3,4',
+        out='datasets/benchmark',
+        scales=(2, 3, 4, 8),
+    )
+    benchmark.add_argument(
+        'folders',
+        metavar='HR_DIR',
+        type=Path,
+        nargs='+',
+        help='gives OUT/<name of HR_DIR, or of its parent if it is HR>',
+    )
+    benchmark.add_argument('--overwrite', action='store_true', help='write files anew that exist')
+    benchmark.set_defaults(prepare=_benchmark)
+
+    sample = _add_kind(
+        kinds,
+        'sample',
+        "photographs of scikit-image's wheel -> a small training and validation set",
+        'spinsr prepare sample',
+        out='datasets/sample',
+        scales=(2, 3, 4),
+    )
+    sample.set_defaults(prepare=_sample)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    logging.basicConfig(level=logging.INFO, format='%(message)s')
+    args.scales = sorted({scale for group in args.scale for scale in group})
+    for path in args.prepare(args):
+        print(path)
+    return 0
+
+
+def _add_kind(
+    kinds: argparse._SubParsersAction, name: str, summary: str, example: str, out: str, scales: tuple[int, ...]
+) -> argparse.ArgumentParser:
+    parser = kinds.add_parser(
+        name,
+        help=summary,
+        description=f'{summary}.',
+        epilog=f'example:\n  {example}\n',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('-o', '--out', metavar='DIR', type=Path, default=Path(out), help=f'output (default: {out})')
+    parser.add_argument(
+        '--scale',
+        metavar='S',
+        type=_scales,
+        nargs='+',
+        default=[scales],
+        help=f'scales, as 2,4 or 2 4 (default: {",".join(map(str, scales))})',
+    )
+    parser.add_argument(
+        '--workers',
+        metavar='N',
+        type=_positive,
+        default=_processors(),
+        help='processes (default: %(default)s, all processors)',
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _scales(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(',') if part)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'must be integers, as 2,4 or 2 4, got {text!r}') from None
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'must be an integer of at least 1, got {text!r}')
+    return int(text)
+
+
+def _processors() -> int:
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _div2k(args: argparse.Namespace) -> list[Path]:
+    from spinsr.data.prepare import prepare_div2k
+
+    return prepare_div2k(args.source, args.out, args.scales, args.workers, args.subset)
+
+
+def _benchmark(args: argparse.Namespace) -> list[Path]:
+    from spinsr.data.prepare import prepare_benchmark
+
+    return prepare_benchmark(args.folders, args.out, args.scales, args.workers, args.overwrite)
+
+
+def _sample(args: argparse.Namespace) -> list[Path]:
+    from spinsr.data.sample import prepare_sample
+
+    return prepare_sample(args.out, args.scales, args.workers)

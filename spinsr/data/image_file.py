@@ -1,0 +1,140 @@
+"""Image files, read strictly: OpenCV fills what a truncated file lacks with grey or black and says nothing."""
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
+PNG_END = b'\x00\x00\x00\x00IEND\xaeB`\x82'
+# What Pillow raises on damaged files, depending on where the damage is.
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files of a folder, by name; hidden files and other files are left out.
+
+    Raises:
+        ValueError: The folder does not exist, or holds no image.
+    """
+    if not folder.is_dir():
+        raise ValueError(f'{folder} is no folder')
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and path.name[0] != '.']
+    if not paths:
+        raise ValueError(f'{folder} holds no images ({", ".join(EXTENSIONS)})')
+    return sorted(paths)
+
+
+def inspect(path: Path) -> tuple[int, int]:
+    """Height and width of an image file, from its header; a PNG's end is looked at too, so truncation is seen early.
+
+    Raises:
+        ValueError: The file is missing, no image, truncated, or not of 8 bits a channel; the message names it.
+    """
+    try:
+        with open(path, 'rb') as file:
+            head = file.read(25)
+            file.seek(0)
+            with Image.open(file) as image:
+                _check_depth(image, path, head)
+                size, is_png = (image.height, image.width), image.format == 'PNG'
+            file.seek(-min(len(PNG_END), os.fstat(file.fileno()).st_size), os.SEEK_END)
+            complete = not is_png or file.read() == PNG_END
+    except FileNotFoundError:
+        raise ValueError(f'{path} is missing') from None
+    except DAMAGE as error:
+        raise _unreadable(path, error) from error
+    if not complete:
+        # Bytes after the end are legal, if odd: only decoding tells.
+        read(path)
+    return size
+
+
+def read(path: Path) -> np.ndarray:
+    """Reads an image file, whole or not at all.
+
+    Returns:
+        (H, W, 3), uint8, RGB; greyscale is repeated, transparency dropped.
+
+    Raises:
+        ValueError: The file is missing, no image, truncated, damaged, or not of 8 bits a channel; the message names it.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f'{path} is missing') from None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return decode(data, path)
+
+
+def decode(data: bytes, name: Path | str) -> np.ndarray:
+    """Decodes the content of an image file, whole or not at all.
+
+    Args:
+        data: The file's bytes.
+        name: What errors call it.
+
+    Returns:
+        (H, W, 3), uint8, RGB; greyscale is repeated, transparency dropped.
+
+    Raises:
+        ValueError: No image, truncated, damaged, or not of 8 bits a channel; the message names it.
+    """
+    try:
+        # Decoding does not compare a PNG's checksums.
+        with Image.open(io.BytesIO(data)) as image:
+            image.verify()
+        with Image.open(io.BytesIO(data)) as image:
+            _check_depth(image, name, data[:25])
+            return np.array(image.convert('RGB'))
+    except DAMAGE as error:
+        raise _unreadable(name, error) from error
+
+
+def encode_png(image: np.ndarray, level: int) -> bytes:
+    """PNG file of an image.
+
+    Args:
+        image: (H, W, 3), uint8, RGB.
+        level: zlib's compression level, 0 to 9.
+    """
+    done, data = cv2.imencode('.png', image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, level])
+    assert done
+    return data.tobytes()
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Writes a PNG file under a temporary name and renames it: the file is there whole or not at all.
+
+    Args:
+        path: Where to write; the folder is made.
+        image: (H, W, 3), uint8, RGB.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'.{path.name}.part')
+    part.write_bytes(encode_png(image, level=3))
+    os.replace(part, path)
+
+
+def _check_depth(image: Image.Image, name: Path | str, head: bytes) -> None:
+    # Pillow halves the depth of a colour PNG of 16 bits without a word; the depth is byte 24 of the header.
+    if image.mode.startswith(('I', 'F')) or (image.format == 'PNG' and head[24] == 16):
+        raise _WrongDepthError(f'{name} must have 8 bits a channel, got more')
+
+
+class _WrongDepthError(ValueError):
+    pass
+
+
+def _unreadable(name: Path | str, error: Exception) -> ValueError:
+    if isinstance(error, _WrongDepthError):
+        return error
+    if isinstance(error, UnidentifiedImageError):
+        return ValueError(f'{name} is no image, or its start is damaged')
+    return ValueError(f'{name} cannot be read whole: {error}')

@@ -1,0 +1,132 @@
+"""LMDBs in BasicSR's layout, written so that an interruption loses at most one image."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import lmdb
+
+COMPRESS_LEVEL = 1
+FIRST_MAP_SIZE = 2**28
+# Begins the keys of what an unfinished LMDB notes about its sources; no image's name begins so.
+_NOTE = '\1'
+
+
+class LmdbWriter:
+    """Fills `NAME.lmdb.part` and renames it to `NAME.lmdb` when every image is in.
+
+    The layout is BasicSR's: data.mdb, and meta_info.txt with one line `key.png (h,w,c) compress_level` an image. What
+    an earlier run left in the .part folder is used as far as it comes from the same sources; a finished LMDB is never
+    touched.
+
+    Args:
+        path: The finished LMDB.
+        shapes: Height and width of each image to come, by key.
+
+    Raises:
+        ValueError: `path` exists and is not the LMDB of these keys and shapes.
+        OSError: The folder cannot be written.
+    """
+
+    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, int]]) -> None:
+        self.path = path
+        self.shapes = shapes
+        self.finished = path.exists()
+        self._env = None
+        if self.finished:
+            self._check_finished()
+            return
+        self._part = path.with_name(f'{path.name}.part')
+        self._part.mkdir(parents=True, exist_ok=True)
+        data = self._part / 'data.mdb'
+        # The map grows with the data: a map of a terabyte, as is common, becomes a file of that size on some systems.
+        size = FIRST_MAP_SIZE + (data.stat().st_size if data.exists() else 0)
+        try:
+            # Without metasync an image can be lost in a power failure, but the LMDB stays whole.
+            self._env = lmdb.open(str(self._part), map_size=size, metasync=False)
+        except lmdb.Error as error:
+            raise OSError(f'{self._part} cannot be opened: {error}; remove it and run again') from error
+
+    def holds(self, name: str, origin: str) -> bool:
+        """Whether all images of a source are in, made from this origin (see `put`)."""
+        if self.finished:
+            return True
+        with self._env.begin() as transaction:
+            return transaction.get(_encode(_NOTE + name)) == origin.encode()
+
+    def put(self, name: str, origin: str, images: Iterable[tuple[str, bytes]]) -> None:
+        """Writes the images of a source in one transaction: all of them or none.
+
+        Args:
+            name: The source.
+            origin: What the images are made from, and how; another origin in a later run makes them anew.
+            images: Keys and PNG files.
+
+        Raises:
+            OSError: The disk is full, or cannot be written.
+        """
+        items = [*((_encode(key), data) for key, data in images), (_encode(_NOTE + name), origin.encode())]
+        try:
+            while not self._try_put(items):
+                self._env.set_mapsize(2 * self._env.info()['map_size'])
+        except lmdb.Error as error:
+            raise OSError(f'{self._part} cannot be written: {error}') from error
+
+    def finish(self) -> None:
+        """Writes meta_info.txt and gives the LMDB its name.
+
+        Raises:
+            OSError: The disk is full, or cannot be written.
+        """
+        if self.finished:
+            return
+        wanted = {_encode(key) for key in self.shapes}
+        try:
+            with self._env.begin(write=True) as transaction:
+                # The notes, and what an earlier run made of sources that have changed or gone since.
+                for key in list(transaction.cursor().iternext(values=False)):
+                    if key not in wanted:
+                        transaction.delete(key)
+                assert transaction.stat()['entries'] == len(wanted)
+            self._env.sync(True)
+        except lmdb.Error as error:
+            raise OSError(f'{self._part} cannot be written: {error}') from error
+        self.close()
+        (self._part / 'meta_info.txt').write_text(_meta_info(self.shapes))
+        (self._part / 'lock.mdb').unlink(missing_ok=True)
+        os.rename(self._part, self.path)
+        self.finished = True
+
+    def close(self) -> None:
+        """Closes the LMDB, finished or not."""
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+    def _try_put(self, items: list[tuple[bytes, bytes]]) -> bool:
+        try:
+            with self._env.begin(write=True) as transaction:
+                for key, data in items:
+                    transaction.put(key, data)
+        except lmdb.MapFullError:
+            return False
+        return True
+
+    def _check_finished(self) -> None:
+        meta_info = self.path / 'meta_info.txt'
+        if not meta_info.is_file() or not (self.path / 'data.mdb').is_file():
+            raise ValueError(f'{self.path} exists and is no finished LMDB (data.mdb, meta_info.txt); remove it first')
+        if meta_info.read_text() != _meta_info(self.shapes):
+            raise ValueError(
+                f'{self.path} exists and holds other images than these sources give ({len(self.shapes)}); '
+                'remove it, or choose another output folder with -o'
+            )
+
+
+def _encode(key: str) -> bytes:
+    # BasicSR looks keys up in ASCII.
+    return key.encode('ascii')
+
+
+def _meta_info(shapes: Mapping[str, tuple[int, int]]) -> str:
+    return ''.join(f'{key}.png ({h},{w},3) {COMPRESS_LEVEL}\n' for key, (h, w) in shapes.items())
