@@ -63,7 +63,7 @@ install:
 	$(PIP) install --upgrade pip setuptools wheel
 # Both from one index and in one command: a torchvision made for another torch does not import. A pair that is already
 # in the environment (a build for one's own CUDA, or without CUDA) is kept.
-	$(PIP) install 'torch>=2.5' torchvision
+	$(PIP) install 'torch>=2.6' torchvision
 # BasicSR is a source package whose build asks for torch; isolated, it would fetch a second one.
 	$(PIP) install --no-build-isolation 'basicsr==1.4.2'
 	$(PIP) install --no-build-isolation -e '.[dev]'

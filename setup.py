@@ -36,7 +36,7 @@ setup(
         'numpy',
         'opencv-python',
         'pyyaml',
-        'torch>=2.5',
+        'torch>=2.6',
         'torchvision',
         'tqdm',
     ],

@@ -69,13 +69,16 @@ def read_checkpoint(path: str | os.PathLike) -> Mapping:
     try:
         return read(path)
     except Exception as error:  # whatever a damaged file makes the readers raise
-        raise ValueError(f'{path} is no readable checkpoint: {str(error).splitlines()[0]}') from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f'{path} is no readable checkpoint: {reason}') from error
 
 
 def _torch_load(path: str) -> Mapping:
-    # The training files of SPIN hold their scores as numpy numbers.
-    numpy_numbers = [np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)), np.float64(0).__reduce__()[0]]
-    with torch.serialization.safe_globals(numpy_numbers):
+    # The training files of SPIN hold their scores as numpy numbers, under the names of NumPy 1 or 2.
+    scalar = np.float64(0).__reduce__()[0]
+    names = [(scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')]
+    types = [np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
+    with torch.serialization.safe_globals(names + types):
         return torch.load(path, map_location='cpu', weights_only=True)
 
 

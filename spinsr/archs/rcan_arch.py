@@ -13,6 +13,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
 from spinsr.modules.mean_shift import register_mean
+from spinsr.modules.upsample import upscale_factors
 
 
 @ARCH_REGISTRY.register(suffix='spinsr')
@@ -22,10 +23,10 @@ class RCAN(rcan_arch.RCAN):
     Args:
         num_in_ch: Channels of the input image.
         num_out_ch: Channels of the output image; equal to `num_in_ch`.
-        num_feat: Channels C, at least `squeeze_factor`.
+        num_feat: Channels C.
         num_group: Number of residual groups.
         num_block: Residual channel attention blocks in each group.
-        squeeze_factor: Channel reduction of the attention.
+        squeeze_factor: Channel reduction of the attention, in 1..num_feat.
         upscale: 3 or a power of two.
         res_scale: Factor of the residual of a block.
         img_range: Scale in which the network works; the input is `x * img_range - mean`.
@@ -52,8 +53,9 @@ class RCAN(rcan_arch.RCAN):
             raise ValueError(
                 f'rgb_mean must have num_in_ch = num_out_ch numbers, got {rgb_mean=}, {num_in_ch=}, {num_out_ch=}'
             )
-        if num_feat < squeeze_factor:
-            raise ValueError(f'num_feat must be at least squeeze_factor, got {num_feat=}, {squeeze_factor=}')
+        if not 1 <= squeeze_factor <= num_feat:
+            raise ValueError(f'squeeze_factor must be in 1..num_feat, got {num_feat=}, {squeeze_factor=}')
+        upscale_factors(upscale)  # refuses what BasicSR takes for a power of two
         super().__init__(
             num_in_ch=num_in_ch,
             num_out_ch=num_out_ch,

@@ -62,10 +62,10 @@ class SAN(nn.Module):
     Args:
         num_in_ch: Channels of the input image.
         num_out_ch: Channels of the output image; equal to `num_in_ch`.
-        num_feat: Channels C, at least 8 and at least `squeeze_factor`.
+        num_feat: Channels C, at least 8.
         num_group: Number of LSRAGs.
         num_block: Residual blocks in each LSRAG.
-        squeeze_factor: Channel reduction of the second-order attention.
+        squeeze_factor: Channel reduction of the second-order attention, in 1..num_feat.
         upscale: 3 or a power of two.
         img_range: Scale in which the network works; the input is `x * img_range - mean`.
         rgb_mean: Mean of each channel in [0, 1]; `mean` is `img_range * rgb_mean`.
@@ -91,9 +91,9 @@ class SAN(nn.Module):
             raise ValueError(
                 f'rgb_mean must have num_in_ch = num_out_ch numbers, got {rgb_mean=}, {num_in_ch=}, {num_out_ch=}'
             )
-        if num_feat < max(8, squeeze_factor):
+        if num_feat < 8 or not 1 <= squeeze_factor <= num_feat:
             raise ValueError(
-                f'num_feat must be at least 8 and at least squeeze_factor, got {num_feat=}, {squeeze_factor=}'
+                f'num_feat must be at least 8, and squeeze_factor in 1..num_feat, got {num_feat=}, {squeeze_factor=}'
             )
         self.img_range = img_range
         register_mean(self, img_range, rgb_mean)

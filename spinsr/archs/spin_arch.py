@@ -90,7 +90,7 @@ class SPIN(nn.Module):
         super().__init__()
         if num_in_ch != num_out_ch:
             raise ValueError(f'num_out_ch must equal num_in_ch (the input is added), got {num_in_ch=}, {num_out_ch=}')
-        if num_feat % num_heads or qk_dim % num_heads:
+        if num_heads < 1 or num_feat % num_heads or qk_dim % num_heads:
             raise ValueError(
                 f'num_feat and qk_dim must be divisible by num_heads, got {num_feat=}, {qk_dim=}, {num_heads=}'
             )

@@ -1,0 +1,131 @@
+"""What every test has: determinism, one table of tolerances, and the authors' own networks in small."""
+
+import ast
+import random
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+PARITY = Path(__file__).parent / 'parity'
+
+# Largest error, in units of the largest expected value where that is above 1.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 3e-6}
+
+
+@pytest.fixture(scope='session', autouse=True)
+def one_thread():
+    """The tensors of the tests are small: several threads would spend their time waiting for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def deterministic(monkeypatch):
+    monkeypatch.delenv('SPINSR_OPS_BACKEND', raising=False)
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def assert_close():
+    """Compares two tensors, or two sequences of them, by the table; infinities must be equal."""
+
+    def check(actual, expected, dtype=None):
+        if not isinstance(actual, Tensor):
+            assert len(actual) == len(expected)
+            for one, other in zip(actual, expected, strict=True):
+                check(one, other, dtype)
+            return
+        finite = expected[expected.isfinite()].abs()
+        scale = max(1.0, finite.max().item()) if finite.numel() else 1.0
+        tolerance = TOLERANCES[dtype or actual.dtype] * scale
+        torch.testing.assert_close(actual.detach().double(), expected.detach().double(), rtol=0, atol=tolerance)
+
+    return check
+
+
+def _forward_backward(function, inputs):
+    with torch.no_grad():
+        inferred = function(*inputs)
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    output = function(*leaves)
+    # Quarters up to 2 are exact in every float type: all types get the same upstream gradient.
+    upstream = torch.randint(-8, 9, output.shape, generator=torch.Generator().manual_seed(1)) / 4
+    return inferred, output.detach(), *torch.autograd.grad(output, leaves, upstream.to(output.dtype))
+
+
+@pytest.fixture
+def forward_backward():
+    """(function, *inputs) -> the output without gradients, with gradients, and each input's gradient.
+
+    The upstream gradient is random, and the same for all calls with the same shape.
+    """
+    return lambda function, *inputs: _forward_backward(function, inputs)
+
+
+@pytest.fixture
+def assert_half_close():
+    """Output and gradients in a half type: error at most twice that of the plain formulation in the same type."""
+
+    def error(results, exact):
+        return [(one.double() - other).norm().item() for one, other in zip(results, exact, strict=True)]
+
+    def check(function, plain, *inputs):
+        exact = _forward_backward(plain, [x.double() for x in inputs])
+        allowed = [2 * e for e in error(_forward_backward(plain, inputs), exact)]
+        errors = error(_forward_backward(function, inputs), exact)
+        assert all(e <= limit for e, limit in zip(errors, allowed, strict=True)), (errors, allowed)
+
+    return check
+
+
+class Official(NamedTuple):
+    """A small network of the authors: its arguments in our words, its state dict, and images with their results."""
+
+    arch: str
+    arguments: dict
+    weights: dict[str, Tensor]
+    images: list[Tensor]
+    results: list[Tensor]
+
+
+_OUR_WORDS = {
+    'dim': 'num_feat',
+    'block_num': 'num_block',
+    'heads': 'num_heads',
+    'n_feats': 'num_feat',
+    'n_resgroups': 'num_group',
+    'n_resblocks': 'num_block',
+    'reduction': 'squeeze_factor',
+}
+
+
+@pytest.fixture(scope='session')
+def official():
+    """Reads tests/parity/<name>.npz."""
+
+    def read(name: str) -> Official:
+        with np.load(PARITY / f'{name}.npz') as file:
+            arrays = dict(file)
+        arguments = ast.literal_eval(str(arrays.pop('cfg')))
+        tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
+        return Official(
+            arch={'spin': 'SPIN', 'san': 'SAN', 'rcan': 'RCAN_spinsr'}[name.split('_')[0]],
+            arguments={_OUR_WORDS.get(key, key): value for key, value in arguments.items()},
+            weights={key[2:]: value for key, value in tensors.items() if key.startswith('w/')},
+            images=[tensors[key] for key in sorted(tensors) if key[0] == 'x'],
+            results=[tensors[key] for key in sorted(tensors) if key[0] == 'y'],
+        )
+
+    return read

@@ -1,0 +1,126 @@
+"""Image files are read whole or not at all."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spinsr.data import image_file
+
+
+@pytest.fixture
+def png(tmp_path, write_photo):
+    path = tmp_path / 'a.png'
+    write_photo(path, 60, 80)
+    return path
+
+
+@pytest.mark.parametrize('level', [0, 1, 9])
+def test_encode_and_decode(photo, level):
+    image = photo(31, 20)
+    np.testing.assert_array_equal(image_file.decode(image_file.encode_png(image, level), 'it'), image)
+
+
+def test_write_and_read(tmp_path, photo):
+    path = tmp_path / 'new' / 'a.png'
+    image_file.write_png(path, photo(31, 20))
+    np.testing.assert_array_equal(image_file.read(path), photo(31, 20))
+    assert image_file.inspect(path) == (31, 20)
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize('mode', ['L', 'LA', 'RGBA', 'P', '1'])
+def test_all_modes_become_rgb(tmp_path, photo, mode):
+    image = Image.fromarray(photo(20, 30)).convert(mode)
+    image.save(tmp_path / 'a.png')
+    result = image_file.read(tmp_path / 'a.png')
+    np.testing.assert_array_equal(result, np.array(image.convert('RGB')))
+    assert result.shape == (20, 30, 3)
+
+
+def test_truncated_png_is_seen_without_decoding(png, truncate):
+    truncate(png)
+    with pytest.raises(ValueError, match='a.png cannot be read whole'):
+        image_file.inspect(png)
+
+
+def test_truncated_png_is_not_read(png, truncate):
+    truncate(png)
+    with pytest.raises(ValueError, match='a.png cannot be read whole'):
+        image_file.read(png)
+
+
+def test_png_without_its_end_is_seen(png):
+    png.write_bytes(png.read_bytes()[: -len(image_file.PNG_END)])
+    with pytest.raises(ValueError, match='a.png cannot be read whole'):
+        image_file.inspect(png)
+
+
+def test_png_with_bytes_after_its_end_is_read(png):
+    size = image_file.inspect(png)
+    png.write_bytes(png.read_bytes() + b'more')
+    assert image_file.inspect(png) == size
+
+
+def test_a_flipped_bit_is_seen(png, corrupt):
+    corrupt(png)
+    with pytest.raises(ValueError, match='a.png cannot be read whole'):
+        image_file.read(png)
+
+
+def test_truncated_jpeg_is_not_read(tmp_path, photo, truncate):
+    path = tmp_path / 'a.jpg'
+    Image.fromarray(photo(60, 80)).save(path)
+    truncate(path)
+    with pytest.raises(ValueError, match='a.jpg cannot be read whole'):
+        image_file.read(path)
+
+
+@pytest.mark.parametrize('function', [image_file.inspect, image_file.read])
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [(None, 'is missing'), (b'', 'is no image'), (b'hello', 'is no image')],
+    ids=['missing', 'empty', 'text'],
+)
+def test_what_is_no_image_is_named(tmp_path, function, content, message):
+    path = tmp_path / 'a.png'
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=f'a.png {message}'):
+        function(path)
+
+
+def png_of_16_bits(channels: int) -> bytes:
+    import cv2
+
+    shape = (8, 8) if channels == 1 else (8, 8, channels)
+    return cv2.imencode('.png', np.full(shape, 40000, np.uint16))[1].tobytes()
+
+
+@pytest.mark.parametrize('function', [image_file.inspect, image_file.read])
+@pytest.mark.parametrize('channels', [1, 3], ids=['grey', 'colour'])
+def test_16_bits_are_refused(tmp_path, function, channels):
+    path = tmp_path / 'a.png'
+    path.write_bytes(png_of_16_bits(channels))
+    with pytest.raises(ValueError, match='a.png must have 8 bits a channel'):
+        function(path)
+
+
+def test_decode_names_what_it_was_given(photo):
+    file = io.BytesIO()
+    Image.fromarray(photo(9, 9)).save(file, 'PNG')
+    with pytest.raises(ValueError, match='0001_s001 of x.lmdb cannot be read whole'):
+        image_file.decode(file.getvalue()[:60], '0001_s001 of x.lmdb')
+
+
+def test_list_images_sorts_and_leaves_out_the_rest(tmp_path):
+    for name in ('b.PNG', 'a.jpg', '.hidden.png', '.c.png.part', 'Thumbs.db'):
+        (tmp_path / name).touch()
+    assert [path.name for path in image_file.list_images(tmp_path)] == ['a.jpg', 'b.PNG']
+
+
+@pytest.mark.parametrize(('name', 'message'), [('.', 'holds no images'), ('nowhere', 'is no folder')])
+def test_a_folder_without_images_is_named(tmp_path, name, message):
+    with pytest.raises(ValueError, match=message):
+        image_file.list_images(tmp_path / name)

@@ -1,0 +1,37 @@
+"""The examples in docstrings run, and show what they say."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import spinsr.modules
+import spinsr.ops
+
+MODULES = [
+    *(f'spinsr.ops.{module.name}' for module in pkgutil.iter_modules(spinsr.ops.__path__)),
+    *(f'spinsr.modules.{module.name}' for module in pkgutil.iter_modules(spinsr.modules.__path__)),
+    'spinsr.infer',
+]
+OPS = [
+    'associate',
+    'covariance',
+    'intra_superpixel_attention',
+    'pool',
+    'resolve_backend',
+    'sqrtm_newton_schulz',
+    'superpixel_cross_attention',
+    'top_n',
+    'window_attention',
+]
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_examples_run(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+@pytest.mark.parametrize('name', OPS)
+def test_every_op_has_an_example(name):
+    assert '>>>' in getattr(spinsr.ops, name).__doc__
