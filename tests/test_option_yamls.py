@@ -32,7 +32,7 @@ PARAMETERS = {
     'SAN': {2: 15_674_732, 3: 15_859_372, 4: 15_822_444, 8: 15_970_156},
     'RCAN_spinsr': {2: 15_444_643, 3: 15_629_283, 4: 15_592_355, 8: 15_740_067},
 }
-PATCH_AND_BATCH = {'SPIN': (64, 16), 'SAN': (48, 8), 'RCAN_spinsr': (48, 16), 'sample': (32, 8)}
+PATCH_AND_BATCH = {'SPIN': (64, 16), 'SAN': (48, 8), 'RCAN_spinsr': (48, 16), 'sample': (32, 4)}
 WARM_STARTED = ['SAN', 'RCAN']
 BENCHMARKS = ['Set5', 'Set14', 'B100', 'Urban100', 'Manga109']
 SECTIONS = {
