@@ -43,7 +43,7 @@ setup(
         'tqdm',
     ],
     extras_require={
-        'dev': ['build', 'pytest>=8', 'pytest-xdist', 'ruff'],
+        'dev': ['build', 'pytest>=8', 'pytest-xdist', 'ruff', 'safetensors'],
     },
     entry_points={'console_scripts': ['spinsr=spinsr.cli:main']},
     zip_safe=False,

@@ -8,6 +8,7 @@ buffer `mean`, exactly: with S, s the weight and bias of `sub_mean` and A, a tho
 """
 
 import os
+import pickle
 import re
 from collections.abc import Callable, Mapping
 
@@ -68,9 +69,12 @@ def read_checkpoint(path: str | os.PathLike) -> Mapping:
         read = _torch_load
     try:
         return read(path)
-    except Exception as error:  # whatever a damaged file makes the readers raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+    except pickle.UnpicklingError as error:
+        # Not torch's own words: they advise to load the file without this protection.
+        reason = 'damaged, or more than tensors and plain containers, which could run code'
         raise ValueError(f'{path} is no readable checkpoint: {reason}') from error
+    except Exception as error:  # whatever else a damaged file makes the readers raise
+        raise ValueError(f'{path} is no readable checkpoint: {str(error) or type(error).__name__}') from error
 
 
 def _torch_load(path: str) -> Mapping:

@@ -96,7 +96,7 @@ class SPIN(nn.Module):
             )
         if num_feat < 8:
             raise ValueError(f'num_feat must be at least 8, got {num_feat=}')
-        if len(stoken_size) != num_block:
+        if not isinstance(stoken_size, Sequence) or len(stoken_size) != num_block:
             raise ValueError(f'stoken_size must have num_block numbers, got {stoken_size=}, {num_block=}')
         if min(stoken_size, default=1) < 1 or num_iter < 1:
             raise ValueError(f'stoken_size and num_iter must be at least 1, got {stoken_size=}, {num_iter=}')
