@@ -128,8 +128,8 @@ def types(options: Mapping[str, Any]) -> None:
     The archs, models and datasets must have been registered.
 
     Raises:
-        OptionError: For the first name that is not registered, and for the first key that the network does not have or
-            that it needs; the line names the nearest right one.
+        OptionError: For the first name that is not registered, for the first key that the network does not have or that
+            it needs (the line names the nearest right one), and for values that do not fit together.
     """
     from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
@@ -139,7 +139,9 @@ def types(options: Mapping[str, Any]) -> None:
     for key, network in options.items():
         if str(key).startswith('network_') and isinstance(network, Mapping):
             _require(network, ('type',), key)
-            signature(_registered(ARCH_REGISTRY, network['type'], f'{key}:type'), network, key)
+            arch = _registered(ARCH_REGISTRY, network['type'], f'{key}:type')
+            signature(arch, network, key)
+            values(arch, network, key)
     for key, metric in ((options.get('val') or {}).get('metrics') or {}).items():
         where = f'val:metrics:{key}'
         if not isinstance(metric, Mapping):
@@ -178,6 +180,28 @@ def signature(arch: type, network: Mapping[str, Any], where: str = 'network_g') 
     for parameter in named:
         if parameter.default is parameter.empty and parameter.name not in network:
             raise OptionError(f'{where}: {arch.__name__} needs the keyword {parameter.name!r}')
+
+
+def values(arch: type, network: Mapping[str, Any], where: str = 'network_g') -> None:
+    """Checks the values of a network section: an arch of spinsr is built without memory. Others are not tried.
+
+    Args:
+        arch: The class.
+        network: The section, with keys that fit its signature.
+        where: What the section is called.
+
+    Raises:
+        OptionError: What the arch says of its arguments.
+    """
+    if not arch.__module__.startswith('spinsr.'):
+        return
+    import torch
+
+    try:
+        with torch.device('meta'):
+            arch(**{key: value for key, value in network.items() if key != 'type'})
+    except (ValueError, TypeError) as error:
+        raise OptionError(f'{where}: {error}') from error
 
 
 def devices(options: Mapping[str, Any], launcher: str = 'none') -> None:

@@ -34,13 +34,16 @@ def convert_state_dict(state_dict: Mapping, arch: str) -> StateDict:
         drifted MeanShift is folded the folded tensors are float64.
 
     Raises:
-        ValueError: Unknown arch, a name that belongs to neither form, a missing name, or a singular MeanShift.
+        ValueError: Unknown arch, an empty state dict, a name that belongs to neither form, a MeanShift or a part of
+            q, k, v that is missing, or a singular MeanShift. Other missing names are left to load_state_dict.
         TypeError: Not a mapping of names to tensors.
     """
     arch = arch.removesuffix('_spinsr')
     if arch not in ARCHS:
         raise ValueError(f'arch must be one of {", ".join(ARCHS)}, got {arch!r}')
     state_dict = unwrap(state_dict)
+    if not state_dict:
+        raise ValueError('the state dict must not be empty')
     ours, official = (_OUR_NAMES[arch], _OFFICIAL_MARK[arch])
     if not any(re.match(official, name) for name in state_dict):
         _refuse_unmatched([name for name in state_dict if not re.fullmatch(ours, name)], arch)

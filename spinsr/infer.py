@@ -85,8 +85,8 @@ def upscale(image: np.ndarray, net: nn.Module) -> np.ndarray:
         raise TypeError(f'image must be uint8, got {image.dtype}')
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f'image must have the shape (H, W, 3), got {image.shape}')
-    reference = next(net.parameters())
-    x = torch.from_numpy(np.ascontiguousarray(image)).to(reference.device, reference.dtype)
+    reference = next(net.parameters(), torch.zeros(()))
+    x = torch.from_numpy(image.copy()).to(reference.device, reference.dtype)
     was_training = net.training
     net.eval()
     try:

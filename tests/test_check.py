@@ -161,3 +161,15 @@ def test_missing_files(data, changes, resumes, line):
 )
 def test_files_that_are_not_needed(data, changes, resumes):
     check.files(changed(TRAIN, changes), resumes=resumes)
+
+
+@pytest.mark.parametrize(
+    ('values', 'message'),
+    [({'stoken_size': [12]}, 'stoken_size must have num_block'), ({'upscale': 5}, 'upscale must be 2, 3 or 4, got 5')],
+    ids=['stoken_size', 'upscale'],
+)
+def test_values_that_do_not_fit_are_refused(values, message):
+    from spinsr.archs import ARCH_REGISTRY
+
+    with pytest.raises(OptionError, match=f'network_g: {message}'):
+        check.values(ARCH_REGISTRY.get('SPIN'), {'type': 'SPIN', **values})

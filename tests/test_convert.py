@@ -349,3 +349,8 @@ def test_safetensors_without_the_package_says_what_to_install(tmp_path, monkeypa
     path.write_bytes(b'')
     with pytest.raises(ImportError, match='pip install safetensors'):
         read_checkpoint(path)
+
+
+def test_empty_state_dict_is_refused():
+    with pytest.raises(ValueError, match='must not be empty'):
+        convert_state_dict({}, 'SPIN')

@@ -43,6 +43,8 @@ class SpinsrModel(SRModel):
         logger = get_root_logger()
         try:
             checkpoint = convert.read_checkpoint(load_path)
+            if not isinstance(checkpoint, Mapping):
+                raise TypeError(f'a checkpoint must be a mapping, got {type(checkpoint).__name__}')
             if param_key not in checkpoint and 'params' in checkpoint:
                 logger.info(f'{load_path} has no {param_key}: its params are loaded.')
                 param_key = 'params'

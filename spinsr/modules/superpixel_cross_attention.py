@@ -26,5 +26,5 @@ class SuperpixelCrossAttention(nn.Module):
         """(B, H, W, C) -> (B, H, W, C)."""
         x = self.norm(x)
         q, k, v = self.to_qkv(x).flatten(1, 2).split(self.split, -1)
-        tokens = self.to_token(ops.pool(x, association)).to(q.dtype)  # (B, K, qk_dim)
+        tokens = self.to_token(ops.pool(x, association).to(x.dtype))  # (B, K, qk_dim)
         return ops.superpixel_cross_attention(q, k, v, tokens, self.num_heads).view(x.shape)

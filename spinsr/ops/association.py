@@ -111,7 +111,7 @@ def _associate_reference(x: Tensor, grid: Grid, num_iter: int) -> DenseAssociati
     outside = ~grid.is_neighbor[grid.labels]
     for i in range(num_iter):
         if i > 0:
-            centroids = weights @ tokens / (weights.sum(2, keepdim=True) + MASS_EPS)  # noqa: F821
+            centroids = matmul_exact(weights, tokens) / (weights.sum(2, keepdim=True) + MASS_EPS)  # noqa: F821
         distances = [(tokens - centroids.index_select(1, nine[:, j])).square().sum(-1) for j in range(9)]
         logits = -torch.stack(distances, -1).masked_fill(outside, float('inf'))  # (B, N, 9)
         weights = _scatter_dense(grid, logits.softmax(-1), 0.0)
@@ -160,9 +160,15 @@ def weighted_sums(cells: Tensor, weights: Tensor, grid: Grid) -> tuple[Tensor, T
 
 def matmul_exact(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in the inputs' full precision: where float32 matmuls may run in TF32, in float64."""
-    if a.is_cuda and a.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
+    if a.is_cuda and a.dtype == torch.float32 and _tf32_allowed():
         return (a.double() @ b.double()).float()
     return a @ b
+
+
+def _tf32_allowed() -> bool:
+    # Since torch 2.9 the old flag cannot be read after the new one was set; the new one knows both.
+    matmul = torch.backends.cuda.matmul
+    return matmul.fp32_precision == 'tf32' if hasattr(matmul, 'fp32_precision') else matmul.allow_tf32
 
 
 def _initial_centroids(x: Tensor, grid: Grid) -> Tensor:

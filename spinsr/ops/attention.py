@@ -19,7 +19,8 @@ def superpixel_cross_attention(
         s_out = softmax over pixels (tokens k^T / sqrt(D)) v        (K x C)
         out   = softmax over superpixels (q tokens^T / sqrt(D)) s_out   (N x C)
 
-    The `torch` backend never stores an N x K matrix, forward or backward.
+    The `torch` backend does not store an N x K matrix, forward or backward, wherever torch has a fused kernel for the
+    device and type (all types on the CPU; float32 and half types on CUDA).
 
     Args:
         q, k: Queries and keys of the pixels (B, N, num_heads * D).
@@ -128,6 +129,8 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor, scale: float | None = N
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     b, n, c = x.shape
+    if num_heads < 1 or c % num_heads:
+        raise ValueError(f'channels must be divisible by num_heads, got {c} and {num_heads=}')
     return x.view(b, n, num_heads, c // num_heads).transpose(1, 2)  # (B, heads, N, C / heads)
 
 

@@ -79,6 +79,10 @@ def superpixel_grid(
 
     Raises:
         ValueError: A size is below 1.
+
+    Example:
+        >>> superpixel_grid(180, 320, 12, torch.device('cpu')).shape
+        (15, 26)
     """
     if min(height, width, cell) < 1:
         raise ValueError(f'height, width and cell must be at least 1, got {height=}, {width=}, {cell=}')
@@ -86,7 +90,7 @@ def superpixel_grid(
     return _build(height, width, cell, torch.device(device), label_dtype)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _build(height: int, width: int, cell: int, device: torch.device, dtype: torch.dtype) -> Grid:
     # A cached index map may meet autograd later, so it must not be born as an inference tensor. The labels are computed
     # on the CPU whatever the device, for the same cells everywhere.

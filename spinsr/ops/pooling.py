@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from spinsr.ops.association import MASS_EPS, Association, DenseAssociation, homogeneous, weighted_sums
+from spinsr.ops.association import MASS_EPS, Association, DenseAssociation, homogeneous, matmul_exact, weighted_sums
 
 
 def pool(x: Tensor, association: Association) -> Tensor:
@@ -34,6 +34,6 @@ def pool(x: Tensor, association: Association) -> Tensor:
         raise ValueError(f'x must have the shape {expected} of the association, got {tuple(x.shape)}')
     with torch.autocast(x.device.type, enabled=False):
         if isinstance(association, DenseAssociation):
-            return weights @ x.flatten(1, 2).to(weights.dtype) / (weights.sum(2, keepdim=True) + MASS_EPS)
+            return matmul_exact(weights, x.flatten(1, 2).to(weights.dtype)) / (weights.sum(2, keepdim=True) + MASS_EPS)
         mass, total = weighted_sums(homogeneous(x.to(weights.dtype), grid), weights, grid)
         return total / (mass + MASS_EPS)

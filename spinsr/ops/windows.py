@@ -29,11 +29,16 @@ def window_attention(
     Returns:
         (B, H, W, C).
 
+    Raises:
+        ValueError: A size is out of its range, or channels are not divisible by num_heads.
+
     Example:
         >>> q, k, v = torch.rand(1, 9, 14, 8), torch.rand(1, 9, 14, 8), torch.rand(1, 9, 14, 12)
         >>> window_attention(q, k, v, window=6).shape
         torch.Size([1, 9, 14, 12])
     """
+    if window < 1 or overlap < 0:
+        raise ValueError(f'window must be at least 1 and overlap at least 0, got {window=}, {overlap=}')
     if resolve_backend(backend) == 'reference':
         return _window_attention_reference(q, k, v, window, overlap, num_heads)
     b, h, w, c = v.shape
@@ -71,7 +76,7 @@ def window_starts(side: int, window: int, overlap: int) -> list[int]:
     return [*range(0, last, max(window - overlap, 1)), last]
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _windows(height: int, width: int, window: int, overlap: int, device: torch.device) -> tuple[IndexMap, int, Tensor]:
     """The pixels of all windows, one window after the other; pixels a window; windows a pixel, (N, 1)."""
     with torch.inference_mode(False), torch.no_grad():

@@ -327,3 +327,13 @@ def test_gamma_of_san_weighs_the_share_source_skip():
     before = net(x)
     nn.init.constant_(net.gamma, 2)
     assert not torch.allclose(net(x), before, atol=1e-3)
+
+
+@each_arch
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=['fp16', 'bf16'])
+def test_runs_with_half_weights(name, dtype):
+    net = build(name).to(dtype).eval()
+    with torch.no_grad():
+        output = net(torch.rand(1, 3, 13, 17).to(dtype))
+    assert output.dtype == dtype
+    assert output.isfinite().all()

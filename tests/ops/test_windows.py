@@ -92,3 +92,10 @@ def test_inputs_stay_as_they_are(backend, one_case):
     before = [x.clone() for x in inputs]
     window_attention(*inputs, window=4, backend=backend)
     assert all(torch.equal(x, y) for x, y in zip(inputs, before, strict=True))
+
+
+@pytest.mark.parametrize(('window', 'overlap'), [(0, 0), (4, -2)], ids=['no-window', 'negative-overlap'])
+def test_sizes_out_of_range_are_refused(window, overlap):
+    x = torch.rand(1, 5, 5, 4)
+    with pytest.raises(ValueError, match=f'window={window}, overlap={overlap}'):
+        window_attention(x, x, x, window, overlap)
