@@ -1,4 +1,4 @@
-"""Intra-superpixel attention (ISPA) of SPIN, section 3.4."""
+"""Intra-superpixel attention (ISPA) of SPIN."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""Region-level non-local module (RL-NL) of SAN, section 3.2."""
+"""Region-level non-local module (RL-NL) of SAN."""
 
 import torch
 import torch.nn.functional as F

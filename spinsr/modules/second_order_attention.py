@@ -1,4 +1,4 @@
-"""Second-order channel attention (SOCA) of SAN, section 3.3."""
+"""Second-order channel attention (SOCA) of SAN."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Superpixel aggregation (SPA) of SPIN, section 3.2."""
+"""Superpixel aggregation (SPA) of SPIN."""
 
 from torch import Tensor, nn
 

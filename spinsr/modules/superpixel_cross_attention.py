@@ -1,4 +1,4 @@
-"""Superpixel cross-attention (SPCA) of SPIN, section 3.3."""
+"""Superpixel cross-attention (SPCA) of SPIN."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""Superpixel aggregation (SPIN, section 3.2): the soft association of pixels with superpixels.
+"""Superpixel aggregation of SPIN: the soft association of pixels with superpixels.
 
     A[k, n] = exp(-|x_n - c_k|^2) / sum over the 3x3 neighbouring cells j of n's cell of exp(-|x_n - c_j|^2)
     c_k     = sum_n A[k, n] x_n / (sum_n A[k, n] + 1e-16)

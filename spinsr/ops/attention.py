@@ -14,13 +14,13 @@ PIECE = 2**19  # attention weights of a piece: 2 MB in float32
 def superpixel_cross_attention(
     q: Tensor, k: Tensor, v: Tensor, tokens: Tensor, num_heads: int = 1, backend: str | None = None
 ) -> Tensor:
-    """Lets every pixel gather from all superpixels what they gathered from all pixels (SPIN, section 3.3).
+    """Lets every pixel gather from all superpixels what they gathered from all pixels (SPCA of SPIN).
 
         s_out = softmax over pixels (tokens k^T / sqrt(D)) v        (K x C)
         out   = softmax over superpixels (q tokens^T / sqrt(D)) s_out   (N x C)
 
     The `torch` backend does not store an N x K matrix, forward or backward, wherever torch has a fused kernel for the
-    device and type (all types on the CPU; float32 and half types on CUDA).
+    device and type, as on the CPU.
 
     Args:
         q, k: Queries and keys of the pixels (B, N, num_heads * D).
@@ -45,7 +45,7 @@ def superpixel_cross_attention(
 def intra_superpixel_attention(
     q: Tensor, k: Tensor, v: Tensor, indices: Tensor, num_heads: int = 1, backend: str | None = None
 ) -> Tensor:
-    """Attention among the selected pixels of each superpixel, merged by a mean (SPIN, section 3.4).
+    """Attention among the selected pixels of each superpixel, merged by a mean (ISPA of SPIN).
 
         a_k   = softmax(q_k k_k^T / sqrt(D)) v_k    for the T pixels of superpixel k
         out_n = (v_n + sum of the a_k that hold n) / (1 + number of superpixels that hold n)

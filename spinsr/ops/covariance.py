@@ -1,4 +1,4 @@
-"""Second-order statistics for SAN: covariance pooling and its square root by Newton-Schulz (SAN, section 3.3)."""
+"""Second-order statistics for SAN: covariance pooling and its square root by Newton-Schulz."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Attention in overlapping windows (SPIN, section 3.5: 'overlapped patches')."""
+"""Attention in overlapping windows, the "overlapped patches" of SPIN."""
 
 import functools
 
