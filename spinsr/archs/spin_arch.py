@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spinsr.modules.feed_forward import FeedForward
 from spinsr.modules.intra_superpixel_attention import IntraSuperpixelAttention
+from spinsr.modules.layout import to_image, to_tokens
 from spinsr.modules.local_attention import LocalAttention
 from spinsr.modules.superpixel_aggregation import SuperpixelAggregation
 from spinsr.modules.superpixel_cross_attention import SuperpixelCrossAttention
@@ -112,17 +113,7 @@ class SPIN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W)."""
         base = F.interpolate(x, scale_factor=self.upscale, mode='bilinear', align_corners=False)
-        x = _to_tokens(self.conv_first(x))
+        x = to_tokens(self.conv_first(x))
         for block, conv in zip(self.blocks, self.convs, strict=True):
-            x = x + _to_tokens(conv(_to_image(block(x))))
-        return base + self.conv_last(self.upsample(_to_image(x)))
-
-
-def _to_tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H, W, C), contiguous; no copy after a channels-last convolution."""
-    return x.permute(0, 2, 3, 1).contiguous()
-
-
-def _to_image(x: Tensor) -> Tensor:
-    """(B, H, W, C) -> (B, C, H, W), a channels-last view."""
-    return x.permute(0, 3, 1, 2)
+            x = x + to_tokens(conv(to_image(block(x))))
+        return base + self.upsample(to_image(x), self.conv_last)

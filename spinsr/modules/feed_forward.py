@@ -4,15 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PIXELS_AT_ONCE = 4096
+from spinsr import ops
+from spinsr.modules.layout import pointwise, to_image
+from spinsr.ops.backend import resolve_backend
 
 
 class FeedForward(nn.Module):
     """fc2(GELU(fc1(cat[ca(y) * y, pa(y) * y]))) with y = LayerNorm(x), channel attention ca and pixel attention pa.
 
-    The concatenation is never made: fc1(cat[ca * y, pa * y]) = (W_c ca) y + pa * (W_p y) + b, where ca scales the
-    columns of W_c, so that one matmul reads y once for both halves and the first layer of pa. Without gradients this
-    runs on a few thousand pixels at a time, which stay in the cache.
+    The concatenation is never made; see `spinsr.ops.gated_feed_forward`.
 
     Args:
         dim: Channels C.
@@ -33,19 +33,18 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
+        if resolve_backend() == 'reference':
+            return self._reference(x)
         y = self.norm(x).flatten(1, 2)  # (B, N, C)
-        w_channel, w_pixel = self.fc1.weight.chunk(2, 1)  # (mlp_dim, C) each
-        squeeze = self.pixel_attention[0]
-        by_channel = self.channel_attention(y.mean(1)).unsqueeze(1)  # (B, 1, C)
-        shared = torch.cat([w_pixel, squeeze.weight]).expand(len(x), -1, -1)
-        weight = torch.cat([w_channel * by_channel, shared], 1).transpose(1, 2)  # (B, C, 2 * mlp_dim + squeezed)
-        bias = torch.cat([self.fc1.bias, self.fc1.bias.new_zeros(len(w_pixel)), squeeze.bias])
-        chunk = y.shape[1] if torch.is_grad_enabled() else PIXELS_AT_ONCE
-        return torch.cat([self._mix(part, weight, bias) for part in y.split(chunk, 1)], 1).view(x.shape)
+        squeeze, _, expand, _ = self.pixel_attention
+        gate = squeeze.weight, squeeze.bias, expand.weight, expand.bias
+        first, second = (self.fc1.weight, self.fc1.bias), (self.fc2.weight, self.fc2.bias)
+        return ops.gated_feed_forward(y, gate, self.channel_attention(y.mean(1)), first, second).view(x.shape)
 
-    def _mix(self, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        by_weight = torch.baddbmm(bias, y.to(weight.dtype), weight)  # (B, N, 2 * mlp_dim + squeezed)
-        mlp_dim = self.fc1.out_features
-        channel, pixel, squeezed = by_weight.split([mlp_dim, mlp_dim, by_weight.shape[2] - 2 * mlp_dim], 2)
-        by_pixel = self.pixel_attention[1:](squeezed)  # (B, N, 1)
-        return self.fc2(F.gelu(torch.addcmul(channel, by_pixel, pixel)))
+    def _reference(self, x: Tensor) -> Tensor:
+        y = to_image(self.norm(x)).contiguous()
+        by_channel = self.channel_attention(y.mean((2, 3)))[..., None, None]
+        squeeze, gelu, expand, sigmoid = self.pixel_attention
+        by_pixel = sigmoid(pointwise(expand, gelu(pointwise(squeeze, y))))
+        both = torch.cat([y * by_channel, y * by_pixel], 1)  # (B, 2 C, H, W)
+        return pointwise(self.fc2, F.gelu(pointwise(self.fc1, both))).permute(0, 2, 3, 1)

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from spinsr import ops
+from spinsr.modules.projection import project
 
 
 class IntraSuperpixelAttention(nn.Module):
@@ -25,6 +26,6 @@ class IntraSuperpixelAttention(nn.Module):
 
     def forward(self, x: Tensor, association: ops.Association) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        q, k, v = self.to_qkv(self.norm(x)).flatten(1, 2).split(self.split, -1)
+        q, k, v = project(x, self.norm, self.to_qkv, self.split)
         indices = ops.top_n(association, self.num_pixels)  # (B, K, T)
         return ops.intra_superpixel_attention(q, k, v, indices, self.num_heads).view(x.shape)

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from spinsr import ops
+from spinsr.modules.projection import project
 
 
 class LocalAttention(nn.Module):
@@ -25,5 +26,5 @@ class LocalAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        q, k, v = self.to_qkv(self.norm(x)).split(self.split, -1)
+        q, k, v = (t.unflatten(1, x.shape[1:3]) for t in project(x, self.norm, self.to_qkv, self.split))
         return ops.window_attention(q, k, v, self.window, num_heads=self.num_heads)

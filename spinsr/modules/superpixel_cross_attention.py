@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from spinsr import ops
+from spinsr.modules.projection import project
 
 
 class SuperpixelCrossAttention(nn.Module):
@@ -24,7 +25,6 @@ class SuperpixelCrossAttention(nn.Module):
 
     def forward(self, x: Tensor, association: ops.Association) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        x = self.norm(x)
-        q, k, v = self.to_qkv(x).flatten(1, 2).split(self.split, -1)
-        tokens = self.to_token(ops.pool(x, association).to(x.dtype))  # (B, K, qk_dim)
+        q, k, v = project(x, self.norm, self.to_qkv, self.split)
+        tokens = self.to_token(ops.pool(self.norm(x), association).to(q.dtype))  # (B, K, qk_dim)
         return ops.superpixel_cross_attention(q, k, v, tokens, self.num_heads).view(x.shape)

@@ -3,6 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spinsr import ops
+from spinsr.ops.backend import resolve_backend
+
 
 class Upsample(nn.Sequential):
     """Convolutions with pixel shuffle (NCHW): stages of x2, or one of x3. State-dict names as BasicSR's Upsample.
@@ -23,10 +26,7 @@ class Upsample(nn.Sequential):
 
 
 class TokenUpsample(nn.ModuleList):
-    """SPIN's tail on channels-last features: (convolution, pixel shuffle, LeakyReLU(0.1)) a stage.
-
-    Weights are stored in the order of torch's pixel shuffle and re-ordered on the way, so that the shuffle is one plain
-    copy of whole feature vectors.
+    """SPIN's tail on channels-last features: (convolution, pixel shuffle, LeakyReLU(0.1)) a stage, a last convolution.
 
     Args:
         scale: 2, 3 or 4.
@@ -42,16 +42,14 @@ class TokenUpsample(nn.ModuleList):
         self.factors = upscale_factors(scale)
         super().__init__(nn.Conv2d(num_feat, factor**2 * num_feat, 3, 1, 1) for factor in self.factors)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) channels-last -> (B, C, scale * H, scale * W) channels-last."""
-        for factor, conv in zip(self.factors, self, strict=True):
-            b, c, h, w = x.shape
-            weight = conv.weight.view(c, factor**2, c, 3, 3).transpose(0, 1).flatten(0, 1)
-            bias = conv.bias.view(c, factor**2).t().flatten()
-            x = F.leaky_relu_(F.conv2d(x, weight, bias, padding=1), 0.1)
-            x = x.permute(0, 2, 3, 1).reshape(b, h, w, factor, factor, c).transpose(2, 3)
-            x = x.reshape(b, h * factor, w * factor, c).permute(0, 3, 1, 2)
-        return x
+    def forward(self, x: Tensor, conv_last: nn.Conv2d) -> Tensor:
+        """(B, C, H, W) channels-last -> (B, D, scale * H, scale * W), D the channels that `conv_last` makes."""
+        if resolve_backend() == 'reference':
+            for factor, conv in zip(self.factors, self, strict=True):
+                x = F.leaky_relu_(F.pixel_shuffle(conv(x), factor), 0.1)
+            return conv_last(x)
+        stages = [(conv.weight, conv.bias) for conv in self]
+        return ops.upsampling_tail(x, stages, (conv_last.weight, conv_last.bias))
 
 
 def upscale_factors(scale: int) -> list[int]:

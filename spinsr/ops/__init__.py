@@ -9,8 +9,11 @@ from spinsr.ops.association import Association, DenseAssociation, SparseAssociat
 from spinsr.ops.attention import intra_superpixel_attention, superpixel_cross_attention
 from spinsr.ops.backend import BACKENDS, resolve_backend
 from spinsr.ops.covariance import covariance, sqrtm_newton_schulz
+from spinsr.ops.feed_forward import gated_feed_forward
 from spinsr.ops.grid import Grid, superpixel_grid
 from spinsr.ops.pooling import pool
+from spinsr.ops.projection import norm_project
+from spinsr.ops.tail import upsampling_tail
 from spinsr.ops.top_n import top_n
 from spinsr.ops.windows import window_attention
 
@@ -22,12 +25,15 @@ __all__ = [
     'SparseAssociation',
     'associate',
     'covariance',
+    'gated_feed_forward',
     'intra_superpixel_attention',
+    'norm_project',
     'pool',
     'resolve_backend',
     'sqrtm_newton_schulz',
     'superpixel_cross_attention',
     'superpixel_grid',
     'top_n',
+    'upsampling_tail',
     'window_attention',
 ]

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spinsr.ops import pieces
 from spinsr.ops.backend import resolve_backend
-
-PIECE = 2**19  # attention weights of a piece: 2 MB in float32
+from spinsr.ops.parts import on_cpu
 
 
 def superpixel_cross_attention(
@@ -37,7 +37,10 @@ def superpixel_cross_attention(
         >>> superpixel_cross_attention(q, k, v, tokens).shape
         torch.Size([1, 60, 12])
     """
+    _check_heads(num_heads, q, k, v, tokens)
     attend = attention_reference if resolve_backend(backend) == 'reference' else attention
+    if attend is attention and on_cpu(q):
+        return pieces.cross_attention(q, k, v, tokens, num_heads)
     q, k, v, tokens = (split_heads(x, num_heads) for x in (q, k, v, tokens))
     return merge_heads(attend(q, tokens, attend(tokens, k, v)))
 
@@ -65,57 +68,48 @@ def intra_superpixel_attention(
         >>> intra_superpixel_attention(q, k, v, torch.arange(60).view(1, 6, 10)).shape
         torch.Size([1, 60, 12])
     """
-    b, n, c = v.shape
-    t = indices.shape[2]
-    rows = (indices + n * torch.arange(b, device=v.device).view(b, 1, 1)).view(-1, t)  # (B K, T) rows of (B N, C)
-    q, k, v = (x.reshape(b * n, -1) for x in (q, k, v))
     if resolve_backend(backend) == 'reference':
-        out = merge_heads(attention_reference(*(_gather_heads(x, rows, num_heads) for x in (q, k, v)))).reshape(-1, c)
-    else:
-        out = attend_rows(q, k, v, rows, num_heads)  # (B K T, C)
+        return _intra_superpixel_attention_reference(q, k, v, indices, num_heads)
+    b, n, c = v.shape
+    rows = (indices + n * torch.arange(b, device=v.device).view(b, 1, 1)).flatten(0, 1)  # (B K, T) rows of (B N, C)
+    total = add_attended_rows(*(x.reshape(b * n, -1) for x in (q, k, v)), rows, num_heads, start=True)
     rows = rows.flatten()
-    total = v.index_add(0, rows, out.to(v.dtype))
     count = v.new_ones(b * n, 1)
     count = count.index_add_(0, rows, count.new_ones(1, 1).expand(len(rows), 1))
     return (total / count).view(b, n, c)
 
 
-def attend_rows(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, num_heads: int) -> Tensor:
-    """Attention within groups of rows: (R, D), (R, D), (R, C) and rows (G, T) int64 -> (G * T, C).
+def _intra_superpixel_attention_reference(q, k, v, indices, num_heads):
+    inside = []
+    for x in (q, k, v):
+        index = indices.unsqueeze(-1).expand(-1, -1, -1, x.shape[2])  # (B, K, T, C)
+        pixels = x.unsqueeze(1).expand(-1, indices.shape[1], -1, -1).gather(2, index)
+        inside.append(split_heads(pixels.flatten(0, 1), num_heads))
+    out = merge_heads(attention_reference(*inside)).reshape(len(v), -1, v.shape[2])  # (B, K T, C)
+    index = indices.flatten(1).unsqueeze(-1).expand_as(out)
+    count = torch.ones_like(v).scatter_add(1, index, torch.ones_like(out))
+    return v.scatter_add(1, index, out) / count
 
-    Without gradients on the CPU a few groups at a time, whose weights stay in the cache.
+
+def add_attended_rows(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, num_heads: int, start: bool) -> Tensor:
+    """Attention within groups of rows, added up by row: (R, D), (R, D), (R, C) and rows (G, T) int64 -> (R, C).
+
+    The sum starts at `v` with `start`, else at 0.
     """
-    if not in_pieces(q, k, v):
-        return merge_heads(attention(*(_gather_heads(x, rows, num_heads) for x in (q, k, v)))).reshape(-1, v.shape[1])
-    groups, t = rows.shape
-    out = v.new_empty(groups, t, v.shape[1])
-    size = max(1, PIECE // (num_heads * t * t))
-    for part, place in zip(rows.split(size), out.split(size), strict=True):
-        inside = (_gather_heads(x, part, num_heads) for x in (q, k, v))
-        place.copy_(merge_heads(attention_reference(*inside)))
-    return out.view(-1, v.shape[1])
-
-
-def _gather_heads(x: Tensor, rows: Tensor, num_heads: int) -> Tensor:
-    """(R, D) and rows (G, T) -> (G, heads, T, D / heads)."""
-    return split_heads(x.index_select(0, rows.flatten()).view(*rows.shape, x.shape[1]), num_heads)
-
-
-def in_pieces(*inputs: Tensor) -> bool:
-    """Whether attention is cut into pieces whose weights stay in the cache: where torch's fused kernels are slower."""
-    return inputs[0].device.type == 'cpu' and not (torch.is_grad_enabled() and any(x.requires_grad for x in inputs))
+    _check_heads(num_heads, q, k, v)
+    if on_cpu(q):
+        return pieces.add_attended_rows(q, k, v, rows, num_heads, start)
+    inside = (x.index_select(0, rows.flatten()).view(*rows.shape, x.shape[1]) for x in (q, k, v))
+    out = merge_heads(attention(*(split_heads(x, num_heads) for x in inside)))  # (G, T, C)
+    return (v if start else torch.zeros_like(v)).index_add(0, rows.flatten(), out.flatten(0, 1).to(v.dtype))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     """softmax(scale q k^T) v; (B, heads, L, D), (B, heads, S, D), (B, heads, S, E) -> (B, heads, L, E).
 
-    By torch's fused attention, which takes one width for q, k and v (zeros appended to the narrower change nothing);
-    where it is faster, queries a few at a time.
+    By torch's fused attention, which takes one width for q, k and v (zeros appended to the narrower change nothing).
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    size = PIECE // k.shape[2]
-    if in_pieces(q, k, v) and 256 <= size < q.shape[2]:
-        return torch.cat([attention_reference(part, k, v, scale) for part in q.split(size, 2)], 2)
     width = max(q.shape[-1], v.shape[-1])
     padded = (F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (q, k, v))
     return F.scaled_dot_product_attention(*padded, scale=scale)[..., : v.shape[-1]]
@@ -127,10 +121,15 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor, scale: float | None = N
     return ((q * scale) @ k.transpose(-1, -2)).softmax(-1).to(v.dtype) @ v
 
 
+def _check_heads(num_heads: int, *tensors: Tensor) -> None:
+    for x in tensors:
+        if num_heads < 1 or x.shape[-1] % num_heads:
+            raise ValueError(f'channels must be divisible by num_heads, got {x.shape[-1]} and {num_heads=}')
+
+
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    _check_heads(num_heads, x)
     b, n, c = x.shape
-    if num_heads < 1 or c % num_heads:
-        raise ValueError(f'channels must be divisible by num_heads, got {c} and {num_heads=}')
     return x.view(b, n, num_heads, c // num_heads).transpose(1, 2)  # (B, heads, N, C / heads)
 
 

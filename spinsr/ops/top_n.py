@@ -34,7 +34,7 @@ def top_n(association: Association, n: int | None = None) -> Tensor:
         raise ValueError(f'n must be at least 1, got {n=}')
     n = min(n, grid.num_pixels, grid.smallest_neighborhood)
     if isinstance(association, DenseAssociation):
-        return association.log_odds.sort(dim=-1, descending=True, stable=True).indices[..., :n].sort(-1).values
+        return _top_n_reference(association.log_odds, n)
     candidates = association.log_odds  # (B, K, 9, P)
     if grid.is_pixel is not None:
         candidates = candidates.masked_fill(~grid.is_pixel[:, None], float('-inf'))
@@ -48,6 +48,16 @@ def top_n(association: Association, n: int | None = None) -> Tensor:
         return pixels.expand_as(candidates).gather(-1, selected).sort(-1).values
     keys = (_ordered_int(candidates) << 32) | (_LOW - pixels)
     return (_LOW - (keys.topk(n, -1, sorted=False).values & _LOW)).sort(-1).values
+
+
+def _top_n_reference(log_odds: Tensor, n: int) -> Tensor:
+    """topk over all pixels, as in the authors' code; it takes any of equals, so where they tie at the end, a sort."""
+    top = log_odds.topk(n, -1)
+    tied = (log_odds >= top.values[..., -1:]).sum(-1) > n
+    indices = top.indices
+    if tied.any():
+        indices[tied] = log_odds[tied].sort(dim=-1, descending=True, stable=True).indices[..., :n]
+    return indices.sort(-1).values
 
 
 _LOW = 0xFFFFFFFF

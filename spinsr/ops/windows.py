@@ -5,9 +5,8 @@ import functools
 import torch
 from torch import Tensor
 
-from spinsr.ops.attention import attend_rows, attention, attention_reference, in_pieces, merge_heads, split_heads
+from spinsr.ops.attention import add_attended_rows, attention_reference, merge_heads, split_heads
 from spinsr.ops.backend import resolve_backend
-from spinsr.ops.index_map import IndexMap
 
 
 def window_attention(
@@ -42,26 +41,25 @@ def window_attention(
     if resolve_backend(backend) == 'reference':
         return _window_attention_reference(q, k, v, window, overlap, num_heads)
     b, h, w, c = v.shape
-    windows, t, count = _windows(h, w, window, overlap, v.device)
-    q, k, v = (x.flatten(1, 2) for x in (q, k, v))
-    if in_pieces(q, k, v):
-        rows = windows.index + h * w * torch.arange(b, device=v.device)[:, None]
-        out = attend_rows(*(x.flatten(0, 1) for x in (q, k, v)), rows.view(-1, t), num_heads)
-    else:
-        inside = (split_heads(windows.gather(x).view(-1, t, x.shape[2]), num_heads) for x in (q, k, v))
-        out = merge_heads(attention(*inside))
-    return (windows.add(out.reshape(b, -1, c)) / count.to(out.dtype)).view(b, h, w, c)
+    rows, count = _windows(h, w, window, overlap, v.device)
+    rows = (rows + h * w * torch.arange(b, device=v.device).view(b, 1, 1)).flatten(0, 1)  # (B * windows, T)
+    total = add_attended_rows(*(x.flatten(0, 2) for x in (q, k, v)), rows, num_heads, start=False)
+    return total.view(b, -1, c).div(count.to(v.dtype)).view(b, h, w, c)
 
 
 def _window_attention_reference(q, k, v, window, overlap, num_heads):
-    _, h, w, _ = v.shape
+    b, h, w, c = v.shape
+    areas = [
+        (slice(None), slice(top, top + window), slice(left, left + window))
+        for top in window_starts(h, window, overlap)
+        for left in window_starts(w, window, overlap)
+    ]
+    inside = [torch.stack([x[area] for area in areas], 1).flatten(2, 3).flatten(0, 1) for x in (q, k, v)]
+    out = merge_heads(attention_reference(*(split_heads(x, num_heads) for x in inside)))  # (B * windows, T, C)
     total, count = torch.zeros_like(v), v.new_zeros(h, w, 1)
-    for top in window_starts(h, window, overlap):
-        for left in window_starts(w, window, overlap):
-            area = (slice(None), slice(top, top + window), slice(left, left + window))
-            inside = (split_heads(x[area].flatten(1, 2), num_heads) for x in (q, k, v))
-            total[area] += merge_heads(attention_reference(*inside)).view(total[area].shape)
-            count[area[1:]] += 1
+    for area, part in zip(areas, out.view(b, len(areas), *total[areas[0]].shape[1:]).unbind(1), strict=True):
+        total[area] += part
+        count[area[1:]] += 1
     return total / count
 
 
@@ -77,14 +75,13 @@ def window_starts(side: int, window: int, overlap: int) -> list[int]:
 
 
 @functools.lru_cache(maxsize=16)
-def _windows(height: int, width: int, window: int, overlap: int, device: torch.device) -> tuple[IndexMap, int, Tensor]:
-    """The pixels of all windows, one window after the other; pixels a window; windows a pixel, (N, 1)."""
+def _windows(height: int, width: int, window: int, overlap: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The pixels of each window, (windows, T) int64, and how many windows each pixel is in, (N, 1) int64."""
     with torch.inference_mode(False), torch.no_grad():
         tops = torch.tensor(window_starts(height, window, overlap))
         lefts = torch.tensor(window_starts(width, window, overlap))
         rows = tops[:, None] + torch.arange(min(window, height))
         cols = lefts[:, None] + torch.arange(min(window, width))
-        index = (rows[:, None, :, None] * width + cols[None, :, None, :]).flatten()
-        count = torch.bincount(index, minlength=height * width).unsqueeze(1)
-        windows = IndexMap.build(index, height * width)
-    return windows.to(device), rows.shape[1] * cols.shape[1], count.to(device)
+        index = rows[:, None, :, None] * width + cols[None, :, None, :]
+        count = torch.bincount(index.flatten(), minlength=height * width).unsqueeze(1)
+    return index.view(len(tops) * len(lefts), -1).to(device), count.to(device)

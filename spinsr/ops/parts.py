@@ -1,0 +1,35 @@
+"""Work on the CPU a few thousand pixels at a time.
+
+What is made on the way then stays in the processor's cache and never exists for the whole image. With gradients only
+the inputs are kept, and the backward pass computes each part once more.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+PIXELS_AT_ONCE = 4096
+
+
+def in_parts(*tensors: Tensor) -> bool:
+    """Whether work on `tensors` is cut into parts.
+
+    Where a cache is worth it (the CPU, full precision) and no compiler sees to that.
+    """
+    x = tensors[0]
+    exact = all(t.dtype == x.dtype for t in tensors) and x.dtype in (torch.float32, torch.float64)
+    return exact and on_cpu(x) and not torch.is_autocast_enabled(x.device.type)
+
+
+def on_cpu(x: Tensor) -> bool:
+    """Whether an op on `x` runs as Python on the CPU and not inside a compiled graph."""
+    return x.device.type == 'cpu' and not torch.compiler.is_compiling()
+
+
+def parts(x: Tensor) -> Iterator[tuple[int, slice]]:
+    """The parts of (B, N, ...): an image and some of its pixels each."""
+    b, n = x.shape[:2]
+    for i in range(b):
+        for start in range(0, n, PIXELS_AT_ONCE):
+            yield i, slice(start, min(start + PIXELS_AT_ONCE, n))

@@ -1,0 +1,80 @@
+"""Queries, keys and values of normalised pixels."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from spinsr.ops.parts import in_parts, parts
+
+
+def norm_project(
+    x: Tensor, norm: tuple[Tensor, Tensor], weight: Tensor, widths: Sequence[int], eps: float
+) -> tuple[Tensor, ...]:
+    """LayerNorm(x) W^T in slices, by one matmul; on the CPU without keeping the normalised pixels.
+
+    Args:
+        x: (B, N, C).
+        norm: Weight and bias of the LayerNorm, (C,) each.
+        weight: W, (sum of `widths`, C).
+        widths: Channels D of each slice.
+        eps: Of the LayerNorm.
+
+    Returns:
+        (B, N, D) for each of `widths`.
+
+    Example:
+        >>> norm = torch.ones(8), torch.zeros(8)
+        >>> q, k, v = norm_project(torch.rand(1, 60, 8), norm, torch.rand(20, 8), (6, 6, 8), eps=1e-6)
+        >>> v.shape
+        torch.Size([1, 60, 8])
+    """
+    if in_parts(x, *norm, weight):
+        return _NormProject.apply(x, *norm, weight, tuple(widths), eps)
+    return F.linear(F.layer_norm(x, x.shape[-1:], *norm, eps), weight).split(list(widths), -1)
+
+
+class _NormProject(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, norm_weight, norm_bias, weight, widths, eps):  # noqa: PLR0913
+        ctx.save_for_backward(x, norm_weight, norm_bias, weight)
+        ctx.eps = eps
+        out = x.new_empty(*x.shape[:2], len(weight))
+        for place in parts(x):
+            y = F.layer_norm(x[place], x.shape[-1:], norm_weight, norm_bias, eps)
+            torch.mm(y, weight.t(), out=out[place])
+        return out.split(widths, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor):
+        x, norm_weight, norm_bias, weight = ctx.saved_tensors
+        grad = side_by_side(grads)
+        d_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+        d_norm_weight, d_norm_bias, d_weight = (torch.zeros_like(t) for t in (norm_weight, norm_bias, weight))
+        for place in parts(x):
+            part = x[place].contiguous()
+            y, mean, scale = torch.native_layer_norm(part, x.shape[-1:], norm_weight, norm_bias, ctx.eps)
+            d_weight.addmm_(grad[place].t(), y)
+            d_part, one, two = torch.ops.aten.native_layer_norm_backward(
+                grad[place] @ weight, part, x.shape[-1:], mean, scale, norm_weight, norm_bias, [True, True, True]
+            )
+            d_x[place] = d_part
+            d_norm_weight += one
+            d_norm_bias += two
+        return d_x, d_norm_weight, d_norm_bias, d_weight, None, None
+
+
+def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """torch.cat(parts, -1); a view where they are neighbouring slices of one tensor, as from `pieces`."""
+    first, width = parts[0], sum(part.shape[-1] for part in parts)
+    place = first.storage_offset()
+    for part in parts:
+        same = part.dtype == first.dtype and part.stride() == first.stride()
+        same = same and part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (same and part.storage_offset() == place and part.stride(-1) == 1 and part.stride(-2) >= width):
+            return torch.cat(list(parts), -1)
+        place += part.shape[-1]
+    return first.as_strided((*first.shape[:-1], width), first.stride(), first.storage_offset())
