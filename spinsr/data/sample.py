@@ -43,7 +43,7 @@ def prepare_sample(out: Path, scales: Sequence[int] = SCALES, workers: int = 1) 
         OSError: The output cannot be written.
     """
     scales = check_scales(scales)
-    folder = _photograph_folder()
+    folder = photograph_folder()
     training = [_source(folder / name, shrink) for name, shrink in TRAINING.items()]
     validation = [_source(folder / name) for name in VALIDATION]
     paths = {1: out / 'train_HR_sub.lmdb'}
@@ -53,7 +53,12 @@ def prepare_sample(out: Path, scales: Sequence[int] = SCALES, workers: int = 1) 
     return [*outputs, out / 'val']
 
 
-def _photograph_folder() -> Path:
+def photograph_folder() -> Path:
+    """Where scikit-image keeps the photographs of TRAINING and VALIDATION.
+
+    Raises:
+        ImportError: scikit-image is not installed.
+    """
     # Found, not imported: skimage.data can start downloads.
     package = importlib.util.find_spec('skimage')
     if package is None or package.origin is None:
