@@ -35,11 +35,18 @@ class FeedForward(nn.Module):
         """(B, H, W, C) -> (B, H, W, C)."""
         if resolve_backend() == 'reference':
             return self._reference(x)
-        y = self.norm(x).flatten(1, 2)  # (B, N, C)
-        squeeze, _, expand, _ = self.pixel_attention
-        gate = squeeze.weight, squeeze.bias, expand.weight, expand.bias
-        first, second = (self.fc1.weight, self.fc1.bias), (self.fc2.weight, self.fc2.bias)
-        return ops.gated_feed_forward(y, gate, self.channel_attention(y.mean(1)), first, second).view(x.shape)
+        squeeze, _, expand, _ = self.channel_attention
+        pixel_squeeze, _, pixel_expand, _ = self.pixel_attention
+        out = ops.gated_feed_forward(
+            x.flatten(1, 2),
+            (self.norm.weight, self.norm.bias),
+            (squeeze.weight, squeeze.bias, expand.weight, expand.bias),
+            (pixel_squeeze.weight, pixel_squeeze.bias, pixel_expand.weight, pixel_expand.bias),
+            (self.fc1.weight, self.fc1.bias),
+            (self.fc2.weight, self.fc2.bias),
+            self.norm.eps,
+        )
+        return out.view(x.shape)
 
     def _reference(self, x: Tensor) -> Tensor:
         y = to_image(self.norm(x)).contiguous()

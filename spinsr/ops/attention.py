@@ -10,6 +10,8 @@ from spinsr.ops import pieces
 from spinsr.ops.backend import resolve_backend
 from spinsr.ops.parts import on_cpu
 
+FEW_WEIGHTS = 2**20  # below this many a matrix of attention weights may be stored: 4 MB in float32
+
 
 def superpixel_cross_attention(
     q: Tensor, k: Tensor, v: Tensor, tokens: Tensor, num_heads: int = 1, backend: str | None = None
@@ -40,7 +42,9 @@ def superpixel_cross_attention(
     _check_heads(num_heads, q, k, v, tokens)
     attend = attention_reference if resolve_backend(backend) == 'reference' else attention
     if attend is attention and on_cpu(q):
-        return pieces.cross_attention(q, k, v, tokens, num_heads)
+        if len(q) * num_heads * q.shape[1] * tokens.shape[1] > FEW_WEIGHTS:
+            return pieces.cross_attention(q, k, v, tokens, num_heads)
+        attend = attention_reference
     q, k, v, tokens = (split_heads(x, num_heads) for x in (q, k, v, tokens))
     return merge_heads(attend(q, tokens, attend(tokens, k, v)))
 

@@ -33,3 +33,17 @@ def parts(x: Tensor) -> Iterator[tuple[int, slice]]:
     for i in range(b):
         for start in range(0, n, PIXELS_AT_ONCE):
             yield i, slice(start, min(start + PIXELS_AT_ONCE, n))
+
+
+def norm_backward(
+    grad: Tensor, x: Tensor, norm: tuple[Tensor, Tensor], eps: float, sums: tuple[Tensor, Tensor]
+) -> Tensor:
+    """The gradient of LayerNorm(x) for x, (n, C); those of its weight and bias are added to `sums`."""
+    x = x.contiguous()
+    _, mean, scale = torch.native_layer_norm(x, x.shape[-1:], *norm, eps)
+    d_x, *others = torch.ops.aten.native_layer_norm_backward(
+        grad, x, x.shape[-1:], mean, scale, *norm, [True, True, True]
+    )
+    for total, one in zip(sums, others, strict=True):
+        total += one
+    return d_x

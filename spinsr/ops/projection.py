@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spinsr.ops.parts import in_parts, parts
+from spinsr.ops.parts import in_parts, norm_backward, parts
 
 
 def norm_project(
@@ -50,21 +50,15 @@ class _NormProject(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads: Tensor):
-        x, norm_weight, norm_bias, weight = ctx.saved_tensors
+        x, *norm, weight = ctx.saved_tensors
         grad = side_by_side(grads)
         d_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-        d_norm_weight, d_norm_bias, d_weight = (torch.zeros_like(t) for t in (norm_weight, norm_bias, weight))
+        *d_norm, d_weight = (torch.zeros_like(t) for t in (*norm, weight))
         for place in parts(x):
-            part = x[place].contiguous()
-            y, mean, scale = torch.native_layer_norm(part, x.shape[-1:], norm_weight, norm_bias, ctx.eps)
+            y = F.layer_norm(x[place], x.shape[-1:], *norm, ctx.eps)
             d_weight.addmm_(grad[place].t(), y)
-            d_part, one, two = torch.ops.aten.native_layer_norm_backward(
-                grad[place] @ weight, part, x.shape[-1:], mean, scale, norm_weight, norm_bias, [True, True, True]
-            )
-            d_x[place] = d_part
-            d_norm_weight += one
-            d_norm_bias += two
-        return d_x, d_norm_weight, d_norm_bias, d_weight, None, None
+            d_x[place] = norm_backward(grad[place] @ weight, x[place], norm, ctx.eps, d_norm)
+        return d_x, *d_norm, d_weight, None, None
 
 
 def side_by_side(parts: Sequence[Tensor]) -> Tensor:
