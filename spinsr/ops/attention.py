@@ -37,7 +37,7 @@ def superpixel_cross_attention(
         >>> superpixel_cross_attention(q, k, v, tokens).shape
         torch.Size([1, 60, 12])
     """
-    attend = attention_reference if resolve_backend(backend) == 'reference' else attention
+    attend = attention_reference if resolve_backend(backend, q.device) == 'reference' else attention
     q, k, v, tokens = (split_heads(x, num_heads) for x in (q, k, v, tokens))
     return merge_heads(attend(q, tokens, attend(tokens, k, v)))
 
@@ -69,7 +69,12 @@ def intra_superpixel_attention(
     t = indices.shape[2]
     rows = (indices + n * torch.arange(b, device=v.device).view(b, 1, 1)).view(-1, t)  # (B K, T) rows of (B N, C)
     q, k, v = (x.reshape(b * n, -1) for x in (q, k, v))
-    if resolve_backend(backend) == 'reference':
+    backend = resolve_backend(backend, v.device)
+    if backend == 'triton':
+        from spinsr.ops.kernels.attention import intra_superpixel_attention as attend
+
+        return attend(q, k, v, rows, num_heads).view(b, n, c)
+    if backend == 'reference':
         out = merge_heads(attention_reference(*(_gather_heads(x, rows, num_heads) for x in (q, k, v)))).reshape(-1, c)
     else:
         out = attend_rows(q, k, v, rows, num_heads)  # (B K T, C)

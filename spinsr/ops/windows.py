@@ -39,11 +39,16 @@ def window_attention(
     """
     if window < 1 or overlap < 0:
         raise ValueError(f'window must be at least 1 and overlap at least 0, got {window=}, {overlap=}')
-    if resolve_backend(backend) == 'reference':
+    backend = resolve_backend(backend, v.device)
+    if backend == 'reference':
         return _window_attention_reference(q, k, v, window, overlap, num_heads)
     b, h, w, c = v.shape
     windows, t, count = _windows(h, w, window, overlap, v.device)
     q, k, v = (x.flatten(1, 2) for x in (q, k, v))
+    if backend == 'triton':
+        from spinsr.ops.kernels.attention import window_attention as attend
+
+        return attend(q, k, v, windows, t, num_heads).view(b, h, w, c)
     if in_pieces(q, k, v):
         rows = windows.index + h * w * torch.arange(b, device=v.device)[:, None]
         out = attend_rows(*(x.flatten(0, 1) for x in (q, k, v)), rows.view(-1, t), num_heads)
