@@ -15,8 +15,8 @@ def pool(x: Tensor, association: Association, backend: str | None = None) -> Ten
 
     Args:
         x: Features (B, H, W, C), any float type; averaged in the association's type.
-        association: From `associate`, of the same batch and size. A dense one is pooled densely, whatever the backend.
-        backend: See `spinsr.ops.backend`.
+        association: From `associate`, of the same batch and size.
+        backend: How a sparse association is pooled, see `spinsr.ops.backend`; a dense one is pooled densely.
 
     Returns:
         (B, K, C) in the type of the association.

@@ -53,7 +53,7 @@ def associate_fwd_kernel(
     b_bias = tl.where(m_j, -tl.sum(b_centroids * b_centroids, 1), float('-inf'))
     b_mean = tl.load(p_mean + b_image * C + o_c, mask=m_c, other=0)
 
-    b_given = tl.zeros((16, BLOCK_C), dtype=TYPE)
+    b_given = tl.full((16, BLOCK_C), 0, dtype=TYPE)
     for start in range(0, P, BLOCK_P):
         o_p = start + tl.arange(0, BLOCK_P)
         m_p = o_p < P

@@ -44,7 +44,7 @@ def attend_rows_fwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    b_blocks = tl.cdiv(T, BLOCK_T)
+    b_blocks = (T + BLOCK_T - 1) // BLOCK_T
     b_group = (tl.program_id(0) // b_blocks).to(tl.int64)
     b_head = tl.program_id(1).to(tl.int64)
     o_q = tl.program_id(0) % b_blocks * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -58,8 +58,8 @@ def attend_rows_fwd_kernel(
     b_q = tl.load(p_q + o_q_rows, mask=m_q[:, None] & m_d, other=0).to(TYPE) * SCALE
 
     b_top = tl.full((BLOCK_T,), float('-inf'), dtype=TYPE)
-    b_sum = tl.zeros((BLOCK_T,), dtype=TYPE)
-    b_out = tl.zeros((BLOCK_T, BLOCK_E), dtype=TYPE)
+    b_sum = tl.full((BLOCK_T,), 0, dtype=TYPE)
+    b_out = tl.full((BLOCK_T, BLOCK_E), 0, dtype=TYPE)
     for start in range(0, T, BLOCK_T):
         o_k = start + tl.arange(0, BLOCK_T)
         m_k = o_k < T
@@ -109,7 +109,7 @@ def attend_rows_q_bwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    b_blocks = tl.cdiv(T, BLOCK_T)
+    b_blocks = (T + BLOCK_T - 1) // BLOCK_T
     b_group = (tl.program_id(0) // b_blocks).to(tl.int64)
     b_head = tl.program_id(1).to(tl.int64)
     o_q = tl.program_id(0) % b_blocks * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -129,7 +129,7 @@ def attend_rows_q_bwd_kernel(
     tl.store(p_delta + o_lse, b_delta, mask=m_q)
     b_lse = tl.load(p_lse + o_lse, mask=m_q, other=0)
 
-    b_grad_q = tl.zeros((BLOCK_T, BLOCK_D), dtype=TYPE)
+    b_grad_q = tl.full((BLOCK_T, BLOCK_D), 0, dtype=TYPE)
     for start in range(0, T, BLOCK_T):
         o_k = start + tl.arange(0, BLOCK_T)
         m_k = o_k < T
@@ -175,7 +175,7 @@ def attend_rows_kv_bwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    b_blocks = tl.cdiv(T, BLOCK_T)
+    b_blocks = (T + BLOCK_T - 1) // BLOCK_T
     b_group = (tl.program_id(0) // b_blocks).to(tl.int64)
     b_head = tl.program_id(1).to(tl.int64)
     o_k = tl.program_id(0) % b_blocks * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -190,8 +190,8 @@ def attend_rows_kv_bwd_kernel(
     o_v_rows = b_head * s_v_head + b_k_rows[:, None] * s_v_row + o_e[None, :]
     b_v = tl.load(p_v + o_v_rows, mask=m_k[:, None] & m_e, other=0).to(TYPE)
 
-    b_grad_k = tl.zeros((BLOCK_T, BLOCK_D), dtype=TYPE)
-    b_grad_v = tl.zeros((BLOCK_T, BLOCK_E), dtype=TYPE)
+    b_grad_k = tl.full((BLOCK_T, BLOCK_D), 0, dtype=TYPE)
+    b_grad_v = tl.full((BLOCK_T, BLOCK_E), 0, dtype=TYPE)
     for start in range(0, T, BLOCK_T):
         o_q = start + tl.arange(0, BLOCK_T)
         m_q = o_q < T

@@ -31,7 +31,7 @@ def pool_fwd_kernel(
     b_cell = b_program % K
     o_j = tl.arange(0, 16)
     o_c = tl.arange(0, BLOCK_C)
-    b_given = tl.zeros((16, BLOCK_C), dtype=TYPE)
+    b_given = tl.full((16, BLOCK_C), 0, dtype=TYPE)
     for start in range(0, P, BLOCK_P):
         o_p = start + tl.arange(0, BLOCK_P)
         m_p = o_p < P

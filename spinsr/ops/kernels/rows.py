@@ -36,6 +36,7 @@ class RowMap:
     @classmethod
     def build(cls, rows: Tensor, num_rows: int) -> 'RowMap':
         """The map of `rows` (G, T) into `num_rows` rows."""
+        rows = rows.contiguous()
         in_order, places = rows.flatten().sort(stable=True)
         return cls(rows, places, torch.searchsorted(in_order, torch.arange(num_rows + 1, device=rows.device)))
 
@@ -72,7 +73,7 @@ def add_rows_fwd_kernel(
     m_c = o_c < C
     b_start = tl.load(p_starts + o_r, mask=m_r, other=0)
     b_count = tl.load(p_starts + o_r + 1, mask=m_r, other=0) - b_start
-    b_out = tl.zeros((BLOCK_R, BLOCK_C), dtype=TYPE)
+    b_out = tl.full((BLOCK_R, BLOCK_C), 0, dtype=TYPE)
     if HAS_OWN:
         o_own = o_r[:, None] * s_own + o_c[None, :]
         b_out += tl.load(p_own + o_own, mask=m_r[:, None] & m_c[None, :], other=0).to(TYPE)
