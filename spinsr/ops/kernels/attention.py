@@ -201,8 +201,8 @@ def attend_rows_kv_bwd_kernel(
         o_grad = ((b_group * T + o_q)[:, None] * HEADS + b_head) * E + o_e[None, :]
         b_grad = tl.load(p_grad + o_grad, mask=m_q[:, None] & m_e, other=0).to(TYPE)
         o_lse = (b_group * HEADS + b_head) * T + o_q
-        # The weights of a query that is not there are 0: exp(0 - inf).
-        b_lse = tl.load(p_lse + o_lse, mask=m_q, other=float('inf'))
+        # A query that is not there gives nothing, whatever its weights: its gradient and delta are 0.
+        b_lse = tl.load(p_lse + o_lse, mask=m_q, other=0)
         b_delta = tl.load(p_delta + o_lse, mask=m_q, other=0)
         b_logits = tl.dot(b_k, tl.trans(b_q), input_precision='ieee', out_dtype=TYPE)  # keys x queries
         b_weights = tl.exp(b_logits - b_lse[None, :])
