@@ -67,7 +67,7 @@ def _triton() -> tuple[str | None, bool]:
         launch = importlib.import_module('spinsr.ops.kernels.launch')
     except ImportError as error:
         return f'triton does not import ({error})', False
-    return None, launch.INTERPRETED
+    return launch.obstacle(), launch.INTERPRETED
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """The Triton kernels against the reference: compiled where there is a GPU, else interpreted on the CPU."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ pytest.importorskip('triton', reason='triton is not installed')
 
 from spinsr.ops import associate, intra_superpixel_attention, pool, superpixel_cross_attention, top_n, window_attention
 from spinsr.ops.kernels import association, attention, launch, pooling, rows
+
+if launch.obstacle():
+    pytest.skip(launch.obstacle(), allow_module_level=True)
 
 DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 BACKENDS = ('triton', 'reference')
@@ -64,6 +68,20 @@ FEATURES = {
 
 def test_kernels_are_compiled_on_a_gpu_and_else_interpreted():
     assert launch.INTERPRETED == (DEVICE.type == 'cpu')
+
+
+@pytest.mark.parametrize(
+    ('target', 'value', 'message'),
+    [
+        ('triton.__version__', '3.4.0', 'needs triton 3.5 .+ got 3.4.0'),
+        ('spinsr.ops.kernels.launch.INTERPRETED', not launch.INTERPRETED, 'was changed after'),
+    ],
+    ids=['old_triton', 'late_variable'],
+)
+def test_what_cannot_run_is_said(target, value, message, monkeypatch):
+    assert launch.obstacle() is None
+    monkeypatch.setattr(target, value)
+    assert re.search(message, launch.obstacle())
 
 
 def test_association_equals_reference(case, assert_close):

@@ -2,6 +2,7 @@
 
 import contextlib
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -12,6 +13,27 @@ from torch import Tensor
 NUM_WARPS = 8
 
 INTERPRETED = not isinstance(tl.sum, triton.JITFunction)
+
+
+@triton.jit
+def _probe_kernel():
+    pass
+
+
+def obstacle() -> str | None:
+    """Why the kernels cannot run with what is installed, if so."""
+    release = _release(triton.__version__)
+    if release < (3, 5):
+        return f'it needs triton 3.5 (matrix products in float64), got {triton.__version__}'
+    if isinstance(_probe_kernel, triton.JITFunction) == INTERPRETED:
+        return 'TRITON_INTERPRET was changed after triton was imported'
+    if INTERPRETED and release < (3, 7) and _release(np.__version__) >= (2, 4):
+        return f'the interpreter of triton {triton.__version__} needs numpy below 2.4, got {np.__version__}'
+    return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split('.')[:2])
 
 
 def compute_type(*tensors: Tensor) -> torch.dtype:
