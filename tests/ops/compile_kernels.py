@@ -1,8 +1,11 @@
 """Compiles every kernel for an NVIDIA GPU, which needs none; run by test_triton.py without TRITON_INTERPRET.
 
+Prints for each whether there is a binary, and what it should not use: TF32 and atomics.
+
 The interpreter takes more than the compiler: variables whose shape changes in a loop, for one.
 """
 
+import re
 import sys
 
 import triton
@@ -56,7 +59,8 @@ def main() -> None:
         types = {name: 'constexpr' if name in constants else type_of(name, half) for name in kernel.arg_names}
         source = ASTSource(kernel, types, constants)
         compiled = triton.compile(source, target=GPUTarget('cuda', 80, 32), options={'num_warps': NUM_WARPS})
-        sys.stdout.write(f'{job} {len(compiled.asm["cubin"]) > 0}\n')
+        found = sorted(set(re.findall(r'tf32|\b(?:atom|red)\.', compiled.asm['ptx'])))
+        sys.stdout.write(f'{job}: {len(compiled.asm["cubin"]) > 0} {found}\n')
 
 
 if __name__ == '__main__':
