@@ -39,6 +39,7 @@ def associate_fwd_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    """One round for the pixels of one cell: their 9 logits, the softmax, and what the cell gives or the result."""
     b_program = tl.program_id(0).to(tl.int64)
     b_image = b_program // K
     b_cell = b_program % K
@@ -110,6 +111,7 @@ def collect_fwd_kernel(
     HAS_MEAN: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    """Mean of one superpixel from the 9 sums that come to it."""
     b_program = tl.program_id(0).to(tl.int64)
     b_image = b_program // K
     b_cell = b_program % K

@@ -44,6 +44,7 @@ def attend_rows_fwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
+    """out = softmax(q k^T / sqrt(D)) v for a block of queries of one group and head."""
     b_blocks = (T + BLOCK_T - 1) // BLOCK_T
     b_group = (tl.program_id(0) // b_blocks).to(tl.int64)
     b_head = tl.program_id(1).to(tl.int64)
@@ -109,6 +110,7 @@ def attend_rows_q_bwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
+    """With P the weights: grad q = P (grad v^T - delta) k / sqrt(D), delta = sum over channels of grad out."""
     b_blocks = (T + BLOCK_T - 1) // BLOCK_T
     b_group = (tl.program_id(0) // b_blocks).to(tl.int64)
     b_head = tl.program_id(1).to(tl.int64)
@@ -175,6 +177,7 @@ def attend_rows_kv_bwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
+    """grad v = P^T grad, grad k = (P (grad v^T - delta))^T q / sqrt(D), for a block of keys."""
     b_blocks = (T + BLOCK_T - 1) // BLOCK_T
     b_group = (tl.program_id(0) // b_blocks).to(tl.int64)
     b_head = tl.program_id(1).to(tl.int64)

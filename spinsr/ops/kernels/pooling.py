@@ -26,6 +26,7 @@ def pool_fwd_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    """What one cell gives to its 9 neighbours: sums of A[k, n] (x_n, 1)."""
     b_program = tl.program_id(0).to(tl.int64)
     b_image = b_program // K
     b_cell = b_program % K
@@ -65,6 +66,7 @@ def pool_bwd_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    """grad x_n = sum over the 9 neighbours k of A[k, n] grad s_k / (mass_k + eps), for the pixels n of one cell."""
     b_program = tl.program_id(0).to(tl.int64)
     b_image = b_program // K
     b_cell = b_program % K
