@@ -91,7 +91,7 @@ def test_association_equals_reference(case, assert_close):
     assert_close(sparse.dense_log_odds(), dense.dense_log_odds())
 
 
-@pytest.mark.parametrize('num_iter', [1, 2, 5])
+@pytest.mark.parametrize('num_iter', [1, 2])
 def test_association_equals_reference_after_other_rounds(num_iter, one_case, assert_close):
     x = features(one_case('non_contiguous'), 5) + 3
     sparse, dense = (associate(x, 4, num_iter, backend) for backend in BACKENDS)
@@ -135,10 +135,9 @@ def test_association_under_autocast_is_computed_in_float32(dtype, one_case):
     assert torch.equal(association.log_odds, expected.log_odds)
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=['float32', 'float64'])
 @pytest.mark.parametrize('kind', FEATURES.values(), ids=FEATURES.keys())
-def test_selects_the_pixels_that_torch_selects(kind, dtype, one_case):
-    x = kind(features(one_case('non_contiguous'), 4, dtype))
+def test_selects_the_pixels_that_torch_selects(kind, one_case):
+    x = kind(features(one_case('non_contiguous'), 4, torch.float32))
     assert torch.equal(*(top_n(associate(x, 4, backend=backend)) for backend in ('triton', 'torch')))
 
 
