@@ -1,6 +1,7 @@
 """What every test has: determinism, one table of tolerances, and the authors' own networks in small."""
 
 import ast
+import os
 import random
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
+# Triton reads this when it is imported: without a GPU its kernels are interpreted, with one they are compiled.
+if not torch.cuda.is_available():
+    os.environ.setdefault('TRITON_INTERPRET', '1')
+os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # what cuBLAS needs to be deterministic
 
 PARITY = Path(__file__).parent / 'parity'
 
@@ -62,7 +68,7 @@ def _forward_backward(function, inputs):
     output = function(*leaves)
     # Quarters up to 2 are exact in every float type: all types get the same upstream gradient.
     upstream = torch.randint(-8, 9, output.shape, generator=torch.Generator().manual_seed(1)) / 4
-    return inferred, output.detach(), *torch.autograd.grad(output, leaves, upstream.to(output.dtype))
+    return inferred, output.detach(), *torch.autograd.grad(output, leaves, upstream.to(output))
 
 
 @pytest.fixture

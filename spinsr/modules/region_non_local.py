@@ -44,7 +44,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     # The logits are not scaled in this network; in half types those of features in the scale of 0..255 would overflow.
     full = torch.float64 if q.dtype == torch.float64 else torch.float32
     tokens = (t.flatten(2).transpose(1, 2).unsqueeze(1).to(full) for t in (q, k, v))  # (B, 1, N, C)
-    attend = attention_reference if resolve_backend() == 'reference' else attention
+    attend = attention_reference if resolve_backend(device=q.device) == 'reference' else attention
     with torch.autocast(q.device.type, enabled=False):
         return attend(*tokens, scale=1.0).squeeze(1).transpose(1, 2).reshape(q.shape)
 

@@ -1,8 +1,9 @@
 """Superpixel attention and second-order statistics as plain functions on tensors; needs torch and nothing else.
 
 Pixels are tokens (B, H, W, C) throughout (channels-last). Every op has a `reference` backend, the dense formulation as
-the papers write it (in float64 the oracle of the tests), and a `torch` backend, sparse and fast on any device. The
-environment variable SPINSR_OPS_BACKEND or the argument `backend` chooses; see `spinsr.ops.backend`.
+the papers write it (in float64 the oracle of the tests), and a `torch` backend, sparse and fast on any device; the
+association, the pooling and the attention within superpixels and windows are Triton kernels too, `spinsr.ops.kernels`.
+The environment variable SPINSR_OPS_BACKEND or the argument `backend` chooses; see `spinsr.ops.backend`.
 """
 
 from spinsr.ops.association import Association, DenseAssociation, SparseAssociation, associate

@@ -9,6 +9,7 @@ prints exp(-d^2) alone (docs/paper.md).
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -97,16 +98,24 @@ def associate(x: Tensor, cell: int, num_iter: int = 3, backend: str | None = Non
         raise ValueError(f'x must have the shape (B, H, W, C), got {tuple(x.shape)}')
     if num_iter < 1:
         raise ValueError(f'num_iter must be at least 1, got {num_iter=}')
-    run = _associate_reference if resolve_backend(backend) == 'reference' else _associate_torch
+    run = _implementation(resolve_backend(backend, x.device))
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         x = x.detach()
         x = x if x.dtype == torch.float64 else x.float()
         return run(x, superpixel_grid(x.shape[1], x.shape[2], cell, x.device, x.dtype), num_iter)
 
 
+def _implementation(backend: str) -> Callable[[Tensor, Grid, int], Association]:
+    if backend == 'triton':
+        from spinsr.ops.kernels.association import associate as _associate_triton
+
+        return _associate_triton
+    return _associate_reference if backend == 'reference' else _associate_torch
+
+
 def _associate_reference(x: Tensor, grid: Grid, num_iter: int) -> DenseAssociation:
     tokens = x.flatten(1, 2)  # (B, N, C)
-    centroids = _initial_centroids(x, grid)
+    centroids = initial_centroids(x, grid)
     nine = grid.neighbors[grid.labels]  # (N, 9)
     outside = ~grid.is_neighbor[grid.labels]
     for i in range(num_iter):
@@ -126,7 +135,7 @@ def _associate_torch(x: Tensor, grid: Grid, num_iter: int) -> SparseAssociation:
     mean = x.mean((1, 2), keepdim=True)  # (B, 1, 1, C)
     x = x - mean
     cells = homogeneous(x, grid)  # (B, K, P, C + 1)
-    centroids = _initial_centroids(x, grid)  # (B, K, C)
+    centroids = initial_centroids(x, grid)  # (B, K, C)
     for i in range(num_iter):
         if i > 0:
             mass, total = weighted_sums(cells, weights, grid)  # noqa: F821
@@ -171,7 +180,7 @@ def _tf32_allowed() -> bool:
     return matmul.fp32_precision == 'tf32' if hasattr(matmul, 'fp32_precision') else matmul.allow_tf32
 
 
-def _initial_centroids(x: Tensor, grid: Grid) -> Tensor:
+def initial_centroids(x: Tensor, grid: Grid) -> Tensor:
     pooled = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), grid.shape)
     return pooled.flatten(2).transpose(1, 2)  # (B, K, C)
 

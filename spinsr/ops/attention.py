@@ -40,7 +40,7 @@ def superpixel_cross_attention(
         torch.Size([1, 60, 12])
     """
     _check_heads(num_heads, q, k, v, tokens)
-    attend = attention_reference if resolve_backend(backend) == 'reference' else attention
+    attend = attention_reference if resolve_backend(backend, q.device) == 'reference' else attention
     if attend is attention and on_cpu(q):
         if len(q) * num_heads * q.shape[1] * tokens.shape[1] > FEW_WEIGHTS:
             return pieces.cross_attention(q, k, v, tokens, num_heads)
@@ -72,11 +72,17 @@ def intra_superpixel_attention(
         >>> intra_superpixel_attention(q, k, v, torch.arange(60).view(1, 6, 10)).shape
         torch.Size([1, 60, 12])
     """
-    if resolve_backend(backend) == 'reference':
+    backend = resolve_backend(backend, v.device)
+    if backend == 'reference':
         return _intra_superpixel_attention_reference(q, k, v, indices, num_heads)
     b, n, c = v.shape
     rows = (indices + n * torch.arange(b, device=v.device).view(b, 1, 1)).flatten(0, 1)  # (B K, T) rows of (B N, C)
-    total = add_attended_rows(*(x.reshape(b * n, -1) for x in (q, k, v)), rows, num_heads, start=True)
+    q, k, v = (x.reshape(b * n, -1) for x in (q, k, v))
+    if backend == 'triton':
+        from spinsr.ops.kernels.attention import intra_superpixel_attention as attend
+
+        return attend(q, k, v, rows, num_heads).view(b, n, c)
+    total = add_attended_rows(q, k, v, rows, num_heads, start=True)
     rows = rows.flatten()
     count = v.new_ones(b * n, 1)
     count = count.index_add_(0, rows, count.new_ones(1, 1).expand(len(rows), 1))

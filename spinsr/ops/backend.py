@@ -1,19 +1,29 @@
 """Which implementation of an op runs, and why."""
 
 import functools
+import importlib
+import importlib.util
 import logging
 import os
+
+import torch
 
 BACKENDS = ('auto', 'reference', 'torch', 'triton')
 
 logger = logging.getLogger('spinsr.ops')
 
 
-def resolve_backend(backend: str | None = None) -> str:
-    """Returns the implementation to run: 'reference' or 'torch'.
+def resolve_backend(backend: str | None = None, device: torch.device | None = None) -> str:
+    """Returns the implementation to run: 'reference', 'torch' or 'triton'.
+
+    'auto' is 'torch' on every device: the Triton kernels have not been measured on a GPU yet, so that nothing says that
+    they are faster there. Asked for by name, 'triton' runs on CUDA tensors, and on any tensors when TRITON_INTERPRET=1
+    was set before triton was imported; ops that have no kernel of their own (SPCA, which is torch's fused attention,
+    and the covariance) then run as 'torch' does.
 
     Args:
         backend: One of `BACKENDS`; None reads the environment variable SPINSR_OPS_BACKEND (default 'auto').
+        device: Where the tensors are; None means not to ask whether the kernels can run there.
 
     Raises:
         ValueError: The name is not one of `BACKENDS`.
@@ -27,11 +37,37 @@ def resolve_backend(backend: str | None = None) -> str:
     if name not in BACKENDS:
         raise ValueError(f'the ops backend must be one of {", ".join(BACKENDS)}, got {name!r}')
     if name == 'triton':
-        raise RuntimeError("the ops backend 'triton' cannot run: spinsr has no Triton kernels yet; use 'torch'")
+        reason = _why_not_triton(device)
+        if reason:
+            raise RuntimeError(f"the ops backend 'triton' cannot run: {reason}; use 'torch'")
     if name == 'auto':
         name = 'torch'
         _log_choice(name)
     return name
+
+
+def _why_not_triton(device: torch.device | None) -> str | None:
+    reason, interpreted = _triton()
+    if reason or interpreted:
+        return reason
+    remedy = 'TRITON_INTERPRET=1, set before triton is imported, interprets the kernels on any device'
+    if device is not None and device.type != 'cuda':
+        return f'the tensors are on {str(device)!r} and its kernels need CUDA ({remedy})'
+    if not torch.cuda.is_available():
+        return f'its kernels need CUDA, which torch does not find here ({remedy})'
+    return None
+
+
+@functools.cache
+def _triton() -> tuple[str | None, bool]:
+    """Why triton cannot be used at all, if so, and whether the kernels are interpreted."""
+    if importlib.util.find_spec('triton') is None:
+        return 'triton is not installed', False
+    try:
+        launch = importlib.import_module('spinsr.ops.kernels.launch')
+    except ImportError as error:
+        return f'triton does not import ({error})', False
+    return launch.obstacle(), launch.INTERPRETED
 
 
 @functools.cache

@@ -24,7 +24,7 @@ def covariance(x: Tensor, backend: str | None = None) -> Tensor:
     """
     x = x.flatten(2)  # (B, C, N)
     n = x.shape[2]
-    if resolve_backend(backend) == 'reference':
+    if resolve_backend(backend, x.device) == 'reference':
         centring = torch.eye(n, dtype=x.dtype, device=x.device) / n - 1 / n / n
         return x @ centring @ x.transpose(1, 2)
     x = x - x.mean(2, keepdim=True)

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from spinsr.ops.association import MASS_EPS, Association, DenseAssociation, homogeneous, matmul_exact, weighted_sums
+from spinsr.ops.backend import resolve_backend
 
 
-def pool(x: Tensor, association: Association) -> Tensor:
+def pool(x: Tensor, association: Association, backend: str | None = None) -> Tensor:
     """Averages pixel features over each superpixel: s_k = sum_n A[k, n] x_n / (sum_n A[k, n] + 1e-16).
 
     The gradient with respect to `x` is A^T applied to the normalised upstream gradient; the association is a constant.
@@ -15,6 +16,7 @@ def pool(x: Tensor, association: Association) -> Tensor:
     Args:
         x: Features (B, H, W, C), any float type; averaged in the association's type.
         association: From `associate`, of the same batch and size.
+        backend: How a sparse association is pooled, see `spinsr.ops.backend`; a dense one is pooled densely.
 
     Returns:
         (B, K, C) in the type of the association.
@@ -32,8 +34,13 @@ def pool(x: Tensor, association: Association) -> Tensor:
     if x.ndim != 4 or x.shape[0] != weights.shape[0] or tuple(x.shape[1:3]) != grid.size:
         expected = (weights.shape[0], *grid.size, 'C')
         raise ValueError(f'x must have the shape {expected} of the association, got {tuple(x.shape)}')
+    backend = resolve_backend(backend, x.device)
     with torch.autocast(x.device.type, enabled=False):
         if isinstance(association, DenseAssociation):
             return matmul_exact(weights, x.flatten(1, 2).to(weights.dtype)) / (weights.sum(2, keepdim=True) + MASS_EPS)
+        if backend == 'triton':
+            from spinsr.ops.kernels.pooling import pool as pool_triton
+
+            return pool_triton(x, association)
         mass, total = weighted_sums(homogeneous(x.to(weights.dtype), grid), weights, grid)
         return total / (mass + MASS_EPS)

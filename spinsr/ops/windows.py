@@ -1,5 +1,6 @@
 """Attention in overlapping windows, the "overlapped patches" of SPIN."""
 
+import dataclasses
 import functools
 
 import torch
@@ -38,13 +39,19 @@ def window_attention(
     """
     if window < 1 or overlap < 0:
         raise ValueError(f'window must be at least 1 and overlap at least 0, got {window=}, {overlap=}')
-    if resolve_backend(backend) == 'reference':
+    backend = resolve_backend(backend, v.device)
+    if backend == 'reference':
         return _window_attention_reference(q, k, v, window, overlap, num_heads)
     b, h, w, c = v.shape
-    rows, count = _windows(h, w, window, overlap, v.device)
-    rows = (rows + h * w * torch.arange(b, device=v.device).view(b, 1, 1)).flatten(0, 1)  # (B * windows, T)
+    windows = _windows(h, w, window, overlap, v.device)
+    if backend == 'triton':
+        from spinsr.ops.kernels.attention import window_attention as attend
+
+        q, k, v = (x.flatten(1, 2) for x in (q, k, v))
+        return attend(q, k, v, windows, num_heads).view(b, h, w, c)
+    rows = windows.of_batch(b)
     total = add_attended_rows(*(x.flatten(0, 2) for x in (q, k, v)), rows, num_heads, start=False)
-    return total.view(b, -1, c).div(count.to(v.dtype)).view(b, h, w, c)
+    return total.view(b, -1, c).div(windows.count.to(v.dtype)).view(b, h, w, c)
 
 
 def _window_attention_reference(q, k, v, window, overlap, num_heads):
@@ -74,9 +81,26 @@ def window_starts(side: int, window: int, overlap: int) -> list[int]:
     return [*range(0, last, max(window - overlap, 1)), last]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Windows:
+    """The windows of an image.
+
+    Attributes:
+        rows: (windows, T) int64 in [0, N), the pixels of each window.
+        count: (N, 1) int64, the windows that each pixel is in.
+    """
+
+    rows: Tensor
+    count: Tensor
+
+    def of_batch(self, batch: int) -> Tensor:
+        """(batch * windows, T): the pixels of images that follow one another."""
+        images = torch.arange(batch, device=self.rows.device).view(-1, 1, 1)
+        return (self.rows + len(self.count) * images).flatten(0, 1)
+
+
 @functools.lru_cache(maxsize=16)
-def _windows(height: int, width: int, window: int, overlap: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The pixels of each window, (windows, T) int64, and how many windows each pixel is in, (N, 1) int64."""
+def _windows(height: int, width: int, window: int, overlap: int, device: torch.device) -> Windows:
     with torch.inference_mode(False), torch.no_grad():
         tops = torch.tensor(window_starts(height, window, overlap))
         lefts = torch.tensor(window_starts(width, window, overlap))
@@ -84,4 +108,4 @@ def _windows(height: int, width: int, window: int, overlap: int, device: torch.d
         cols = lefts[:, None] + torch.arange(min(window, width))
         index = rows[:, None, :, None] * width + cols[None, :, None, :]
         count = torch.bincount(index.flatten(), minlength=height * width).unsqueeze(1)
-    return index.view(len(tops) * len(lefts), -1).to(device), count.to(device)
+    return Windows(index.view(len(tops) * len(lefts), -1).to(device), count.to(device))

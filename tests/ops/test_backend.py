@@ -16,6 +16,7 @@ CALLS = {
         *torch.rand(3, 1, 16, 4), torch.arange(16).view(1, 4, 4), backend=name
     ),
     'window_attention': lambda name: ops.window_attention(*torch.rand(3, 1, 4, 4, 4), 3, backend=name),
+    'pool': lambda name: ops.pool(torch.rand(1, 4, 4, 3), ops.associate(torch.rand(1, 4, 4, 3), 2), name),
     'covariance': lambda name: ops.covariance(torch.rand(1, 4, 4, 4), backend=name),
 }
 
@@ -23,6 +24,15 @@ CALLS = {
 @pytest.fixture(params=CALLS.values(), ids=CALLS.keys())
 def call(request):
     return request.param
+
+
+@pytest.fixture
+def fresh():
+    """The backend's module as it is before anything was asked."""
+    spec = importlib.util.spec_from_file_location('fresh_backend', backend.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_unknown_name_is_refused_with_the_name(call):
@@ -36,9 +46,39 @@ def test_unknown_name_in_the_environment_is_refused(monkeypatch):
         ops.resolve_backend()
 
 
-def test_forced_backend_that_cannot_run_says_why(call):
-    with pytest.raises(RuntimeError, match="'triton' cannot run: .+"):
+def test_forced_backend_that_cannot_run_says_why(call, monkeypatch):
+    monkeypatch.setattr(backend, '_triton', lambda: (None, False))  # there, and not interpreted
+    with pytest.raises(RuntimeError, match="'triton' cannot run: the tensors are on 'cpu' .+TRITON_INTERPRET=1"):
         call('triton')
+
+
+def test_forced_backend_without_its_package_says_so(fresh, monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(RuntimeError, match="'triton' cannot run: triton is not installed; use 'torch'"):
+        fresh.resolve_backend('triton')
+
+
+def test_forced_backend_whose_package_is_broken_says_so(fresh, monkeypatch):
+    def broken(name):
+        raise ImportError('no libcuda')
+
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: object())
+    monkeypatch.setattr(importlib, 'import_module', broken)
+    with pytest.raises(RuntimeError, match=r'triton does not import \(no libcuda\)'):
+        fresh.resolve_backend('triton')
+
+
+def test_forced_backend_without_a_gpu_says_so(monkeypatch):
+    monkeypatch.setattr(backend, '_triton', lambda: (None, False))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(RuntimeError, match="'triton' cannot run: its kernels need CUDA, which torch does not find"):
+        ops.resolve_backend('triton')
+
+
+def test_triton_runs_on_cuda_tensors_when_it_is_not_interpreted(monkeypatch):
+    monkeypatch.setattr(backend, '_triton', lambda: (None, False))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    assert ops.resolve_backend('triton', torch.device('cuda', 1)) == 'triton'
 
 
 @pytest.mark.parametrize('name', ['reference', 'torch'])
@@ -63,10 +103,7 @@ def test_auto_is_the_sparse_path(monkeypatch, value):
     assert ops.resolve_backend() == 'torch'
 
 
-def test_auto_logs_its_choice_once_at_debug(caplog):
-    spec = importlib.util.spec_from_file_location('fresh_backend', backend.__file__)
-    fresh = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fresh)
+def test_auto_logs_its_choice_once_at_debug(caplog, fresh):
     with caplog.at_level(logging.DEBUG, logger='spinsr.ops'):
         fresh.resolve_backend('reference')
         assert not caplog.records

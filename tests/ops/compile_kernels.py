@@ -1,0 +1,67 @@
+"""Compiles every kernel for an NVIDIA GPU, which needs none; run by test_triton.py without TRITON_INTERPRET.
+
+Prints for each whether there is a binary, and what it should not use: TF32 and atomics.
+
+The interpreter takes more than the compiler: variables whose shape changes in a loop, for one.
+"""
+
+import re
+import sys
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from spinsr.ops.kernels import association, attention, pooling, rows
+from spinsr.ops.kernels.launch import NUM_WARPS
+
+INDICES = ('p_rows', 'p_places', 'p_starts', 'p_neighbors', 'p_incoming', 'p_pixels')
+HALF = ('p_q', 'p_k', 'p_v', 'p_x', 'p_own', 'p_out', 'p_grad_x')
+C = {'C': 40, 'BLOCK_C': 64, 'TYPE': tl.float32}
+CELL = {**C, 'BLOCK_P': association.BLOCK_P}
+ROUND = {**CELL, 'HAS_PADDING': True}
+ROWS = {
+    'HEADS': 2,
+    'D': 12,
+    'E': 20,
+    'SCALE': 12**-0.5,
+    'TYPE': tl.float32,
+    'BLOCK_T': attention.BLOCK_T,
+    'BLOCK_D': 16,
+    'BLOCK_E': 32,
+}
+COLLECT = {'C': 40, 'BLOCK_C': 64, 'EPS': 1e-16, 'HAS_MEAN': True}
+JOBS = {
+    'first_round': (association.associate_fwd_kernel, {**ROUND, 'IS_LAST': False}, ()),
+    'last_round': (association.associate_fwd_kernel, {**ROUND, 'IS_LAST': True}, ()),
+    'collect': (association.collect_fwd_kernel, COLLECT, ()),
+    'pool': (pooling.pool_fwd_kernel, CELL, HALF),
+    'pool_backward': (pooling.pool_bwd_kernel, {**ROUND, 'EPS': 1e-16}, HALF),
+    'attend': (attention.attend_rows_fwd_kernel, ROWS, HALF),
+    'attend_backward_q': (attention.attend_rows_q_bwd_kernel, ROWS, HALF),
+    'attend_backward_kv': (attention.attend_rows_kv_bwd_kernel, ROWS, HALF),
+    'add_rows': (rows.add_rows_fwd_kernel, {**C, 'HAS_OWN': True, 'IS_MEAN': True, 'BLOCK_R': rows.BLOCK_R}, HALF),
+}
+
+
+def type_of(name: str, half: tuple[str, ...]) -> str:
+    if not name.startswith('p_'):
+        return 'i32'
+    if name.startswith('p_is_'):
+        return '*i1'
+    return '*i64' if name in INDICES else '*bf16' if name in half else '*fp32'
+
+
+def main() -> None:
+    for job, (kernel, constants, half) in JOBS.items():
+        constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+        types = {name: 'constexpr' if name in constants else type_of(name, half) for name in kernel.arg_names}
+        source = ASTSource(kernel, types, constants)
+        compiled = triton.compile(source, target=GPUTarget('cuda', 80, 32), options={'num_warps': NUM_WARPS})
+        found = sorted(set(re.findall(r'tf32|\b(?:atom|red)\.', compiled.asm['ptx'])))
+        sys.stdout.write(f'{job}: {len(compiled.asm["cubin"]) > 0} {found}\n')
+
+
+if __name__ == '__main__':
+    main()
