@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spinsr.ops.backend import resolve_backend
-from spinsr.ops.grid import Grid, superpixel_grid
+from spinsr.ops.grid import Grid, gather_incoming, superpixel_grid, to_cells
 
 MASS_EPS = 1e-16  # of the authors' code: a superpixel that no pixel belongs to has the centroid 0
 
@@ -154,7 +154,7 @@ def _associate_torch(x: Tensor, grid: Grid, num_iter: int) -> SparseAssociation:
 
 def homogeneous(x: Tensor, grid: Grid) -> Tensor:
     """(B, H, W, C) -> (x, 1) by cell, (B, K, P, C + 1): one matmul then gives sums of features and of weights."""
-    return F.pad(grid.to_cells(x.flatten(1, 2)), (0, 1), value=1.0)
+    return F.pad(to_cells(x.flatten(1, 2), grid), (0, 1), value=1.0)
 
 
 def weighted_sums(cells: Tensor, weights: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -163,7 +163,7 @@ def weighted_sums(cells: Tensor, weights: Tensor, grid: Grid) -> tuple[Tensor, T
     Each cell adds up what it gives to each of its 9 neighbours (a small matmul); each superpixel then collects 9 sums.
     """
     given = matmul_exact(weights, cells)  # (B, K, 9, C + 1)
-    got = (grid.gather_incoming(given) * grid.is_neighbor.flip(1).unsqueeze(-1)).sum(2)
+    got = (gather_incoming(given, grid) * grid.is_neighbor.flip(1).unsqueeze(-1)).sum(2)
     return got[..., -1:], got[..., :-1]
 
 

@@ -42,7 +42,8 @@ def resolve_backend(backend: str | None = None, device: torch.device | None = No
             raise RuntimeError(f"the ops backend 'triton' cannot run: {reason}; use 'torch'")
     if name == 'auto':
         name = 'torch'
-        _log_choice(name)
+        if not torch.compiler.is_compiling():
+            _log_choice(name)
     return name
 
 

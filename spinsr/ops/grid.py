@@ -5,12 +5,12 @@ upsampling of the cell numbers, as in the authors' code. A superpixel can claim 
 """
 
 import dataclasses
-import functools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spinsr.ops.constant import constant, static
 from spinsr.ops.index_map import IndexMap
 
 
@@ -30,6 +30,8 @@ class Grid:
         cells: `pixels` as a map.
         incoming: (K, 9) int64, for each cell and direction d the entry `k * 9 + d` of the cell k that sees it there.
         smallest_neighborhood: Pixels in the smallest 3 x 3 neighbourhood of the grid.
+        num_cells: K.
+        num_pixels: N.
     """
 
     size: tuple[int, int]
@@ -43,26 +45,26 @@ class Grid:
     cells: IndexMap
     incoming: Tensor
     smallest_neighborhood: int
+    num_cells: int
+    num_pixels: int
 
-    @property
-    def num_cells(self) -> int:
-        return self.shape[0] * self.shape[1]
 
-    @property
-    def num_pixels(self) -> int:
-        return self.size[0] * self.size[1]
+def to_cells(x: Tensor, grid: Grid) -> Tensor:
+    """Sorts tokens (B, N, C) by cell: (B, K, P, C); padding slots repeat a pixel of their cell."""
+    if torch.compiler.is_compiling():
+        cells = x.index_select(1, grid.pixels.reshape(-1))
+    else:
+        cells = grid.cells.gather(x)
+    return cells.view(x.shape[0], *grid.pixels.shape, x.shape[2])
 
-    def to_cells(self, x: Tensor) -> Tensor:
-        """Sorts tokens (B, N, C) by cell: (B, K, P, C); padding slots repeat a pixel of their cell."""
-        return self.cells.gather(x).view(x.shape[0], *self.pixels.shape, x.shape[2])
 
-    def gather_incoming(self, x: Tensor) -> Tensor:
-        """Turns what each cell holds for its 9 neighbours, (B, K, 9, D), into what each cell gets from them.
+def gather_incoming(x: Tensor, grid: Grid) -> Tensor:
+    """Turns what each cell holds for its 9 neighbours, (B, K, 9, D), into what each cell gets from them.
 
-        Entries that would come from outside the grid are copies of others: mask them with `is_neighbor.flip(1)`.
-        """
-        b, k, _, d = x.shape
-        return x.reshape(b, k * 9, d).index_select(1, self.incoming.reshape(-1)).view(b, k, 9, d)
+    Entries that would come from outside the grid are copies of others: mask them with `grid.is_neighbor.flip(1)`.
+    """
+    b, k, _, d = x.shape
+    return x.reshape(b, k * 9, d).index_select(1, grid.incoming.reshape(-1)).view(b, k, 9, d)
 
 
 def superpixel_grid(
@@ -87,37 +89,35 @@ def superpixel_grid(
     if min(height, width, cell) < 1:
         raise ValueError(f'height, width and cell must be at least 1, got {height=}, {width=}, {cell=}')
     label_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    return _build(height, width, cell, torch.device(device), label_dtype)
+    return _build(static(height), static(width), cell, torch.device(device), label_dtype)
 
 
-@functools.lru_cache(maxsize=16)
+@constant
 def _build(height: int, width: int, cell: int, device: torch.device, dtype: torch.dtype) -> Grid:
-    # A cached index map may meet autograd later, so it must not be born as an inference tensor. The labels are computed
-    # on the CPU whatever the device, for the same cells everywhere.
-    with torch.inference_mode(False), torch.no_grad():
-        rows, cols = max(1, height // cell), max(1, width // cell)
-        numbers = torch.arange(rows * cols, dtype=dtype).view(1, 1, rows, cols)
-        labels = F.interpolate(numbers, size=(height, width), mode='nearest').long().view(height, width)
-        row_of, col_of = labels[:, 0] // cols, labels[0] % cols
-        assert torch.equal(labels, row_of[:, None] * cols + col_of), 'cells must be rectangles'
+    # Computed on the CPU whatever the device, for the same cells everywhere.
+    rows, cols = max(1, height // cell), max(1, width // cell)
+    numbers = torch.arange(rows * cols, dtype=dtype).view(1, 1, rows, cols)
+    labels = F.interpolate(numbers, size=(height, width), mode='nearest').long().view(height, width)
+    row_of, col_of = labels[:, 0] // cols, labels[0] % cols
+    assert torch.equal(labels, row_of[:, None] * cols + col_of), 'cells must be rectangles'
 
-        row_slots, row_valid = _slots(row_of, rows)
-        col_slots, col_valid = _slots(col_of, cols)
-        pixels = row_slots[:, None, :, None] * width + col_slots[None, :, None, :]  # (rows, cols, ph, pw)
-        is_pixel = row_valid[:, None, :, None] & col_valid[None, :, None, :]
-        pixels, is_pixel = pixels.reshape(rows * cols, -1), is_pixel.reshape(rows * cols, -1)
+    row_slots, row_valid = _slots(row_of, rows)
+    col_slots, col_valid = _slots(col_of, cols)
+    pixels = row_slots[:, None, :, None] * width + col_slots[None, :, None, :]  # (rows, cols, ph, pw)
+    is_pixel = row_valid[:, None, :, None] & col_valid[None, :, None, :]
+    pixels, is_pixel = pixels.reshape(rows * cols, -1), is_pixel.reshape(rows * cols, -1)
 
-        offsets = torch.arange(-1, 2)
-        r = torch.arange(rows).view(-1, 1, 1, 1) + offsets.view(1, 1, 3, 1)
-        c = torch.arange(cols).view(1, -1, 1, 1) + offsets.view(1, 1, 1, 3)
-        is_neighbor = ((r >= 0) & (r < rows) & (c >= 0) & (c < cols)).reshape(rows * cols, 9)
-        neighbors = (r.clamp(0, rows - 1) * cols + c.clamp(0, cols - 1)).reshape(rows * cols, 9)
-        neighbors = neighbors.masked_fill(~is_neighbor, 0)
-        # The cell in direction d of mine sees me in direction 8 - d.
-        incoming = neighbors.flip(1) * 9 + torch.arange(9)
+    offsets = torch.arange(-1, 2)
+    r = torch.arange(rows).view(-1, 1, 1, 1) + offsets.view(1, 1, 3, 1)
+    c = torch.arange(cols).view(1, -1, 1, 1) + offsets.view(1, 1, 1, 3)
+    is_neighbor = ((r >= 0) & (r < rows) & (c >= 0) & (c < cols)).reshape(rows * cols, 9)
+    neighbors = (r.clamp(0, rows - 1) * cols + c.clamp(0, cols - 1)).reshape(rows * cols, 9)
+    neighbors = neighbors.masked_fill(~is_neighbor, 0)
+    # The cell in direction d of mine sees me in direction 8 - d.
+    incoming = neighbors.flip(1) * 9 + torch.arange(9)
 
-        areas = is_pixel.sum(1)
-        smallest = int((areas[neighbors] * is_neighbor).sum(1).min())
+    areas = is_pixel.sum(1)
+    smallest = int((areas[neighbors] * is_neighbor).sum(1).min())
     return Grid(
         size=(height, width),
         shape=(rows, cols),
@@ -130,6 +130,8 @@ def _build(height: int, width: int, cell: int, device: torch.device, dtype: torc
         cells=IndexMap.build(pixels.flatten(), height * width).to(device),
         incoming=incoming.to(device),
         smallest_neighborhood=smallest,
+        num_cells=rows * cols,
+        num_pixels=height * width,
     )
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from spinsr.ops.association import Association, DenseAssociation
+from spinsr.ops.grid import gather_incoming
 
 
 def top_n(association: Association, n: int | None = None) -> Tensor:
@@ -38,7 +39,7 @@ def top_n(association: Association, n: int | None = None) -> Tensor:
     candidates = association.log_odds  # (B, K, 9, P)
     if grid.is_pixel is not None:
         candidates = candidates.masked_fill(~grid.is_pixel[:, None], float('-inf'))
-    candidates = grid.gather_incoming(candidates)  # (B, K, 9, P)
+    candidates = gather_incoming(candidates, grid)  # (B, K, 9, P)
     candidates = candidates.masked_fill_(~grid.is_neighbor.flip(1).unsqueeze(-1), float('-inf')).flatten(2)
     pixels = grid.pixels[grid.neighbors.flip(1)].flatten(1)  # (K, 9 P)
     if candidates.dtype == torch.float64:

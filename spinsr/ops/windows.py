@@ -1,13 +1,13 @@
 """Attention in overlapping windows, the "overlapped patches" of SPIN."""
 
 import dataclasses
-import functools
 
 import torch
 from torch import Tensor
 
 from spinsr.ops.attention import add_attended_rows, attention_reference, merge_heads, split_heads
 from spinsr.ops.backend import resolve_backend
+from spinsr.ops.constant import constant, static
 
 
 def window_attention(
@@ -43,13 +43,13 @@ def window_attention(
     if backend == 'reference':
         return _window_attention_reference(q, k, v, window, overlap, num_heads)
     b, h, w, c = v.shape
-    windows = _windows(h, w, window, overlap, v.device)
+    windows = _windows(static(h), static(w), window, overlap, v.device)
     if backend == 'triton':
         from spinsr.ops.kernels.attention import window_attention as attend
 
         q, k, v = (x.flatten(1, 2) for x in (q, k, v))
         return attend(q, k, v, windows, num_heads).view(b, h, w, c)
-    rows = windows.of_batch(b)
+    rows = batch_rows(windows, b)
     total = add_attended_rows(*(x.flatten(0, 2) for x in (q, k, v)), rows, num_heads, start=False)
     return total.view(b, -1, c).div(windows.count.to(v.dtype)).view(b, h, w, c)
 
@@ -93,19 +93,19 @@ class Windows:
     rows: Tensor
     count: Tensor
 
-    def of_batch(self, batch: int) -> Tensor:
-        """(batch * windows, T): the pixels of images that follow one another."""
-        images = torch.arange(batch, device=self.rows.device).view(-1, 1, 1)
-        return (self.rows + len(self.count) * images).flatten(0, 1)
+
+def batch_rows(windows: Windows, batch: int) -> Tensor:
+    """(batch * windows, T): the pixels of the windows of images that follow one another."""
+    images = torch.arange(batch, device=windows.rows.device).view(-1, 1, 1)
+    return (windows.rows + len(windows.count) * images).flatten(0, 1)
 
 
-@functools.lru_cache(maxsize=16)
+@constant
 def _windows(height: int, width: int, window: int, overlap: int, device: torch.device) -> Windows:
-    with torch.inference_mode(False), torch.no_grad():
-        tops = torch.tensor(window_starts(height, window, overlap))
-        lefts = torch.tensor(window_starts(width, window, overlap))
-        rows = tops[:, None] + torch.arange(min(window, height))
-        cols = lefts[:, None] + torch.arange(min(window, width))
-        index = rows[:, None, :, None] * width + cols[None, :, None, :]
-        count = torch.bincount(index.flatten(), minlength=height * width).unsqueeze(1)
+    tops = torch.tensor(window_starts(height, window, overlap))
+    lefts = torch.tensor(window_starts(width, window, overlap))
+    rows = tops[:, None] + torch.arange(min(window, height))
+    cols = lefts[:, None] + torch.arange(min(window, width))
+    index = rows[:, None, :, None] * width + cols[None, :, None, :]
+    count = torch.bincount(index.flatten(), minlength=height * width).unsqueeze(1)
     return Windows(index.view(len(tops) * len(lefts), -1).to(device), count.to(device))

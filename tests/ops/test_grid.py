@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from spinsr.ops import superpixel_grid
+from spinsr.ops.grid import gather_incoming, to_cells
 
 CPU = torch.device('cpu')
 
@@ -60,13 +61,13 @@ def test_slots_hold_every_pixel_once_and_padding_repeats_the_cell(grid):
 
 def test_to_cells_sorts_the_tokens(case, grid):
     tokens = case.tokens(3)
-    cells = grid.to_cells(tokens)
+    cells = to_cells(tokens, grid)
     assert torch.equal(cells, tokens[:, grid.pixels])
 
 
 def test_gather_incoming_brings_what_the_neighbors_hold_for_a_cell(case, grid):
     held = torch.randn(case.batch, grid.num_cells, 9, 2, dtype=torch.float64)
-    got = grid.gather_incoming(held) * grid.is_neighbor.flip(1).unsqueeze(-1)
+    got = gather_incoming(held, grid) * grid.is_neighbor.flip(1).unsqueeze(-1)
     # Entry d came from the cell in direction 8 - d, where it was held for direction d.
     senders = grid.neighbors.flip(1)
     assert torch.equal(got, held[:, senders, torch.arange(9)] * grid.is_neighbor.flip(1).unsqueeze(-1))
@@ -90,7 +91,7 @@ def test_maps_built_in_inference_mode_serve_autograd():
     with torch.inference_mode():
         grid = superpixel_grid(31, 41, 5, CPU)  # a size of this test alone, so that it is built here
     x = torch.randn(1, 31 * 41, 2, requires_grad=True)
-    grid.to_cells(x).sum().backward()
+    to_cells(x, grid).sum().backward()
     assert not any(value.is_inference() for value in vars(grid).values() if isinstance(value, torch.Tensor))
 
 

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spinsr.ops.kernels.launch import at_a_time, block_of, compute_type, kernel_type, on_device_of, rows_of
-from spinsr.ops.windows import Windows
+from spinsr.ops.windows import Windows, batch_rows
 
 BLOCK_R = at_a_time(16)  # rows
 BLOCK_C = 64  # channels at most
@@ -45,7 +45,7 @@ class RowMap:
     def of_windows(cls, windows: Windows, batch: int) -> 'RowMap':
         """The (cached) map of the windows of images that follow one another."""
         with torch.inference_mode(False), torch.no_grad():
-            return cls.build(windows.of_batch(batch), batch * len(windows.count))
+            return cls.build(batch_rows(windows, batch), batch * len(windows.count))
 
 
 @triton.jit

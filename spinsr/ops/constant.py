@@ -1,0 +1,27 @@
+"""Tables that depend on sizes alone, made once a size, as constants to whatever traces the network."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+
+def constant(build: Callable) -> Callable:
+    """Caches what `build` makes for the last few sizes.
+
+    A table may meet autograd, torch.compile and torch.export, and the same one serves all: it is never an inference
+    tensor, never made of fake tensors, and its making is not part of a graph.
+    """
+
+    @functools.lru_cache(maxsize=16)
+    def cached(*args):
+        with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+            return build(*args)
+
+    return torch.compiler.assume_constant_result(functools.wraps(build)(lambda *args: cached(*args)))
+
+
+def static(number: int) -> int:
+    """`number` itself; a symbolic size of torch.compile becomes a number, as the tables ask for."""
+    return len(range(number)) if torch.compiler.is_compiling() else number
