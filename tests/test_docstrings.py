@@ -17,12 +17,16 @@ MODULES = [
 OPS = [
     'associate',
     'covariance',
+    'gated_feed_forward',
     'intra_superpixel_attention',
+    'norm_project',
     'pool',
     'resolve_backend',
     'sqrtm_newton_schulz',
     'superpixel_cross_attention',
+    'superpixel_grid',
     'top_n',
+    'upsampling_tail',
     'window_attention',
 ]
 

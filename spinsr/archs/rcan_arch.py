@@ -13,7 +13,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
 from spinsr.modules.mean_shift import register_mean
-from spinsr.modules.upsample import upscale_factors
+from spinsr.modules.upsample import upsample_and_convolve, upscale_factors
 
 
 @ARCH_REGISTRY.register(suffix='spinsr')
@@ -74,4 +74,4 @@ class RCAN(rcan_arch.RCAN):
         """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W)."""
         shallow = self.conv_first((x * self.img_range - self.mean).contiguous(memory_format=torch.channels_last))
         deep = self.conv_after_body(self.body(shallow)) + shallow
-        return (self.conv_last(self.upsample(deep)) + self.mean) / self.img_range
+        return (upsample_and_convolve(deep, self.upsample, self.conv_last) + self.mean) / self.img_range

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spinsr.modules.mean_shift import register_mean
 from spinsr.modules.region_non_local import RegionNonLocal
 from spinsr.modules.second_order_attention import SecondOrderChannelAttention
-from spinsr.modules.upsample import Upsample
+from spinsr.modules.upsample import Upsample, upsample_and_convolve
 
 
 class ResidualBlock(nn.Module):
@@ -113,4 +113,4 @@ class SAN(nn.Module):
         for group in self.groups:
             deep = group(deep) + self.gamma * shared
         deep = self.non_local(deep) + shallow
-        return (self.conv_last(self.upsample(deep)) + self.mean) / self.img_range
+        return (upsample_and_convolve(deep, self.upsample, self.conv_last) + self.mean) / self.img_range

@@ -28,7 +28,8 @@ class SparseAssociation:
     Attributes:
         grid: The superpixel grid.
         weights: (B, K, 9, P) in [0, 1], summing to 1 over the 9 neighbours of a cell, 0 in padding slots.
-        log_odds: (B, K, 9, P), l_k - logsumexp over the other neighbours of l_j; -inf where there is no neighbour.
+        log_odds: (B, K, 9, P), l_k - logsumexp over the other neighbours of l_j; -inf where there is no neighbour, inf
+            where there is no other one, of no meaning in padding slots.
     """
 
     grid: Grid

@@ -1,6 +1,7 @@
 """Attention between pixels and superpixels (SPCA) and inside superpixels (ISPA)."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,8 @@ from spinsr.ops import pieces
 from spinsr.ops.backend import resolve_backend
 from spinsr.ops.parts import on_cpu
 
-FEW_WEIGHTS = 2**20  # below this many a matrix of attention weights may be stored: 4 MB in float32
+# With no more weights than these, 4 MB in float32, storing them is faster than computing them in pieces and again.
+FEW_WEIGHTS = 2**20
 
 
 def superpixel_cross_attention(
@@ -21,8 +23,8 @@ def superpixel_cross_attention(
         s_out = softmax over pixels (tokens k^T / sqrt(D)) v        (K x C)
         out   = softmax over superpixels (q tokens^T / sqrt(D)) s_out   (N x C)
 
-    The `torch` backend does not store an N x K matrix, forward or backward, wherever torch has a fused kernel for the
-    device and type, as on the CPU.
+    The `torch` backend does not store an N x K matrix of more than `FEW_WEIGHTS` numbers, forward or backward, on the
+    CPU, and none where torch has a fused kernel for the device and type.
 
     Args:
         q, k: Queries and keys of the pixels (B, N, num_heads * D).
@@ -44,7 +46,12 @@ def superpixel_cross_attention(
     if attend is attention and on_cpu(q):
         if len(q) * num_heads * q.shape[1] * tokens.shape[1] > FEW_WEIGHTS:
             return pieces.cross_attention(q, k, v, tokens, num_heads)
-        attend = attention_reference
+        with torch.autocast('cpu', enabled=False):
+            return _cross_attention(attention_reference, *full_precision(q, k, v, tokens), num_heads).to(v.dtype)
+    return _cross_attention(attend, q, k, v, tokens, num_heads)
+
+
+def _cross_attention(attend, q, k, v, tokens, num_heads):
     q, k, v, tokens = (split_heads(x, num_heads) for x in (q, k, v, tokens))
     return merge_heads(attend(q, tokens, attend(tokens, k, v)))
 
@@ -117,9 +124,12 @@ def add_attended_rows(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, num_heads: 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     """softmax(scale q k^T) v; (B, heads, L, D), (B, heads, S, D), (B, heads, S, E) -> (B, heads, L, E).
 
-    By torch's fused attention, which takes one width for q, k and v (zeros appended to the narrower change nothing).
+    By torch's fused attention, which takes one width for q, k and v (zeros appended to the narrower change nothing);
+    on the CPU without gradients in pieces, because torch has no fused kernel for every width.
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if on_cpu(q) and not (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))):
+        return pieces.attend(q, k, v, scale)
     width = max(q.shape[-1], v.shape[-1])
     padded = (F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (q, k, v))
     return F.scaled_dot_product_attention(*padded, scale=scale)[..., : v.shape[-1]]
@@ -145,3 +155,8 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 
 def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)  # (B, N, C)
+
+
+def full_precision(*tensors: Tensor) -> Iterator[Tensor]:
+    """The tensors in float32, or in float64 if they are."""
+    return (x if x.dtype == torch.float64 else x.float() for x in tensors)

@@ -19,7 +19,7 @@ def resolve_backend(backend: str | None = None, device: torch.device | None = No
     'auto' is 'torch' on every device: the Triton kernels have not been measured on a GPU yet, so that nothing says that
     they are faster there. Asked for by name, 'triton' runs on CUDA tensors, and on any tensors when TRITON_INTERPRET=1
     was set before triton was imported; ops that have no kernel of their own (SPCA, which is torch's fused attention,
-    and the covariance) then run as 'torch' does.
+    top-N, the feed-forward network, projection, tail, covariance and its root) then run as 'torch' does.
 
     Args:
         backend: One of `BACKENDS`; None reads the environment variable SPINSR_OPS_BACKEND (default 'auto').

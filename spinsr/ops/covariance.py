@@ -24,11 +24,12 @@ def covariance(x: Tensor, backend: str | None = None) -> Tensor:
     """
     x = x.flatten(2)  # (B, C, N)
     n = x.shape[2]
-    if resolve_backend(backend, x.device) == 'reference':
-        centring = torch.eye(n, dtype=x.dtype, device=x.device) / n - 1 / n / n
-        return x @ centring @ x.transpose(1, 2)
-    x = x - x.mean(2, keepdim=True)
-    return x @ x.transpose(1, 2) / n
+    with torch.autocast(x.device.type, enabled=False):
+        if resolve_backend(backend, x.device) == 'reference':
+            centring = torch.eye(n, dtype=x.dtype, device=x.device) / n - 1 / n / n
+            return x @ centring @ x.transpose(1, 2)
+        x = x - x.mean(2, keepdim=True)
+        return x @ x.transpose(1, 2) / n
 
 
 def sqrtm_newton_schulz(a: Tensor, num_iter: int = 5) -> Tensor:
@@ -57,8 +58,8 @@ def sqrtm_newton_schulz(a: Tensor, num_iter: int = 5) -> Tensor:
     if num_iter < 1:
         raise ValueError(f'num_iter must be at least 1, got {num_iter=}')
     trace = a.diagonal(dim1=1, dim2=2).sum(1).view(-1, 1, 1)
-    positive = trace > 0
-    trace = trace.where(positive, 1)
+    nonzero = trace != 0
+    trace = trace.where(nonzero, 1)
     three = 3 * torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
     y = a / trace
     z = None  # the identity
@@ -67,4 +68,4 @@ def sqrtm_newton_schulz(a: Tensor, num_iter: int = 5) -> Tensor:
         y = y @ half
         if i < num_iter - 1:
             z = half if z is None else half @ z
-    return (y * trace.sqrt()).where(positive, 0)
+    return (y * trace.sqrt()).where(nonzero, 0)

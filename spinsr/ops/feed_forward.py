@@ -23,8 +23,8 @@ def gated_feed_forward(
         p = sigmoid(w_e GELU(V_s y + v_s) + v_e)                                      (N, 1)
         W_1 cat[c * y, p * y] = (W_c diag(c)) y + p * (W_p y)
 
-    so that one matmul with (W_c diag(c), W_p, V_s) reads y once. On the CPU this runs a few thousand pixels at a time;
-    for the gradient x alone is kept and the rest is computed once more.
+    so that one matmul with (W_c diag(c), W_p, V_s) reads y once. On the CPU this runs a few thousand pixels at a time,
+    and for the gradient only x and the means m are kept: the rest is computed once more.
 
     Args:
         x: Pixels (B, N, C).
@@ -39,7 +39,7 @@ def gated_feed_forward(
         (B, N, C).
 
     Example:
-        >>> norm, first, second = (torch.ones(8), torch.zeros(8)), (torch.rand(12, 16), torch.rand(12)), None
+        >>> norm, first = (torch.ones(8), torch.zeros(8)), (torch.rand(12, 16), torch.rand(12))
         >>> by_channel = torch.rand(2, 8), torch.rand(2), torch.rand(8, 2), torch.rand(8)
         >>> by_pixel = torch.rand(2, 8), torch.rand(2), torch.rand(1, 2), torch.rand(1)
         >>> second = torch.rand(8, 12), torch.rand(8)

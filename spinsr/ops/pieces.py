@@ -116,6 +116,15 @@ def _full(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+@_without_autocast
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """softmax(scale q k^T) v without gradients, (B, heads, L, D), (B, heads, S, D), (B, heads, S, E) in all."""
+    out = v.new_empty(*q.shape[:3], v.shape[3])
+    for place in itertools.product(range(len(q)), range(q.shape[1])):
+        _attend_many(q[place], k[place], v[place].to(_full(v.dtype)), scale, out[place])
+    return out
+
+
 def cross_attention(q: Tensor, k: Tensor, v: Tensor, tokens: Tensor, num_heads: int) -> Tensor:
     """Tokens gather from all pixels, then pixels from all tokens; differentiable. Shapes as in the public op."""
     return _CrossAttention.apply(q, k, v, tokens, num_heads)

@@ -18,18 +18,19 @@ PIXELS_AT_ONCE = 2**16  # of the output
 
 
 def upsampling_tail(
-    x: Tensor, stages: Sequence[tuple[Tensor, Tensor]], last: tuple[Tensor, Tensor], slope: float = 0.1
+    x: Tensor, stages: Sequence[tuple[Tensor, Tensor]], last: tuple[Tensor, Tensor], slope: float = 1.0
 ) -> Tensor:
     """last(shuffle and LeakyReLU of each convolution in turn), all convolutions 3 x 3 with a padding of 1.
 
-    Memory O(C H W f^2) with gradients and O(C W f^2) beside input and output without.
+    Beside input and output the memory is that of one strip, O(C W scale^2), and with gradients that of the features
+    after each stage, O(B C H W scale^2).
 
     Args:
         x: Features (B, C, H, W), channels-last.
         stages: Weight (f^2 C, C, 3, 3) and bias (f^2 C,) of each stage, output channels in the order of torch's pixel
             shuffle by f.
         last: Weight (D, C, 3, 3) and bias (D,).
-        slope: Of the LeakyReLU below 0.
+        slope: Of a LeakyReLU after each shuffle; 1 means none.
 
     Returns:
         (B, D, H * scale, W * scale), scale the product of the factors f.
@@ -47,7 +48,8 @@ def upsampling_tail(
     for i in range(0, len(weights), 2):
         c = x.shape[1]
         x = F.conv2d(x, *weights[i : i + 2], padding=1)
-        x = F.leaky_relu(_shuffle(x, round((x.shape[1] // c) ** 0.5)), slope)
+        x = _shuffle(x, round((x.shape[1] // c) ** 0.5))
+        x = x if slope == 1 else F.leaky_relu(x, slope)
     return F.conv2d(x, *last, padding=1)
 
 
@@ -99,7 +101,8 @@ class _Tail(torch.autograd.Function):
         for i in range(len(x)):
             d = _few_backward(grad[i], features[-1][i], few, d_few)
             for stage in reversed(range(count)):
-                torch.ops.aten.leaky_relu_backward.grad_input(d, features[stage][i], ctx.slope, True, grad_input=d)
+                if ctx.slope != 1:
+                    torch.ops.aten.leaky_relu_backward.grad_input(d, features[stage][i], ctx.slope, True, grad_input=d)
                 d = _unshuffle(d, ctx.factors[stage]).unsqueeze(0)
                 below = features[stage - 1][i : i + 1] if stage else x[i : i + 1]
                 weight = weights[2 * stage]
@@ -127,7 +130,8 @@ def _strip(x, stages, factors, few, slope, rows, out, keep):  # noqa: PLR0913
     row = levels[0][0]
     x = x[:, :, slice(*levels[0])]
     for i, ((weight, bias), factor) in enumerate(zip(stages, factors, strict=True)):
-        x = F.leaky_relu_(_shuffle(F.conv2d(x, weight, bias, padding=1), factor), slope)
+        x = _shuffle(F.conv2d(x, weight, bias, padding=1), factor)
+        x = x if slope == 1 else F.leaky_relu_(x, slope)
         first, last = levels[i + 1]
         x = x[:, :, first - row * factor : last - row * factor]
         row = first

@@ -16,7 +16,7 @@ def top_n(association: Association, n: int | None = None) -> Tensor:
     Args:
         association: From `associate`.
         n: Pixels a superpixel, >= 1; None means the area of a cell. Never more than the pixels of the smallest 3x3
-            neighbourhood of the grid, which binds only when a side of the image is below the cell size.
+            neighbourhood of the grid, which cuts the area of a cell only where a side of the image is below the cell.
 
     Returns:
         (B, K, T) int64, pixel indices in [0, H*W), ascending.
