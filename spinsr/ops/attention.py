@@ -102,7 +102,7 @@ def _intra_superpixel_attention_reference(q, k, v, indices, num_heads):
         index = indices.unsqueeze(-1).expand(-1, -1, -1, x.shape[2])  # (B, K, T, C)
         pixels = x.unsqueeze(1).expand(-1, indices.shape[1], -1, -1).gather(2, index)
         inside.append(split_heads(pixels.flatten(0, 1), num_heads))
-    out = merge_heads(attention_reference(*inside)).reshape(len(v), -1, v.shape[2])  # (B, K T, C)
+    out = merge_heads(attention_reference(*inside)).reshape(len(v), -1, v.shape[2]).to(v.dtype)  # (B, K T, C)
     index = indices.flatten(1).unsqueeze(-1).expand_as(out)
     count = torch.ones_like(v).scatter_add(1, index, torch.ones_like(out))
     return v.scatter_add(1, index, out) / count

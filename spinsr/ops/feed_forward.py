@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spinsr.ops.parts import in_parts, norm_backward, parts
+from spinsr.ops.parts import in_parts, norm_backward, parts, without_autocast
 
 
 def gated_feed_forward(
@@ -86,6 +86,7 @@ class _GatedFeedForward(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx, grad: Tensor):
         x, mean, *tensors = ctx.saved_tensors
         norm, channel_gate, pixel_gate, first, second = _named(tensors)

@@ -11,6 +11,9 @@ from torch import Tensor
 
 PIXELS_AT_ONCE = 4096
 
+# What is in full precision going forward stays so going backward, wherever that is called; logits are never rounded.
+without_autocast = torch.autocast('cpu', enabled=False)
+
 
 def in_parts(*tensors: Tensor) -> bool:
     """Whether work on `tensors` is cut into parts.

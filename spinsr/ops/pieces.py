@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from spinsr.ops.parts import without_autocast
+
 WEIGHTS_A_THREAD = 2**19  # attention weights of a piece: 2 MB in float32
 SIDE = 512  # queries, or keys, of a piece that are one matmul
-
-_without_autocast = torch.autocast('cpu', enabled=False)  # logits stay in float32
 
 
 def _piece(size: int) -> int:
@@ -41,7 +41,7 @@ def add_attended_rows(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, num_heads: 
 
 class _AddAttendedRows(torch.autograd.Function):
     @staticmethod
-    @_without_autocast
+    @without_autocast
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, num_heads: int, start: bool) -> Tensor:
         ctx.save_for_backward(q, k, v, rows)
         ctx.num_heads, ctx.start = num_heads, start
@@ -59,7 +59,7 @@ class _AddAttendedRows(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    @_without_autocast
+    @without_autocast
     def backward(ctx, grad: Tensor):
         q, k, v, rows = ctx.saved_tensors
         num_heads, full = ctx.num_heads, _full(v.dtype)
@@ -116,7 +116,7 @@ def _full(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@_without_autocast
+@without_autocast
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """softmax(scale q k^T) v without gradients, (B, heads, L, D), (B, heads, S, D), (B, heads, S, E) in all."""
     out = v.new_empty(*q.shape[:3], v.shape[3])
@@ -132,7 +132,7 @@ def cross_attention(q: Tensor, k: Tensor, v: Tensor, tokens: Tensor, num_heads: 
 
 class _CrossAttention(torch.autograd.Function):
     @staticmethod
-    @_without_autocast
+    @without_autocast
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor, num_heads: int) -> Tensor:
         b, num_tokens = tokens.shape[:2]
         full = _full(v.dtype)
@@ -152,7 +152,7 @@ class _CrossAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    @_without_autocast
+    @without_autocast
     def backward(ctx, grad: Tensor):
         q, k, v, tokens, gathered, log_sums = ctx.saved_tensors
         full = gathered.dtype

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spinsr.ops.parts import in_parts, norm_backward, parts
+from spinsr.ops.parts import in_parts, norm_backward, parts, without_autocast
 
 
 def norm_project(
@@ -49,6 +49,7 @@ class _NormProject(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx, *grads: Tensor):
         x, *norm, weight = ctx.saved_tensors
         grad = side_by_side(grads)

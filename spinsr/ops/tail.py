@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spinsr.ops.parts import in_parts
+from spinsr.ops.parts import in_parts, without_autocast
 
 PIXELS_AT_ONCE = 2**16  # of the output
 
@@ -91,6 +91,7 @@ class _Tail(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx, grad: Tensor):
         x, last_weight, *others = ctx.saved_tensors
         count = len(ctx.factors)

@@ -22,19 +22,19 @@ def results(function, net, x):
 
 
 @pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES.keys())
-def test_equals_the_concatenated_formula(shape, assert_close):
+def test_equals_the_concatenated_formula(shape, backend, assert_close):
     net, x = FeedForward(16, 24).double(), torch.randn(*shape, 16, dtype=torch.float64)
     assert_close(results(FeedForward.forward, net, x), results(concatenated, net, x))
 
 
 @pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES.keys())
-def test_equals_the_concatenated_formula_without_gradients(shape, assert_close):
+def test_equals_the_concatenated_formula_without_gradients(shape, backend, assert_close):
     net, x = FeedForward(16, 24).double(), torch.randn(*shape, 16, dtype=torch.float64)
     with torch.no_grad():
         assert_close(net(x), concatenated(net, x))
 
 
-def test_in_float32(assert_close):
+def test_in_float32(backend, assert_close):
     net, x = FeedForward(16, 24), torch.randn(2, 5, 9, 16)
     out = results(FeedForward.forward, net, x)
     assert_close(out, results(concatenated, net.double(), x.double()), torch.float32)

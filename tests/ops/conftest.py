@@ -1,4 +1,4 @@
-"""The shapes that every op is tested on, and a watch on the tensors that it makes."""
+"""The shapes and part sizes that every op is tested on, and a watch on the tensors that it makes."""
 
 from typing import NamedTuple
 
@@ -74,3 +74,47 @@ class LargestTensor(TorchDispatchMode):
 @pytest.fixture
 def largest_tensor():
     return LargestTensor
+
+
+# Sizes in place of those that suit a cache: the small cases then have several parts, and parts that are not full.
+PART_SIZES = {
+    'few': {
+        'parts.PIXELS_AT_ONCE': 7,
+        'tail.PIXELS_AT_ONCE': 1,
+        'pieces.WEIGHTS_A_THREAD': 40,
+        'pieces.SIDE': 3,
+        'attention.FEW_WEIGHTS': 0,
+    },
+    'several': {
+        'parts.PIXELS_AT_ONCE': 50,
+        'tail.PIXELS_AT_ONCE': 700,
+        'pieces.WEIGHTS_A_THREAD': 600,
+        'pieces.SIDE': 16,
+        'attention.FEW_WEIGHTS': 0,
+    },
+    'whole': {},
+    # As on a GPU: the formulas that know of no parts.
+    'uncut': {
+        'projection.in_parts': lambda *tensors: False,
+        'feed_forward.in_parts': lambda *tensors: False,
+        'tail.in_parts': lambda *tensors: False,
+        'attention.on_cpu': lambda x: False,
+    },
+}
+
+
+def _cut(sizes, monkeypatch):
+    for name, value in sizes.items():
+        monkeypatch.setattr(f'spinsr.ops.{name}', value)
+
+
+@pytest.fixture(params=PART_SIZES.values(), ids=PART_SIZES.keys())
+def part_sizes(request, monkeypatch):
+    """Work on the CPU in parts of each size."""
+    _cut(request.param, monkeypatch)
+
+
+@pytest.fixture
+def few_at_once(monkeypatch):
+    """Work on the CPU in the smallest parts."""
+    _cut(PART_SIZES['few'], monkeypatch)

@@ -1,3 +1,5 @@
+"""Attention between and inside superpixels; that the fused forms equal the reference is in test_in_parts.py."""
+
 import math
 
 import pytest
@@ -7,9 +9,6 @@ from spinsr.ops import associate, intra_superpixel_attention, superpixel_cross_a
 
 BACKENDS = pytest.mark.parametrize('backend', ['reference', 'torch'])
 HEADS = pytest.mark.parametrize('num_heads', [1, 2], ids=['one_head', 'two_heads'])
-HALF_TYPES = pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=['bfloat16', 'float16'])
-# Channels of queries, values: the fused kernels want one width, so narrower, equal and wider values are all tested.
-WIDTHS = pytest.mark.parametrize('widths', [(4, 6), (6, 6), (8, 4)], ids=['wide_v', 'equal', 'narrow_v'])
 
 
 def cross_inputs(case, widths, dtype=torch.float64):
@@ -76,38 +75,6 @@ def test_intra_reference_gradcheck(num_heads, one_case):
     assert torch.autograd.gradcheck(intra(indices, 'reference', num_heads), [x.requires_grad_() for x in inputs])
 
 
-@HEADS
-@WIDTHS
-def test_cross_fused_equals_reference(case, widths, num_heads, forward_backward, assert_close):
-    inputs = cross_inputs(case, widths)
-    assert_close(
-        forward_backward(cross('torch', num_heads), *inputs),
-        forward_backward(cross('reference', num_heads), *inputs),
-    )
-
-
-@HEADS
-@WIDTHS
-def test_intra_fused_equals_reference(case, widths, num_heads, forward_backward, assert_close):
-    inputs, indices = intra_inputs(case, widths)
-    assert_close(
-        forward_backward(intra(indices, 'torch', num_heads), *inputs),
-        forward_backward(intra(indices, 'reference', num_heads), *inputs),
-    )
-
-
-def test_cross_in_float32(case, forward_backward, assert_close):
-    inputs = cross_inputs(case, (4, 6), torch.float32)
-    exact = forward_backward(cross('reference'), *(x.double() for x in inputs))
-    assert_close(forward_backward(cross('torch'), *inputs), exact, torch.float32)
-
-
-def test_intra_in_float32(case, forward_backward, assert_close):
-    inputs, indices = intra_inputs(case, (4, 6), torch.float32)
-    exact = forward_backward(intra(indices, 'reference'), *(x.double() for x in inputs))
-    assert_close(forward_backward(intra(indices, 'torch'), *inputs), exact, torch.float32)
-
-
 @BACKENDS
 def test_images_of_a_batch_do_not_meet(backend, one_case, assert_close):
     case = one_case('non_divisible_batch')
@@ -117,18 +84,6 @@ def test_images_of_a_batch_do_not_meet(backend, one_case, assert_close):
         for inputs in zip(*(x.split(1) for x in (*qkv, indices)), strict=True)
     ]
     assert_close(intra_superpixel_attention(*qkv, indices, backend=backend), torch.cat(alone))
-
-
-@HALF_TYPES
-def test_cross_in_half_types(dtype, one_case, assert_half_close):
-    inputs = cross_inputs(one_case('non_divisible_batch'), (8, 12), dtype)
-    assert_half_close(cross('torch'), cross('reference'), *inputs)
-
-
-@HALF_TYPES
-def test_intra_in_half_types(dtype, one_case, assert_half_close):
-    inputs, indices = intra_inputs(one_case('non_divisible_batch'), (8, 12), dtype)
-    assert_half_close(intra(indices, 'torch'), intra(indices, 'reference'), *inputs)
 
 
 @BACKENDS

@@ -1,3 +1,5 @@
+"""Attention in windows; that the fused form equals the reference is in test_in_parts.py."""
+
 import pytest
 import torch
 
@@ -53,22 +55,6 @@ def test_window_is_square(backend, assert_close):
 def test_reference_gradcheck(num_heads):
     inputs = [torch.randn(2, 3, 4, c, dtype=torch.float64, requires_grad=True) for c in (4, 4, 2)]
     assert torch.autograd.gradcheck(attend('reference', 3, 1, num_heads), inputs)
-
-
-@HEADS
-@pytest.mark.parametrize('overlap', [0, 2])
-def test_fused_equals_reference(case, overlap, num_heads, forward_backward, assert_close):
-    inputs = inputs_of(case)
-    assert_close(
-        forward_backward(attend('torch', case.cell, overlap, num_heads), *inputs),
-        forward_backward(attend('reference', case.cell, overlap, num_heads), *inputs),
-    )
-
-
-def test_fused_in_float32(case, forward_backward, assert_close):
-    inputs = inputs_of(case, torch.float32)
-    exact = forward_backward(attend('reference', case.cell), *(x.double() for x in inputs))
-    assert_close(forward_backward(attend('torch', case.cell), *inputs), exact, torch.float32)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=['bfloat16', 'float16'])

@@ -1,0 +1,477 @@
+"""The ops that cut their work into parts on the CPU, against their formulas, for every size of the parts."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spinsr.ops import (
+    associate,
+    gated_feed_forward,
+    intra_superpixel_attention,
+    norm_project,
+    superpixel_cross_attention,
+    top_n,
+    upsampling_tail,
+    window_attention,
+)
+from spinsr.ops.attention import add_attended_rows, attention, attention_reference
+from spinsr.ops.parts import in_parts, on_cpu
+from spinsr.ops.projection import side_by_side
+
+EPS = 1e-3  # large enough for a wrong one to be seen
+HALF_TYPES = pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=['bfloat16', 'float16'])
+
+
+class Op(NamedTuple):
+    """An op and its formula, functions of the same differentiable inputs."""
+
+    run: Callable[..., Tensor]
+    formula: Callable[..., Tensor]
+    inputs: list[Tensor]
+
+
+def weights(dtype, *shapes):
+    """Random weights that keep the size of what they are applied to."""
+    return [torch.randn(shape, dtype=dtype) / torch.Size(shape[1:]).numel() ** 0.5 for shape in shapes]
+
+
+def projection(join):
+    """`join` makes one tensor of the slices, and so decides how their gradients lie in memory."""
+    widths = (3, 5, 4)
+
+    def run(x, norm_weight, norm_bias, weight):
+        return join(norm_project(x, (norm_weight, norm_bias), weight, widths, EPS))
+
+    def formula(x, norm_weight, norm_bias, weight):
+        y = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, EPS)
+        return join([y @ part.t() for part in weight.split(widths)])
+
+    return lambda case, dtype: Op(run, formula, [case.tokens(6, dtype), *weights(dtype, (6,), (6,), (sum(widths), 6))])
+
+
+def feed_forward(case, dtype) -> Op:
+    c, squeezed, hidden = 6, 2, 5
+    channel_gate = (squeezed, c), (squeezed,), (c, squeezed), (c,)
+    pixel_gate = (squeezed, c), (squeezed,), (1, squeezed), (1,)
+    shapes = (c,), (c,), *channel_gate, *pixel_gate, (hidden, 2 * c), (hidden,), (c, hidden), (c,)
+
+    def run(x, *tensors):
+        return gated_feed_forward(x, tensors[:2], tensors[2:6], tensors[6:10], tensors[10:12], tensors[12:], EPS)
+
+    def formula(x, *tensors):
+        y = F.layer_norm(x, x.shape[-1:], *tensors[:2], EPS)
+        squeeze, squeeze_bias, expand, expand_bias = tensors[2:6]
+        by_channel = F.linear(F.gelu(F.linear(y.mean(1, keepdim=True), squeeze, squeeze_bias)), expand, expand_bias)
+        squeeze, squeeze_bias, expand, expand_bias = tensors[6:10]
+        by_pixel = F.linear(F.gelu(F.linear(y, squeeze, squeeze_bias)), expand, expand_bias)
+        both = torch.cat([by_channel.sigmoid() * y, by_pixel.sigmoid() * y], 2)
+        return F.linear(F.gelu(F.linear(both, *tensors[10:12])), *tensors[12:])
+
+    return Op(run, formula, [case.tokens(c, dtype), *weights(dtype, *shapes)])
+
+
+def tail(*factors, slope=0.3):
+    def run(x, *tensors):
+        stages = list(zip(tensors[2::2], tensors[3::2], strict=True))
+        return upsampling_tail(x, stages, tensors[:2], slope)
+
+    def formula(x, last_weight, last_bias, *stages):
+        for factor, weight, bias in zip(factors, stages[::2], stages[1::2], strict=True):
+            x = F.leaky_relu(F.pixel_shuffle(F.conv2d(x, weight, bias, padding=1), factor), slope)
+        return F.conv2d(x, last_weight, last_bias, padding=1)
+
+    def make(case, dtype) -> Op:
+        stages = [shape for f in factors for shape in ((3 * f**2, 3, 3, 3), (3 * f**2,))]
+        x = case.features(3, dtype).permute(0, 3, 1, 2)
+        return Op(run, formula, [x, *weights(dtype, (2, 3, 3, 3), (2,), *stages)])
+
+    return make
+
+
+def cross(num_heads, qk, values):
+    def of(backend):
+        return lambda q, k, v, tokens: superpixel_cross_attention(q, k, v, tokens, num_heads, backend)
+
+    def make(case, dtype) -> Op:
+        num_cells = max(1, case.height // case.cell) * max(1, case.width // case.cell)
+        tokens = case._replace(height=1, width=num_cells).tokens(qk, dtype)
+        return Op(of('torch'), of('reference'), [*(case.tokens(c, dtype) for c in (qk, qk, values)), tokens])
+
+    return make
+
+
+def intra(num_heads, qk, values):
+    def make(case, dtype) -> Op:
+        indices = top_n(associate(case.features(3), case.cell))
+
+        def of(backend):
+            return lambda q, k, v: intra_superpixel_attention(q, k, v, indices, num_heads, backend)
+
+        return Op(of('torch'), of('reference'), [case.tokens(c, dtype) for c in (qk, qk, values)])
+
+    return make
+
+
+def windows(num_heads, overlap):
+    def make(case, dtype) -> Op:
+        def of(backend):
+            return lambda q, k, v: window_attention(q, k, v, case.cell, overlap, num_heads, backend)
+
+        return Op(of('torch'), of('reference'), [case.features(c, dtype) for c in (4, 4, 6)])
+
+    return make
+
+
+# Channels of queries, values: the fused kernels want one width, so narrower, equal and wider values are all tested.
+OPS = {
+    'projection': projection(lambda parts: torch.cat(parts, -1)),
+    'projection-apart': projection(lambda parts: torch.cat([2 * part for part in parts], -1)),
+    'projection-reversed': projection(lambda parts: torch.cat(parts[::-1], -1)),
+    'projection-one_unused': projection(lambda parts: parts[0].sum(-1, keepdim=True) * parts[2]),
+    'feed_forward': feed_forward,
+    'tail-x2': tail(2),
+    'tail-x3': tail(3),
+    'tail-x4': tail(2, 2),
+    'tail-x4-no_activation': tail(2, 2, slope=1.0),
+    'cross-one_head-wide_v': cross(1, 4, 6),
+    'cross-two_heads-equal': cross(2, 6, 6),
+    'cross-two_heads-narrow_v': cross(2, 8, 4),
+    'intra-one_head-wide_v': intra(1, 4, 6),
+    'intra-two_heads-equal': intra(2, 6, 6),
+    'intra-two_heads-narrow_v': intra(2, 8, 4),
+    'windows-one_head': windows(1, overlap=2),
+    'windows-two_heads-no_overlap': windows(2, overlap=0),
+}
+# One of each kind.
+KINDS = {
+    'projection': OPS['projection'],
+    'feed_forward': OPS['feed_forward'],
+    'tail': OPS['tail-x4'],
+    'cross': OPS['cross-two_heads-narrow_v'],
+    'intra': OPS['intra-two_heads-narrow_v'],
+}
+LAYERS = pytest.mark.parametrize('name', ['projection', 'feed_forward', 'tail'])
+ATTENTION = pytest.mark.parametrize('name', ['cross', 'intra'])
+SHAPES = pytest.mark.parametrize('name', ['non_divisible_batch', 'non_contiguous'])
+
+
+@pytest.fixture(params=OPS.values(), ids=OPS.keys())
+def any_op(request):
+    return request.param
+
+
+@pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
+def kind(request):
+    return request.param
+
+
+def graph(function, inputs):
+    """Output and leaves of a graph."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    return function(*leaves), leaves
+
+
+def test_value_and_every_gradient_are_those_of_the_formula(any_op, case, part_sizes, forward_backward, assert_close):
+    run, formula, inputs = any_op(case, torch.float64)
+    assert_close(forward_backward(run, *inputs), forward_backward(formula, *inputs))
+
+
+@SHAPES
+def test_in_float32(any_op, name, one_case, part_sizes, forward_backward, assert_close):
+    run, formula, inputs = any_op(one_case(name), torch.float32)
+    exact = forward_backward(formula, *(x.double() for x in inputs))
+    assert_close(forward_backward(run, *inputs), exact, torch.float32)
+
+
+def of_pixels(function, others):
+    """As a function of the pixels: gradients of a few numbers have errors that are a matter of luck in half types."""
+    return lambda x: function(x, *(other.to(x.dtype) for other in others))
+
+
+@HALF_TYPES
+@LAYERS
+def test_layers_in_half_types(name, dtype, one_case, part_sizes, assert_half_close):
+    run, formula, (x, *others) = KINDS[name](one_case('non_divisible_batch'), dtype)
+    assert_half_close(of_pixels(run, others), of_pixels(formula, others), x)
+
+
+@HALF_TYPES
+@LAYERS
+def test_layers_under_autocast(name, dtype, one_case, part_sizes, assert_half_close):
+    run, formula, (x, *others) = KINDS[name](one_case('non_divisible_batch'), torch.float32)
+    autocast = torch.autocast('cpu', dtype)
+    assert_half_close(autocast(of_pixels(run, others)), autocast(of_pixels(formula, others)), x)
+
+
+@HALF_TYPES
+@LAYERS
+def test_layers_under_autocast_give_its_type(name, dtype, one_case, few_at_once):
+    run, _, inputs = KINDS[name](one_case('odd'), torch.float32)
+    with torch.autocast('cpu', dtype):
+        assert run(*inputs).dtype == dtype
+
+
+@HALF_TYPES
+@ATTENTION
+def test_attention_in_half_types(name, dtype, one_case, part_sizes, assert_half_close):
+    run, formula, inputs = KINDS[name](one_case('non_divisible_batch'), dtype)
+    assert_half_close(run, formula, *inputs)
+
+
+@HALF_TYPES
+@ATTENTION
+def test_attention_in_half_types_under_autocast(name, dtype, one_case, part_sizes, assert_half_close):
+    run, formula, inputs = KINDS[name](one_case('non_divisible_batch'), dtype)
+    assert_half_close(torch.autocast('cpu', dtype)(run), formula, *inputs)
+
+
+@ATTENTION
+def test_attention_in_float32_is_not_touched_by_autocast(name, one_case, few_at_once, forward_backward):
+    run, _, inputs = KINDS[name](one_case('odd'), torch.float32)
+    plain, under_autocast = (forward_backward(f, *inputs) for f in (run, torch.autocast('cpu', torch.bfloat16)(run)))
+    assert all(torch.equal(x, y) for x, y in zip(under_autocast, plain, strict=True))
+
+
+@ATTENTION
+def test_backward_of_attention_under_autocast(name, one_case, few_at_once):
+    run, _, inputs = KINDS[name](one_case('odd'), torch.float32)
+    out, leaves = graph(run, inputs)
+    plain = torch.autograd.grad(out.sum(), leaves, retain_graph=True)
+    with torch.autocast('cpu', torch.bfloat16):
+        under_autocast = torch.autograd.grad(out.sum(), leaves)
+    assert all(torch.equal(x, y) for x, y in zip(under_autocast, plain, strict=True))
+
+
+@pytest.mark.parametrize(
+    'name', ['projection', 'feed_forward', 'tail-x2', 'cross-one_head-wide_v', 'intra-two_heads-equal']
+)
+def test_gradcheck(name, one_case, few_at_once):
+    run, _, inputs = OPS[name](one_case('one_row')._replace(batch=2, width=4, cell=2), torch.float64)
+    assert torch.autograd.gradcheck(run, [x.requires_grad_() for x in inputs])
+
+
+@SHAPES
+def test_inference_is_as_with_gradients(kind, name, one_case, part_sizes):
+    run, _, inputs = kind(one_case(name), torch.float32)
+    with torch.inference_mode():
+        inferred = run(*inputs)
+    assert torch.equal(inferred, graph(run, inputs)[0])
+
+
+@SHAPES
+def test_inputs_stay_as_they_are(kind, name, one_case, part_sizes, forward_backward):
+    run, _, inputs = kind(one_case(name), torch.float32)
+    before = [x.clone() for x in inputs]
+    forward_backward(run, *inputs)
+    assert all(torch.equal(x, y) for x, y in zip(inputs, before, strict=True))
+
+
+@SHAPES
+def test_a_second_run_is_bit_equal(kind, name, one_case, few_at_once, forward_backward):
+    run, _, inputs = kind(one_case(name), torch.float32)
+    first, second = forward_backward(run, *inputs), forward_backward(run, *inputs)
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+def test_a_second_backward_gives_the_same(kind, one_case, few_at_once):
+    run, _, inputs = kind(one_case('odd'), torch.float32)
+    out, leaves = graph(run, inputs)
+    first, second = (torch.autograd.grad(out.sum(), leaves, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+def test_second_derivatives_are_refused(kind, one_case, few_at_once):
+    run, _, inputs = kind(one_case('odd'), torch.float32)
+    out, leaves = graph(run, inputs)
+    gradients = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        sum(x.square().sum() for x in gradients).backward()
+
+
+@pytest.mark.parametrize('name', ['projection', 'feed_forward'])
+def test_only_the_inputs_are_kept(name, one_case, few_at_once):
+    run, _, inputs = KINDS[name](one_case('odd'), torch.float32)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        graph(run, inputs)
+    ours = {x.data_ptr() for x in inputs}
+    others = [x for x in kept if x.data_ptr() not in ours]
+    assert len(kept) >= len(inputs)
+    assert sum(x.numel() for x in others) <= inputs[0].shape[2]  # no pixels: the mean over them at most
+
+
+def rows_op(num_heads, start):
+    """`add_attended_rows` and the same with all weights stored."""
+    rows = torch.tensor([[0, 3, 5], [5, 1, 0], [6, 5, 3], [1, 0, 2]])  # 4 in none, 5 in three
+
+    def run(q, k, v):
+        return add_attended_rows(q, k, v, rows, num_heads, start)
+
+    def formula(q, k, v):
+        out = v.clone() if start else torch.zeros_like(v)
+        b_q, b_k, b_v = (x[rows].unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        weights = (b_q @ b_k.transpose(2, 3) / b_q.shape[3] ** 0.5).softmax(3)
+        return out.index_add(0, rows.flatten(), (weights @ b_v).transpose(1, 2).flatten(2).flatten(0, 1))
+
+    return run, formula
+
+
+@pytest.mark.parametrize('start', [False, True], ids=['from_zero', 'from_v'])
+@pytest.mark.parametrize('num_heads', [1, 2], ids=['one_head', 'two_heads'])
+def test_rows_in_several_groups_and_in_none(num_heads, start, part_sizes, forward_backward, assert_close):
+    run, formula = rows_op(num_heads, start)
+    inputs = [torch.randn(7, c, dtype=torch.float64) for c in (4, 4, 6)]
+    assert_close(forward_backward(run, *inputs), forward_backward(formula, *inputs))
+
+
+def test_cross_with_large_logits(few_at_once, forward_backward, assert_close):
+    # Parts of the keys are far apart: where one has all the weight, the others must not count.
+    inputs = [10 * torch.randn(1, n, 4, dtype=torch.float64) for n in (23, 23, 23, 8)]
+    run, formula = (
+        lambda *inputs, backend=backend: superpixel_cross_attention(*inputs, backend=backend)
+        for backend in ('torch', 'reference')
+    )
+    assert_close(forward_backward(run, *inputs), forward_backward(formula, *inputs))
+
+
+@pytest.mark.parametrize('widths', [(4, 6), (6, 6), (8, 4)], ids=['wide_v', 'equal', 'narrow_v'])
+@pytest.mark.parametrize('lengths', [(1, 1), (23, 5), (6, 40)], ids=['one_pixel', 'few_keys', 'many_keys'])
+def test_attention_with_and_without_gradients(lengths, widths, part_sizes, forward_backward, assert_close):
+    queries, keys = lengths
+    shapes = (2, 3, queries, widths[0]), (2, 3, keys, widths[0]), (2, 3, keys, widths[1])
+    inputs = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    assert_close(forward_backward(attention, *inputs), forward_backward(attention_reference, *inputs))
+
+
+class Memory(NamedTuple):
+    """A call and the elements of the tensor that it must not make."""
+
+    run: Callable[..., Tensor]
+    inputs: list[Tensor]
+    limit: int
+
+
+def cross_memory():
+    n, num_tokens = 60, 50
+    inputs = [torch.randn(1, count, 4) for count in (n, n, n, num_tokens)]
+    return Memory(superpixel_cross_attention, inputs, n * num_tokens)
+
+
+def intra_memory():
+    groups, t = 12, 16
+    indices = torch.arange(groups * t).view(1, groups, t)
+    inputs = [torch.randn(1, groups * t, 4) for _ in range(3)]
+    return Memory(lambda q, k, v: intra_superpixel_attention(q, k, v, indices), inputs, groups * t * t)
+
+
+def window_memory():
+    inputs = [torch.randn(1, 16, 24, 2) for _ in range(3)]
+    return Memory(lambda q, k, v: window_attention(q, k, v, window=4, overlap=0), inputs, 24 * 16 * 16)
+
+
+MEMORY = {'cross': cross_memory, 'intra': intra_memory, 'windows': window_memory}
+
+
+@pytest.fixture(params=MEMORY.values(), ids=MEMORY.keys())
+def memory(request):
+    return request.param()
+
+
+def test_backward_never_stores_all_weights(memory, few_at_once, largest_tensor):
+    leaves = [x.requires_grad_() for x in memory.inputs]
+    with largest_tensor() as largest:
+        memory.run(*leaves).sum().backward()
+    assert 0 < largest.elements < memory.limit
+
+
+def test_inference_never_stores_all_weights(memory, few_at_once, largest_tensor):
+    with largest_tensor() as largest, torch.no_grad():
+        memory.run(*memory.inputs)
+    assert 0 < largest.elements < memory.limit
+
+
+@pytest.mark.parametrize('scale', ['tail-x2', 'tail-x3', 'tail-x4'])
+def test_tail_without_gradients_makes_nothing_wide_at_full_resolution(scale, one_case, few_at_once, largest_tensor):
+    run, _, inputs = OPS[scale](one_case('cells_of_many_pixels'), torch.float32)
+    with largest_tensor() as largest, torch.no_grad():
+        out = run(*inputs)
+    # The output is the largest; features there would have 3 channels for its 2.
+    assert largest.elements == out.numel()
+
+
+def test_tail_of_frozen_weights_and_input_keeps_no_features(one_case, few_at_once, largest_tensor):
+    run, _, inputs = OPS['tail-x4'](one_case('cells_of_many_pixels'), torch.float32)
+    with largest_tensor() as largest:
+        out = run(*inputs)
+    assert largest.elements == out.numel()
+
+
+@pytest.mark.parametrize('name', ['projection', 'feed_forward'])
+def test_layers_make_nothing_for_all_pixels_but_their_results(name, one_case, few_at_once, largest_tensor):
+    run, _, inputs = KINDS[name](one_case('odd'), torch.float32)
+    leaves = [x.requires_grad_() for x in inputs]
+    with largest_tensor() as largest:
+        out = run(*leaves)
+        out.backward(torch.randn(out.shape))
+    assert largest.elements == out.numel()
+
+
+SIDE_BY_SIDE = {
+    'all': lambda x: x.split((2, 1, 4), -1),
+    'first': lambda x: x.split((2, 1, 4), -1)[:2],
+    'last': lambda x: x.split((2, 1, 4), -1)[1:],
+    'some_rows': lambda x: x[:, 1:].split((2, 1, 4), -1),
+    'one': lambda x: (x,),
+}
+APART = {
+    'different_tensors': lambda x: (x, x.clone()),
+    'other_order': lambda x: x.split((2, 1, 4), -1)[::-1],
+    'gap': lambda x: x.split((2, 1, 4), -1)[::2],
+    'twice': lambda x: (x[..., :2], x[..., :2]),
+    'transposed': lambda x: (x.transpose(1, 2)[..., :2], x.transpose(1, 2)[..., 2:]),
+    'next_row': lambda x: (x[:, :-1], x[:, 1:]),
+    'expanded': lambda x: x[:, :1].expand(-1, 3, -1).split((3, 4), -1),
+    'different_rows': lambda x: (x[:, :2, :3], x[:, 1:, 3:]),
+    'every_second_row': lambda x: (x[:, :2, :3], x[:, ::2, 3:]),
+    'different_types': lambda x: (x[..., :3], x.double()[..., 3:]),
+    'every_second_channel': lambda x: (x[..., :4:2], x[..., 2:6:2]),
+}
+
+
+@pytest.mark.parametrize('take', SIDE_BY_SIDE.values(), ids=SIDE_BY_SIDE.keys())
+def test_side_by_side_of_neighbours_is_a_view(take):
+    x = torch.randn(2, 3, 7)
+    parts = take(x)
+    out = side_by_side(parts)
+    assert torch.equal(out, torch.cat(parts, -1))
+    assert out.data_ptr() == parts[0].data_ptr()
+
+
+@pytest.mark.parametrize('take', APART.values(), ids=APART.keys())
+def test_side_by_side_of_others_is_a_copy(take):
+    x = torch.randn(2, 3, 7)
+    parts = take(x)
+    out = side_by_side(parts)
+    assert torch.equal(out, torch.cat(parts, -1))
+    assert out.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+
+
+def test_parts_are_for_full_precision_on_the_cpu():
+    x = torch.rand(2)
+    assert in_parts(x)
+    assert in_parts(x.double(), x.double())
+    assert not in_parts(x, x.double())
+    assert not in_parts(x.half())
+    assert not in_parts(x.to('meta'))
+    with torch.autocast('cpu', torch.bfloat16):
+        assert not in_parts(x)
+
+
+def test_parts_are_not_for_a_compiler(monkeypatch):
+    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: True)
+    assert not on_cpu(torch.rand(2))
+    assert not in_parts(torch.rand(2))
