@@ -155,7 +155,13 @@ def _associate_torch(x: Tensor, grid: Grid, num_iter: int) -> SparseAssociation:
 
 def homogeneous(x: Tensor, grid: Grid) -> Tensor:
     """(B, H, W, C) -> (x, 1) by cell, (B, K, P, C + 1): one matmul then gives sums of features and of weights."""
-    return F.pad(to_cells(x.flatten(1, 2), grid), (0, 1), value=1.0)
+    cells = to_cells(x.flatten(1, 2), grid)
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
+        return F.pad(cells, (0, 1), value=1.0)
+    out = cells.new_empty(*cells.shape[:-1], cells.shape[-1] + 1)  # one pass where F.pad fills first
+    out[..., :-1] = cells
+    out[..., -1] = 1
+    return out
 
 
 def weighted_sums(cells: Tensor, weights: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:

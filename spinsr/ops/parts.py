@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-PIXELS_AT_ONCE = 4096
+PIXELS_AT_ONCE = 8192
 
 # What is in full precision going forward stays so going backward, wherever that is called; logits are never rounded.
 without_autocast = torch.autocast('cpu', enabled=False)

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from spinsr.ops.parts import without_autocast
 
-WEIGHTS_A_THREAD = 2**19  # attention weights of a piece: 2 MB in float32
+WEIGHTS_A_THREAD = 2**20  # attention weights of a piece: 4 MB in float32
 SIDE = 512  # queries, or keys, of a piece that are one matmul
 
 
@@ -249,4 +249,8 @@ def _attend_many(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor) -> 
     for pixels in _matmuls(len(q), len(v)):
         weights = _product(room, _grouped(q, pixels, v.dtype), k, scale)
         torch.softmax(weights, 2, out=weights)
-        out[pixels[0]] = (weights @ v).flatten(0, 1)
+        place = out[pixels[0]]
+        if place.dtype == v.dtype and place.is_contiguous():
+            torch.bmm(weights, v.expand(len(weights), -1, -1), out=place.unflatten(0, (-1, pixels[1])))
+        else:
+            place.copy_((weights @ v).flatten(0, 1))
