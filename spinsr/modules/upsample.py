@@ -43,29 +43,42 @@ class TokenUpsample(nn.ModuleList):
 
     def forward(self, x: Tensor, conv_last: nn.Conv2d) -> Tensor:
         """(B, C, H, W) channels-last -> (B, D, scale * H, scale * W), D the channels that `conv_last` makes."""
-        return upsample_and_convolve(x, self, conv_last, slope=0.1)
+        if resolve_backend() != 'reference' and _are_plain(*self, conv_last):
+            return _in_strips(x, list(self), conv_last, slope=0.1)
+        for conv in self:
+            channels, x = x.shape[1], conv(x)
+            x = F.leaky_relu_(F.pixel_shuffle(x, round((x.shape[1] // channels) ** 0.5)), 0.1)
+        return conv_last(x)
 
 
-def upsample_and_convolve(x: Tensor, upsample: nn.Module, conv_last: nn.Conv2d, slope: float = 1.0) -> Tensor:
-    """The end of a network: the convolutions of `upsample`, each with its pixel shuffle, and `conv_last`.
+def upsample_and_convolve(x: Tensor, upsample: nn.Sequential, conv_last: nn.Conv2d) -> Tensor:
+    """conv_last(upsample(x)), in strips where these are convolutions and pixel shuffles alone.
 
     Args:
         x: Features (B, C, H, W), channels-last.
-        upsample: Its convolutions are the stages.
+        upsample: `Upsample`, or BasicSR's.
         conv_last: 3 x 3.
-        slope: Of a LeakyReLU after each shuffle; 1 means none.
 
     Returns:
         (B, D, scale * H, scale * W).
     """
-    stages = [layer for layer in upsample.children() if isinstance(layer, nn.Conv2d)]
-    if resolve_backend() == 'reference':
-        for conv in stages:
-            x = F.pixel_shuffle(conv(x), round((conv.out_channels // conv.in_channels) ** 0.5))
-            x = x if slope == 1 else F.leaky_relu_(x, slope)
-        return conv_last(x)
-    weights = [(conv.weight, conv.bias) for conv in stages]
-    return ops.upsampling_tail(x, weights, (conv_last.weight, conv_last.bias), slope)
+    if resolve_backend() != 'reference' and _are_plain(*upsample, conv_last):
+        return _in_strips(x, [layer for layer in upsample if isinstance(layer, nn.Conv2d)], conv_last)
+    return conv_last(upsample(x))
+
+
+def _are_plain(*layers: nn.Module) -> bool:
+    """Whether only weights matter: no wrapped or parametrised layer, nobody who listens in."""
+    return all(
+        type(layer) in (nn.Conv2d, nn.PixelShuffle)
+        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+        for layer in layers
+    )
+
+
+def _in_strips(x: Tensor, convs: list[nn.Conv2d], conv_last: nn.Conv2d, slope: float = 1.0) -> Tensor:
+    stages = [(conv.weight, conv.bias) for conv in convs]
+    return ops.upsampling_tail(x, stages, (conv_last.weight, conv_last.bias), slope)
 
 
 def upscale_factors(scale: int) -> list[int]:

@@ -1,7 +1,6 @@
 """Attention between pixels and superpixels (SPCA) and inside superpixels (ISPA)."""
 
 import math
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -43,15 +42,10 @@ def superpixel_cross_attention(
     """
     _check_heads(num_heads, q, k, v, tokens)
     attend = attention_reference if resolve_backend(backend, q.device) == 'reference' else attention
-    if attend is attention and on_cpu(q):
+    if attend is not attention_reference and on_cpu(q):
         if len(q) * num_heads * q.shape[1] * tokens.shape[1] > FEW_WEIGHTS:
             return pieces.cross_attention(q, k, v, tokens, num_heads)
-        with torch.autocast('cpu', enabled=False):
-            return _cross_attention(attention_reference, *full_precision(q, k, v, tokens), num_heads).to(v.dtype)
-    return _cross_attention(attend, q, k, v, tokens, num_heads)
-
-
-def _cross_attention(attend, q, k, v, tokens, num_heads):
+        attend = _stored_attention
     q, k, v, tokens = (split_heads(x, num_heads) for x in (q, k, v, tokens))
     return merge_heads(attend(q, tokens, attend(tokens, k, v)))
 
@@ -141,6 +135,13 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor, scale: float | None = N
     return ((q * scale) @ k.transpose(-1, -2)).softmax(-1).to(v.dtype) @ v
 
 
+def _stored_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As `attention_reference`, but in float32 at least."""
+    with torch.autocast(q.device.type, enabled=False):
+        full = (x if x.dtype == torch.float64 else x.float() for x in (q, k, v))
+        return attention_reference(*full).to(v.dtype)
+
+
 def _check_heads(num_heads: int, *tensors: Tensor) -> None:
     for x in tensors:
         if num_heads < 1 or x.shape[-1] % num_heads:
@@ -155,8 +156,3 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 
 def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)  # (B, N, C)
-
-
-def full_precision(*tensors: Tensor) -> Iterator[Tensor]:
-    """The tensors in float32, or in float64 if they are."""
-    return (x if x.dtype == torch.float64 else x.float() for x in tensors)

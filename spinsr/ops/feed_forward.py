@@ -38,6 +38,9 @@ def gated_feed_forward(
     Returns:
         (B, N, C).
 
+    Raises:
+        ValueError: `x` has not three dimensions.
+
     Example:
         >>> norm, first = (torch.ones(8), torch.zeros(8)), (torch.rand(12, 16), torch.rand(12))
         >>> by_channel = torch.rand(2, 8), torch.rand(2), torch.rand(8, 2), torch.rand(8)
@@ -46,6 +49,8 @@ def gated_feed_forward(
         >>> gated_feed_forward(torch.rand(1, 60, 8), norm, by_channel, by_pixel, first, second, eps=1e-6).shape
         torch.Size([1, 60, 8])
     """
+    if x.ndim != 3:
+        raise ValueError(f'x must have the shape (B, N, C), got {tuple(x.shape)}')
     tensors = (*norm, *channel_gate, *pixel_gate, *first, *second)
     if in_parts(x, *tensors):
         return _GatedFeedForward.apply(eps, x, *tensors)

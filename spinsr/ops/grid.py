@@ -94,30 +94,30 @@ def superpixel_grid(
 
 @constant
 def _build(height: int, width: int, cell: int, device: torch.device, dtype: torch.dtype) -> Grid:
-    # Computed on the CPU whatever the device, for the same cells everywhere.
-    rows, cols = max(1, height // cell), max(1, width // cell)
-    numbers = torch.arange(rows * cols, dtype=dtype).view(1, 1, rows, cols)
-    labels = F.interpolate(numbers, size=(height, width), mode='nearest').long().view(height, width)
-    row_of, col_of = labels[:, 0] // cols, labels[0] % cols
-    assert torch.equal(labels, row_of[:, None] * cols + col_of), 'cells must be rectangles'
+    with torch.device('cpu'):  # whatever the default and the features' device, for the same cells everywhere
+        rows, cols = max(1, height // cell), max(1, width // cell)
+        numbers = torch.arange(rows * cols, dtype=dtype).view(1, 1, rows, cols)
+        labels = F.interpolate(numbers, size=(height, width), mode='nearest').long().view(height, width)
+        row_of, col_of = labels[:, 0] // cols, labels[0] % cols
+        assert torch.equal(labels, row_of[:, None] * cols + col_of), 'cells must be rectangles'
 
-    row_slots, row_valid = _slots(row_of, rows)
-    col_slots, col_valid = _slots(col_of, cols)
-    pixels = row_slots[:, None, :, None] * width + col_slots[None, :, None, :]  # (rows, cols, ph, pw)
-    is_pixel = row_valid[:, None, :, None] & col_valid[None, :, None, :]
-    pixels, is_pixel = pixels.reshape(rows * cols, -1), is_pixel.reshape(rows * cols, -1)
+        row_slots, row_valid = _slots(row_of, rows)
+        col_slots, col_valid = _slots(col_of, cols)
+        pixels = row_slots[:, None, :, None] * width + col_slots[None, :, None, :]  # (rows, cols, ph, pw)
+        is_pixel = row_valid[:, None, :, None] & col_valid[None, :, None, :]
+        pixels, is_pixel = pixels.reshape(rows * cols, -1), is_pixel.reshape(rows * cols, -1)
 
-    offsets = torch.arange(-1, 2)
-    r = torch.arange(rows).view(-1, 1, 1, 1) + offsets.view(1, 1, 3, 1)
-    c = torch.arange(cols).view(1, -1, 1, 1) + offsets.view(1, 1, 1, 3)
-    is_neighbor = ((r >= 0) & (r < rows) & (c >= 0) & (c < cols)).reshape(rows * cols, 9)
-    neighbors = (r.clamp(0, rows - 1) * cols + c.clamp(0, cols - 1)).reshape(rows * cols, 9)
-    neighbors = neighbors.masked_fill(~is_neighbor, 0)
-    # The cell in direction d of mine sees me in direction 8 - d.
-    incoming = neighbors.flip(1) * 9 + torch.arange(9)
+        offsets = torch.arange(-1, 2)
+        r = torch.arange(rows).view(-1, 1, 1, 1) + offsets.view(1, 1, 3, 1)
+        c = torch.arange(cols).view(1, -1, 1, 1) + offsets.view(1, 1, 1, 3)
+        is_neighbor = ((r >= 0) & (r < rows) & (c >= 0) & (c < cols)).reshape(rows * cols, 9)
+        neighbors = (r.clamp(0, rows - 1) * cols + c.clamp(0, cols - 1)).reshape(rows * cols, 9)
+        neighbors = neighbors.masked_fill(~is_neighbor, 0)
+        # The cell in direction d of mine sees me in direction 8 - d.
+        incoming = neighbors.flip(1) * 9 + torch.arange(9)
 
-    areas = is_pixel.sum(1)
-    smallest = int((areas[neighbors] * is_neighbor).sum(1).min())
+        areas = is_pixel.sum(1)
+        smallest = int((areas[neighbors] * is_neighbor).sum(1).min())
     return Grid(
         size=(height, width),
         shape=(rows, cols),

@@ -4,15 +4,13 @@ What is made on the way then stays in the processor's cache and never exists for
 the inputs are kept, and the backward pass computes each part once more.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 PIXELS_AT_ONCE = 8192
-
-# What is in full precision going forward stays so going backward, wherever that is called; logits are never rounded.
-without_autocast = torch.autocast('cpu', enabled=False)
 
 
 def in_parts(*tensors: Tensor) -> bool:
@@ -50,3 +48,14 @@ def norm_backward(
     for total, one in zip(sums, others, strict=True):
         total += one
     return d_x
+
+
+def without_autocast(function: Callable) -> Callable:
+    """Runs `function` with autocast off on the CPU, so that logits and sums are never rounded to half types."""
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        with torch.autocast('cpu', enabled=False):
+            return function(*args, **kwargs)
+
+    return run

@@ -141,8 +141,8 @@ class _CrossAttention(torch.autograd.Function):
         log_sums = gathered.new_empty(b, num_heads, num_tokens)
         scale = 1 / math.sqrt(q.shape[2] // num_heads)
         for place, (b_q, b_k, b_v, b_tokens, b_out) in _each_head(num_heads, q, k, v, tokens, out):
-            for rows in torch.arange(num_tokens).split(SIDE):
-                rows = slice(int(rows[0]), int(rows[-1]) + 1)
+            for start in range(0, num_tokens, SIDE):
+                rows = slice(start, start + SIDE)
                 few = _attend_few(b_tokens[rows].to(full), b_k, b_v, scale)
                 gathered[place][rows], log_sums[place][rows] = few
             _attend_many(b_q, b_tokens, gathered[place], scale, b_out)
@@ -206,7 +206,7 @@ def _matmuls(count: int, num_tokens: int) -> Iterator[tuple[slice, int]]:
 def _rooms(number: int, count: int, num_tokens: int, dtype: torch.dtype) -> list[Tensor]:
     """Memory for the weights of any of `_matmuls`."""
     largest = max(pixels.stop - pixels.start for pixels, _ in _matmuls(count, num_tokens))
-    return list(torch.empty(number, largest * num_tokens, dtype=dtype))
+    return list(torch.empty(number, largest * num_tokens, dtype=dtype, device='cpu'))
 
 
 def _grouped(x: Tensor, pixels: tuple[slice, int], dtype: torch.dtype) -> Tensor:

@@ -25,12 +25,17 @@ def norm_project(
     Returns:
         (B, N, D) for each of `widths`.
 
+    Raises:
+        ValueError: `x` has not three dimensions.
+
     Example:
         >>> norm = torch.ones(8), torch.zeros(8)
         >>> q, k, v = norm_project(torch.rand(1, 60, 8), norm, torch.rand(20, 8), (6, 6, 8), eps=1e-6)
         >>> v.shape
         torch.Size([1, 60, 8])
     """
+    if x.ndim != 3:
+        raise ValueError(f'x must have the shape (B, N, C), got {tuple(x.shape)}')
     if in_parts(x, *norm, weight):
         return _NormProject.apply(x, *norm, weight, tuple(widths), eps)
     return F.linear(F.layer_norm(x, x.shape[-1:], *norm, eps), weight).split(list(widths), -1)
@@ -62,14 +67,14 @@ class _NormProject(torch.autograd.Function):
         return d_x, *d_norm, d_weight, None, None
 
 
-def side_by_side(parts: Sequence[Tensor]) -> Tensor:
-    """torch.cat(parts, -1); a view where they are neighbouring slices of one tensor, as from `pieces`."""
-    first, width = parts[0], sum(part.shape[-1] for part in parts)
+def side_by_side(slices: Sequence[Tensor]) -> Tensor:
+    """torch.cat(slices, -1); a view where they are neighbouring slices of one tensor, as from `pieces`."""
+    first, width = slices[0], sum(part.shape[-1] for part in slices)
     place = first.storage_offset()
-    for part in parts:
+    for part in slices:
         same = part.dtype == first.dtype and part.stride() == first.stride()
         same = same and part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
         if not (same and part.storage_offset() == place and part.stride(-1) == 1 and part.stride(-2) >= width):
-            return torch.cat(list(parts), -1)
+            return torch.cat(list(slices), -1)
         place += part.shape[-1]
     return first.as_strided((*first.shape[:-1], width), first.stride(), first.storage_offset())

@@ -35,12 +35,22 @@ def upsampling_tail(
     Returns:
         (B, D, H * scale, W * scale), scale the product of the factors f.
 
+    Raises:
+        ValueError: There is no stage, a stage's weight has another shape, or slope is below 0.
+
     Example:
         >>> x = torch.rand(1, 8, 5, 7)
         >>> stage, last = (torch.rand(32, 8, 3, 3), torch.rand(32)), (torch.rand(3, 8, 3, 3), torch.rand(3))
         >>> upsampling_tail(x, [stage, stage], last).shape
         torch.Size([1, 3, 20, 28])
     """
+    if not stages or slope < 0:
+        raise ValueError(f'there must be a stage, and slope must be at least 0, got {len(stages)} stages and {slope=}')
+    for weight, _ in stages:
+        if weight.shape[1] != x.shape[1] or round((len(weight) // x.shape[1]) ** 0.5) ** 2 * x.shape[1] != len(weight):
+            raise ValueError(
+                f'a stage must have the weight (f^2 C, C, 3, 3) with C = {x.shape[1]}, got {tuple(weight.shape)}'
+            )
     weights = [part for weight, bias in stages for part in _in_token_order(weight, bias)]
     if in_parts(x, *last, *weights):
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *last, *weights))
@@ -134,6 +144,7 @@ def _strip(x, stages, factors, few, slope, rows, out, keep):  # noqa: PLR0913
         x = _shuffle(F.conv2d(x, weight, bias, padding=1), factor)
         x = x if slope == 1 else F.leaky_relu_(x, slope)
         first, last = levels[i + 1]
+        # The outermost rows were computed as if the image ended there, and are cut off.
         x = x[:, :, first - row * factor : last - row * factor]
         row = first
         if keep:

@@ -30,7 +30,7 @@ def window_attention(
         (B, H, W, C).
 
     Raises:
-        ValueError: A size is out of its range, or channels are not divisible by num_heads.
+        ValueError: A size is out of its range, sizes disagree, or channels are not divisible by num_heads.
 
     Example:
         >>> q, k, v = torch.rand(1, 9, 14, 8), torch.rand(1, 9, 14, 8), torch.rand(1, 9, 14, 12)
@@ -39,6 +39,8 @@ def window_attention(
     """
     if window < 1 or overlap < 0:
         raise ValueError(f'window must be at least 1 and overlap at least 0, got {window=}, {overlap=}')
+    if not q.shape[:3] == k.shape[:3] == v.shape[:3]:
+        raise ValueError(f'q, k and v must agree in (B, H, W), got {q.shape[:3]}, {k.shape[:3]}, {v.shape[:3]}')
     backend = resolve_backend(backend, v.device)
     if backend == 'reference':
         return _window_attention_reference(q, k, v, window, overlap, num_heads)
@@ -102,10 +104,11 @@ def batch_rows(windows: Windows, batch: int) -> Tensor:
 
 @constant
 def _windows(height: int, width: int, window: int, overlap: int, device: torch.device) -> Windows:
-    tops = torch.tensor(window_starts(height, window, overlap))
-    lefts = torch.tensor(window_starts(width, window, overlap))
-    rows = tops[:, None] + torch.arange(min(window, height))
-    cols = lefts[:, None] + torch.arange(min(window, width))
-    index = rows[:, None, :, None] * width + cols[None, :, None, :]
-    count = torch.bincount(index.flatten(), minlength=height * width).unsqueeze(1)
+    with torch.device('cpu'):
+        tops = torch.tensor(window_starts(height, window, overlap))
+        lefts = torch.tensor(window_starts(width, window, overlap))
+        rows = tops[:, None] + torch.arange(min(window, height))
+        cols = lefts[:, None] + torch.arange(min(window, width))
+        index = rows[:, None, :, None] * width + cols[None, :, None, :]
+        count = torch.bincount(index.flatten(), minlength=height * width).unsqueeze(1)
     return Windows(index.view(len(tops) * len(lefts), -1).to(device), count.to(device))
