@@ -1,0 +1,73 @@
+"""Shapes and values that an op cannot use are refused with the rule and the value."""
+
+import threading
+
+import pytest
+import torch
+
+from spinsr import ops
+from spinsr.ops.parts import without_autocast
+
+STAGE, LAST = (torch.rand(32, 8, 3, 3), torch.rand(32)), (torch.rand(3, 8, 3, 3), torch.rand(3))
+NORM = torch.ones(8), torch.zeros(8)
+
+
+@pytest.mark.parametrize(
+    ('stages', 'slope', 'message'),
+    [
+        ([], 0.1, 'there must be a stage.* got 0 stages'),
+        ([STAGE], -0.1, 'slope must be at least 0.* slope=-0.1'),
+        ([(torch.rand(24, 8, 3, 3), torch.rand(24))], 0.1, r'\(f\^2 C, C, 3, 3\) with C = 8, got \(24, 8, 3, 3\)'),
+        ([(torch.rand(16, 4, 3, 3), torch.rand(16))], 0.1, r'with C = 8, got \(16, 4, 3, 3\)'),
+    ],
+    ids=['no_stage', 'negative_slope', 'no_square', 'other_channels'],
+)
+def test_upsampling_tail(stages, slope, message):
+    with pytest.raises(ValueError, match=message):
+        ops.upsampling_tail(torch.rand(1, 8, 4, 4), stages, LAST, slope)
+
+
+def test_norm_project():
+    with pytest.raises(ValueError, match=r'x must have the shape \(B, N, C\), got \(1, 4, 5, 8\)'):
+        ops.norm_project(torch.rand(1, 4, 5, 8), NORM, torch.rand(20, 8), (6, 6, 8), eps=1e-6)
+
+
+@pytest.mark.parametrize('backend', ['reference', 'torch'])
+def test_window_attention(backend):
+    q, v = torch.rand(1, 6, 6, 4), torch.rand(1, 5, 5, 4)
+    with pytest.raises(ValueError, match=r'must agree in \(B, H, W\)'):
+        ops.window_attention(q, q, v, window=3, backend=backend)
+
+
+def test_autocast_of_another_thread_is_left_alone():
+    inside, leave, state = threading.Event(), threading.Event(), {}
+
+    @without_autocast
+    def wait():
+        inside.set()
+        leave.wait(10)
+
+    def with_autocast():
+        with torch.autocast('cpu', torch.bfloat16):
+            wait()
+            state['with'] = torch.is_autocast_enabled('cpu')
+
+    thread = threading.Thread(target=with_autocast)
+    thread.start()
+    inside.wait(10)
+    without_autocast(leave.set)()
+    thread.join()
+    assert state['with']
+    assert not torch.is_autocast_enabled('cpu')
+
+
+def test_tables_ignore_the_default_device(monkeypatch):
+    monkeypatch.setattr('spinsr.ops.attention.FEW_WEIGHTS', 0)
+    x = torch.rand(1, 43, 57, 8)  # a size that no other test has: tables are cached
+    tokens = x.flatten(1, 2)
+    with torch.device('meta'):
+        association = ops.associate(x, cell=5)
+        pixels = ops.top_n(association)
+        out = ops.window_attention(x, x, x, window=7)
+        across = ops.superpixel_cross_attention(tokens, tokens, tokens, ops.pool(x, association))
+    assert {t.device.type for t in (association.weights, pixels, out, across)} == {'cpu'}
