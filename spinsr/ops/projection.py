@@ -47,9 +47,10 @@ class _NormProject(torch.autograd.Function):
         ctx.save_for_backward(x, norm_weight, norm_bias, weight)
         ctx.eps = eps
         out = x.new_empty(*x.shape[:2], len(weight))
+        x, flat = _one_image(x), _one_image(out)
         for place in parts(x):
             y = F.layer_norm(x[place], x.shape[-1:], norm_weight, norm_bias, eps)
-            torch.mm(y, weight.t(), out=out[place])
+            torch.mm(y, weight.t(), out=flat[place])
         return out.split(widths, -1)
 
     @staticmethod
@@ -57,14 +58,20 @@ class _NormProject(torch.autograd.Function):
     @without_autocast
     def backward(ctx, *grads: Tensor):
         x, *norm, weight = ctx.saved_tensors
-        grad = side_by_side(grads)
+        shape = x.shape
+        x, grad = _one_image(x), _one_image(side_by_side(grads))
         d_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         *d_norm, d_weight = (torch.zeros_like(t) for t in (*norm, weight))
         for place in parts(x):
             y = F.layer_norm(x[place], x.shape[-1:], *norm, ctx.eps)
             d_weight.addmm_(grad[place].t(), y)
             d_x[place] = norm_backward(grad[place] @ weight, x[place], norm, ctx.eps, d_norm)
-        return d_x, *d_norm, d_weight, None, None
+        return d_x.view(shape), *d_norm, d_weight, None, None
+
+
+def _one_image(x: Tensor) -> Tensor:
+    """(B, N, C) -> (1, B N, C): pixels do not care whose they are, and small images make one part together."""
+    return x.reshape(1, -1, x.shape[2])
 
 
 def side_by_side(slices: Sequence[Tensor]) -> Tensor:
