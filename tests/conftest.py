@@ -3,6 +3,7 @@
 import ast
 import os
 import random
+import signal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,3 +136,9 @@ def official():
         )
 
     return read
+
+
+@pytest.fixture
+def hears_ctrl_c():
+    """What a child process runs first: a shell starts background jobs, and so the tests in one, deaf to Ctrl-C."""
+    return lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -296,12 +296,17 @@ def wait_for_bytes(path, count):
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='needs signals')
 @pytest.mark.parametrize('name', ['SIGKILL', 'SIGTERM', 'SIGINT'])
-def test_a_stopped_run_is_continued(tmp_path, many, name):
+def test_a_stopped_run_is_continued(tmp_path, many, name, hears_ctrl_c):
     (source, expected), out = many, tmp_path / 'out'
     command = [sys.executable, '-m', 'spinsr.cli', 'prepare', 'div2k', str(source), '-o', str(out), '--scale', '2']
     command += ['--subset', '--workers', '2']
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hears_ctrl_c,
     )
     # LR comes after HR, and an image gives 0.55 MB of it: one is complete, and a second being written.
     wait_for_bytes(out / 'DIV2K_train_LR_bicubic_X2_sub.lmdb.part' / 'data.mdb', 700_000)

@@ -429,7 +429,7 @@ def alive(pid):
 
 
 @pytest.mark.parametrize(('number', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=['ctrl_c', 'kill'])
-def test_interrupted_run_ends_its_workers(number, status, tmp_path):
+def test_interrupted_run_ends_its_workers(number, status, tmp_path, hears_ctrl_c):
     (tmp_path / 'pretender.py').write_text(PRETENDER)
     code = f"""
 import sys
@@ -439,7 +439,14 @@ benchmark_session.WORKER = 'pretender.py'
 sys.exit(benchmark.main(['--json', 'out.json']))
 """
     env = {**os.environ, 'PRETEND': json.dumps({'auto': 'hang'})}
-    process = subprocess.Popen([sys.executable, '-c', code], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, '-c', code],
+        cwd=tmp_path,
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hears_ctrl_c,
+    )
     log, deadline = tmp_path / 'log', time.monotonic() + 30
     while not log.exists() or log.read_text().count('auto run') < 2:
         assert time.monotonic() < deadline
