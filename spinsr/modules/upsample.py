@@ -68,12 +68,17 @@ def upsample_and_convolve(x: Tensor, upsample: nn.Sequential, conv_last: nn.Conv
 
 
 def _are_plain(*layers: nn.Module) -> bool:
-    """Whether only weights matter: no wrapped or parametrised layer, nobody who listens in."""
+    """Whether only weights matter: 3 x 3 convolutions as above, none wrapped or parametrised, nobody listening."""
     return all(
-        type(layer) in (nn.Conv2d, nn.PixelShuffle)
+        (type(layer) is nn.PixelShuffle or (type(layer) is nn.Conv2d and _is_three_by_three(layer)))
         and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
         for layer in layers
     )
+
+
+def _is_three_by_three(conv: nn.Conv2d) -> bool:
+    sizes = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
+    return sizes == ((3, 3), (1, 1), (1, 1), (1, 1), 1, 'zeros') and conv.bias is not None
 
 
 def _in_strips(x: Tensor, convs: list[nn.Conv2d], conv_last: nn.Conv2d, slope: float = 1.0) -> Tensor:

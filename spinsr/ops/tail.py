@@ -148,7 +148,6 @@ def _strip(x, stages, factors, few, slope, rows, out, keep):  # noqa: PLR0913
         x = x[:, :, first - row * factor : last - row * factor]
         row = first
         if keep:
-            # The rows beside the strip were computed at the strip's border and are right only here.
             keep[i][:, first:last] = x[0]
     scale = out.shape[1] // height
     _few(x[0], few, out[:, top * scale : bottom * scale], top * scale - row)

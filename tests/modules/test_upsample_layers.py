@@ -49,3 +49,21 @@ def test_parametrised_weights_are_used(parts):
     before = called(upsample, x, conv_last)
     conv_last.parametrizations.weight.original0.data *= 2
     assert not torch.allclose(called(upsample, x, conv_last), before)
+
+
+OTHER_CONVOLUTIONS = {
+    'wider': {'kernel_size': 5, 'padding': 2},
+    'no_bias': {'kernel_size': 3, 'padding': 1, 'bias': False},
+    'reflecting': {'kernel_size': 3, 'padding': 1, 'padding_mode': 'reflect'},
+    'dilated': {'kernel_size': 3, 'padding': 2, 'dilation': 2},
+    'grouped': {'kernel_size': 3, 'padding': 1, 'groups': 3},
+}
+
+
+@pytest.mark.parametrize('options', OTHER_CONVOLUTIONS.values(), ids=OTHER_CONVOLUTIONS.keys())
+def test_another_last_convolution_is_called(parts, options, monkeypatch, assert_close):
+    upsample, x, _ = parts
+    conv_last = nn.Conv2d(6, 3, **options).double()
+    out = called(upsample, x, conv_last)
+    monkeypatch.setenv('SPINSR_OPS_BACKEND', 'reference')
+    assert_close(out, called(upsample, x, conv_last))
