@@ -44,7 +44,7 @@ def error(path: Path, dtype: torch.dtype) -> float:
     data = np.load(path)
     arch = path.stem.partition('_')[0].upper()
     args = {ARGS.get(name, name): value for name, value in ast.literal_eval(str(data['cfg'])).items()}
-    net = spinsr.load(arch, args.pop('upscale'), **args).to(dtype)
+    net = spinsr.load(arch, args.pop('upscale'), weights=None, **args).to(dtype)
     official = {name[2:]: torch.from_numpy(data[name]) for name in data.files if name.startswith('w/')}
     net.load_state_dict(spinsr.convert.convert_state_dict(official, arch))
     inputs = [name for name in data.files if name.startswith('x')]

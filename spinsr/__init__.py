@@ -10,10 +10,14 @@ __all__ = ['__version__', 'load', 'upscale']
 
 
 def __getattr__(name: str):
-    if name in ('load', 'upscale'):
-        from spinsr import infer
+    if name == 'load':
+        from spinsr.network import load
 
-        return getattr(infer, name)
+        return load
+    if name == 'upscale':
+        from spinsr.infer import upscale
+
+        return upscale
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 

@@ -13,6 +13,7 @@ MODULES = [
     *(f'spinsr.ops.{module.name}' for module in pkgutil.iter_modules(spinsr.ops.__path__)),
     *(f'spinsr.modules.{module.name}' for module in pkgutil.iter_modules(spinsr.modules.__path__)),
     'spinsr.infer',
+    'spinsr.network',
 ]
 OPS = [
     'associate',

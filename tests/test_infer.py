@@ -1,4 +1,3 @@
-import logging
 import math
 
 import numpy as np
@@ -7,6 +6,7 @@ import torch
 from torch import nn
 
 import spinsr
+from spinsr.infer import super_resolve
 
 SMALL = {
     'SPIN': {'num_feat': 16, 'num_block': 1, 'qk_dim': 8, 'mlp_dim': 24, 'stoken_size': (4,)},
@@ -32,115 +32,6 @@ class Twice(nn.Module):
 @pytest.fixture
 def image():
     return np.random.randint(0, 256, (5, 7, 3), dtype=np.uint8)
-
-
-def same(net, other):
-    one, two = net.state_dict(), other.state_dict()
-    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
-
-
-@each_arch
-def test_load_builds_a_network_that_upscales(arch, image):
-    net = spinsr.load(arch, scale=3, **SMALL[arch])
-    out = spinsr.upscale(image, net)
-    assert (out.shape, out.dtype) == ((15, 21, 3), np.uint8)
-    assert not net.training
-
-
-def test_rcan_is_the_one_of_spinsr():
-    assert type(spinsr.load('RCAN', scale=2, **SMALL['RCAN'])).__module__ == 'spinsr.archs.rcan_arch'
-
-
-def test_other_archs_of_basicsr_load_too(image):
-    net = spinsr.load('EDSR', scale=2, num_in_ch=3, num_out_ch=3, num_feat=8, num_block=1)
-    assert spinsr.upscale(image, net).shape == (10, 14, 3)
-
-
-def test_untrained_network_is_said_to_be_untrained(caplog):
-    with caplog.at_level(logging.WARNING, logger='spinsr'):
-        spinsr.load('SPIN', scale=2, **SMALL['SPIN'])
-    assert 'SPIN has no weights' in caplog.text
-
-
-def test_unknown_arch_is_refused_with_the_name():
-    with pytest.raises(ValueError, match="SPIN, SAN, RCAN .* got 'SPINN'"):
-        spinsr.load('SPINN')
-
-
-def test_unknown_scale_is_refused_with_the_value():
-    with pytest.raises(ValueError, match='5'):
-        spinsr.load('SPIN', scale=5)
-
-
-def test_unknown_argument_is_refused_with_the_name():
-    with pytest.raises(TypeError, match='num_feats'):
-        spinsr.load('SPIN', num_feats=16)
-
-
-@pytest.mark.parametrize('key', [None, 'params', 'params_ema'], ids=['bare', 'params', 'params_ema'])
-@each_arch
-def test_weights_come_back_from_a_file(arch, key, tmp_path, image):
-    net, path = spinsr.load(arch, scale=2, **SMALL[arch]), tmp_path / 'net.pth'
-    torch.save({key: net.state_dict()} if key else net.state_dict(), path)
-    other = spinsr.load(arch, scale=2, weights=path, **SMALL[arch])
-    assert same(net, other)
-    assert np.array_equal(spinsr.upscale(image, net), spinsr.upscale(image, other))
-
-
-def test_ema_weights_come_first(tmp_path):
-    plain, ema = (spinsr.load('SPIN', scale=2, **SMALL['SPIN']) for _ in range(2))
-    torch.save({'params': plain.state_dict(), 'params_ema': ema.state_dict()}, tmp_path / 'net.pth')
-    net = spinsr.load('SPIN', scale=2, weights=str(tmp_path / 'net.pth'), **SMALL['SPIN'])
-    assert same(net, ema)
-    assert not same(net, plain)
-
-
-def test_weights_may_be_a_state_dict():
-    net = spinsr.load('SPIN', scale=2, **SMALL['SPIN'])
-    assert same(net, spinsr.load('SPIN', scale=2, weights=net.state_dict(), **SMALL['SPIN']))
-
-
-def test_weights_of_another_basicsr_arch(tmp_path):
-    arguments = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 1}
-    net = spinsr.load('EDSR', scale=2, **arguments)
-    torch.save({'params': net.state_dict()}, tmp_path / 'net.pth')
-    assert same(net, spinsr.load('EDSR', scale=2, weights=tmp_path / 'net.pth', **arguments))
-
-
-@pytest.mark.parametrize('name', ['spin_official_tiny_x4', 'san_official_tiny_drift_x2', 'rcan_official_tiny_drift_x2'])
-def test_official_weights_are_converted(name, official, tmp_path, image, assert_close):
-    official = official(name)
-    torch.save(official.weights, tmp_path / 'official.pt')
-    arguments = dict(official.arguments)
-    net = spinsr.load(
-        official.arch.removesuffix('_spinsr'), arguments.pop('upscale'), tmp_path / 'official.pt', **arguments
-    )
-    with torch.inference_mode():
-        assert_close(net(official.images[0]), official.results[0], torch.float32)
-
-
-def test_weights_of_another_scale_are_refused_with_the_file(tmp_path):
-    path = tmp_path / 'x2.pth'
-    torch.save(spinsr.load('SPIN', scale=2, **SMALL['SPIN']).state_dict(), path)
-    with pytest.raises(ValueError, match=r'(?s)x2\.pth does not fit SPIN with upscale=3: .*upsample\.0'):
-        spinsr.load('SPIN', scale=3, weights=path, **SMALL['SPIN'])
-
-
-def test_weights_of_another_scale_are_refused_as_a_state_dict():
-    weights = spinsr.load('SAN', scale=2, **SMALL['SAN']).state_dict()
-    with pytest.raises(ValueError, match='the state dict does not fit SAN with upscale=4: '):
-        spinsr.load('SAN', scale=4, weights=weights, **SMALL['SAN'])
-
-
-def test_weights_of_another_arch_are_refused_with_their_names(tmp_path):
-    torch.save(spinsr.load('SAN', scale=2, **SMALL['SAN']).state_dict(), tmp_path / 'san.pth')
-    with pytest.raises(ValueError, match='belong to no SPIN: .*gamma'):
-        spinsr.load('SPIN', scale=2, weights=tmp_path / 'san.pth', **SMALL['SPIN'])
-
-
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match='nowhere.pth'):
-        spinsr.load('SPIN', scale=2, weights=tmp_path / 'nowhere.pth', **SMALL['SPIN'])
 
 
 def test_unknown_name_of_the_package_is_an_attribute_error():
@@ -191,7 +82,7 @@ def test_mode_of_the_network_stays_after_an_error(image):
 @each_arch
 def test_image_stays_as_it_is(arch, image):
     before = image.copy()
-    spinsr.upscale(image, spinsr.load(arch, scale=2, **SMALL[arch]))
+    spinsr.upscale(image, spinsr.load(arch, scale=2, weights=None, **SMALL[arch]))
     assert np.array_equal(image, before)
 
 
@@ -217,8 +108,24 @@ def test_other_shapes_are_refused_with_the_shape(shape):
 
 
 def test_trained_gradients_stay_possible_after_upscaling(image):
-    net = spinsr.load('SPIN', scale=2, **SMALL['SPIN'])
+    net = spinsr.load('SPIN', scale=2, weights=None, **SMALL['SPIN'])
     spinsr.upscale(image, net)
     loss = net.train()(torch.rand(1, 3, 5, 7)).mean()
     loss.backward()
     assert math.isfinite(loss.item())
+
+
+def test_self_ensemble_is_the_mean_of_eight_transformed_outputs(image):
+    net = spinsr.load('SPIN', scale=2, weights=None, **SMALL['SPIN']).double()
+    x = torch.from_numpy(image).permute(2, 0, 1)[None].double() / 255
+    outputs = []
+    with torch.inference_mode():
+        for turns in range(4):
+            for mirrored in (False, True):
+                turned = torch.rot90(x.flip(3) if mirrored else x, turns, (2, 3))
+                y = torch.rot90(net(turned), -turns, (2, 3))
+                outputs.append(y.flip(3) if mirrored else y)
+    expected = sum(outputs) / 8
+    actual = super_resolve(x, net, self_ensemble=True)
+    assert torch.allclose(actual, expected.float(), rtol=0, atol=1e-6)
+    assert not torch.allclose(actual, outputs[0].float(), rtol=0, atol=1e-4)

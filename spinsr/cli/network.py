@@ -1,0 +1,97 @@
+"""The flags that choose a network, and the network that they choose; what upscale and evaluate have in common."""
+
+import argparse
+import importlib
+import os
+import sys
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --arch, --weights, --arch-args, --import and --device."""
+    group = parser.add_argument_group('network')
+    group.add_argument(
+        '--arch',
+        metavar='NAME',
+        default='SPIN',
+        help="SPIN (the default), SAN, RCAN, or any other name in BasicSR's ARCH_REGISTRY",
+    )
+    group.add_argument(
+        '--weights',
+        metavar='FILE',
+        default='default',
+        help="BasicSR's .pth, the authors' file, or .safetensors (default: those that spinsr ships)",
+    )
+    group.add_argument(
+        '--arch-args',
+        metavar='KEY=VALUE',
+        nargs='+',
+        type=_argument,
+        default=[],
+        help='further arguments of the network: num_block=4',
+    )
+    group.add_argument(
+        '--import',
+        metavar='MODULE',
+        dest='imports',
+        action='append',
+        default=[],
+        help="import a module first, one that registers another plugin's network; may be repeated",
+    )
+    group.add_argument(
+        '--device',
+        metavar='DEVICE',
+        default='auto',
+        help='cpu, cuda, cuda:1, mps; auto (the default): cuda where there is one',
+    )
+
+
+def load(args: argparse.Namespace, scale: int) -> Any:
+    """Builds the network that the flags describe.
+
+    Raises:
+        ValueError, TypeError, OSError, ImportError: As `spinsr.load`; or the device does not exist here.
+    """
+    import_modules(args)
+    import spinsr
+
+    weights = args.weights if args.weights == 'default' else os.path.expanduser(args.weights)
+    return spinsr.load(args.arch, scale, weights, device(args.device), **dict(args.arch_args))
+
+
+def import_modules(args: argparse.Namespace) -> None:
+    """Imports what --import names, from the working directory too, after BasicSR has been made importable."""
+    import spinsr.archs  # noqa: F401
+
+    if args.imports and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for module in args.imports:
+        importlib.import_module(module)
+
+
+def device(name: str) -> Any:
+    """torch.device of a --device.
+
+    Raises:
+        ValueError: Unknown, or not on this machine.
+    """
+    import torch
+
+    if name == 'auto':
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        chosen = torch.device(name)
+        torch.zeros(1, device=chosen)
+    # torch raises RuntimeError for a wrong name, AssertionError where it was built without CUDA.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f'--device {name}: {str(error).splitlines()[0]}') from error
+    return chosen
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    from spinsr.option_files import parse_value
+
+    key, equals, value = text.partition('=')
+    if not equals or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f'must be key=value, got {text!r}')
+    return key, parse_value(value)

@@ -1,0 +1,91 @@
+"""A network by name, with its weights."""
+
+import inspect
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+logger = logging.getLogger('spinsr')
+
+# The folder of the weights that travel in the wheel.
+WEIGHTS = Path(__file__).parent / 'weights'
+
+
+def load(
+    arch: str = 'SPIN',
+    scale: int = 4,
+    weights: str | os.PathLike | Mapping | None = 'default',
+    device: str | torch.device = 'cpu',
+    **arch_args,
+) -> nn.Module:
+    """Builds a network, with weights, ready for `upscale`.
+
+    Args:
+        arch: 'SPIN', 'SAN', 'RCAN' (the one of spinsr), or any other name in BasicSR's ARCH_REGISTRY.
+        scale: Upscaling factor, the arch's `upscale` (or `scale`).
+        weights: A .pth, .pt or .safetensors file, or a state dict: spinsr's or BasicSR's (`params_ema` before `params`)
+            or the authors' own, which is converted. 'default' takes those that spinsr ships; None leaves the random
+            initialisation.
+        device: Where the network goes.
+        **arch_args: Further arguments of the arch; an unknown one is a TypeError.
+
+    Returns:
+        The network in eval mode.
+
+    Raises:
+        ValueError: Unknown arch or scale, weights that do not fit, or no default weights for this arch and scale.
+        FileNotFoundError: No such weights file.
+
+    Example:
+        >>> net = load('SPIN', scale=2, weights=None, num_block=1, stoken_size=(12,))
+        >>> net.upscale
+        2
+    """
+    from spinsr import convert
+    from spinsr.archs import ARCH_REGISTRY
+
+    name = 'RCAN_spinsr' if arch == 'RCAN' else arch
+    if name not in ARCH_REGISTRY:
+        raise ValueError(f'arch must be SPIN, SAN, RCAN or a name in ARCH_REGISTRY, got {arch!r}')
+    if isinstance(weights, str) and weights == 'default':
+        weights = default_weights(arch, scale)
+    cls = ARCH_REGISTRY.get(name)
+    net = cls(**{_scale_keyword(cls): scale}, **arch_args)
+    if weights is None:
+        logger.warning('%s has no weights: the network is untrained', arch)
+    else:
+        state_dict = weights if isinstance(weights, Mapping) else convert.read_checkpoint(weights)
+        own = name.removesuffix('_spinsr') in convert.ARCHS
+        state_dict = convert.convert_state_dict(state_dict, name) if own else convert.unwrap(state_dict)
+        try:
+            net.load_state_dict(state_dict)
+        except RuntimeError as error:
+            source = 'the state dict' if isinstance(weights, Mapping) else os.fspath(weights)
+            raise ValueError(f'{source} does not fit {arch} x{scale}: {error}') from error
+    return net.to(device).eval()
+
+
+def default_weights(arch: str = 'SPIN', scale: int = 4) -> Path:
+    """The file of the weights that spinsr ships for an arch and a scale.
+
+    Raises:
+        ValueError: There is none; the message says what there is.
+    """
+    path = WEIGHTS / f'{arch}_x{scale}.safetensors'
+    if not path.is_file():
+        shipped = ', '.join(sorted(file.stem for file in WEIGHTS.glob('*.safetensors'))) or 'none yet'
+        raise ValueError(f'spinsr ships no weights for {arch} x{scale} (shipped: {shipped}); give a weights file')
+    return path
+
+
+def _scale_keyword(arch: type[nn.Module]) -> str:
+    """What the arch calls its upscaling factor; BasicSR's archs do not agree on a name."""
+    keywords = inspect.signature(arch).parameters
+    for name in ('upscale', 'scale'):
+        if name in keywords:
+            return name
+    raise ValueError(f'{arch.__name__} takes neither upscale nor scale, so it is no network for super-resolution')
