@@ -217,8 +217,8 @@ def devices(options: Mapping[str, Any], launcher: str = 'none') -> None:
         raise OptionError(f"num_gpu must be 'auto' or a whole number of at least 0, got {count!r}")
     if torch.cuda.is_available():
         return
-    if launcher != 'none':
-        raise OptionError(f'--launcher {launcher} needs CUDA devices, and there is none; leave the flag out')
+    if launcher == 'slurm':
+        raise OptionError(f'--launcher {launcher} needs CUDA devices, and there is none; use torchrun on the CPU')
     if count not in ('auto', 0):
         raise OptionError(f'num_gpu is {count}, but torch finds no CUDA device; use num_gpu: auto or 0 for the CPU')
 

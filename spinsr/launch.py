@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from spinsr import check, compat, option_files
+from spinsr import check, compat, distributed, option_files
+from spinsr.errors import UserError
 from spinsr.option_files import OptionError
 
 
@@ -51,13 +52,18 @@ def launch(
             opt = _basicsr_options(options, args, is_train)
             check.files(opt, resumes=is_train and compat.find_resume_state(opt) is not None)
             pipeline(opt, args)
-    except OptionError as error:
+        distributed.leave()
+    except (UserError, OSError) as error:
+        return _fail(name, error)
+    except RuntimeError as error:
+        if not str(error).startswith('DataLoader worker'):
+            raise
         return _fail(name, error)
     return 0
 
 
 def _fail(name: str, error: Exception) -> int:
-    sys.stderr.write(f'{name}: error: {error}\n')
+    sys.stderr.write(f'{name}: error: {" ".join(str(error).split())}\n')
     return 1
 
 
@@ -97,7 +103,10 @@ def _parser(name: str) -> argparse.ArgumentParser:
 
 def _basicsr_options(options: dict[str, Any], args: argparse.Namespace, is_train: bool) -> dict[str, Any]:
     """BasicSR's parse_options on the option file with the forced values, which it would apply after seeding."""
-    from basicsr.utils.options import parse_options
+    from basicsr.utils import options as basicsr_options
+
+    def init_dist(launcher: str, **params: Any) -> None:
+        distributed.init_process(launcher, options['num_gpu'], **params)
 
     flags = ['--launcher', args.launcher, '--local_rank', str(args.local_rank)]
     flags += ['--auto_resume'] if args.auto_resume else []
@@ -105,8 +114,11 @@ def _basicsr_options(options: dict[str, Any], args: argparse.Namespace, is_train
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'options.yml')
         path.write_text(yaml.safe_dump(options, sort_keys=False), encoding='ascii')
-        with replaced(sys, argv=[sys.argv[0], '-opt', str(path), *flags]):
-            return parse_options(str(Path.cwd()), is_train=is_train)[0]
+        with (
+            replaced(sys, argv=[sys.argv[0], '-opt', str(path), *flags]),
+            replaced(basicsr_options, init_dist=init_dist),
+        ):
+            return basicsr_options.parse_options(str(Path.cwd()), is_train=is_train)[0]
 
 
 @contextlib.contextmanager

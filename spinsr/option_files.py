@@ -12,12 +12,14 @@ from typing import Any
 
 import yaml
 
+from spinsr.errors import UserError
+
 # YAML 1.1 reads a number with an exponent as text unless it has both a point and a signed exponent: 2.0e-4, not 2e-4.
 _INTEGER = re.compile(r'[-+]?\d+')
 _FLOAT = re.compile(r'[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?')
 
 
-class OptionError(ValueError):
+class OptionError(UserError, ValueError):
     """A mistake in an option file or a flag, said in one line for the person who wrote it."""
 
 

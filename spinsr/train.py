@@ -1,17 +1,20 @@
-"""Training: `python -m spinsr.train -opt FILE`, BasicSR's train_pipeline with three of its functions replaced.
+"""Training: `python -m spinsr.train -opt FILE`, BasicSR's train_pipeline with some of its functions replaced.
 
-The options are read and checked by spinsr.launch (BasicSR seeds before --force_yml), a state is loaded on any device,
-and the data loaders make training run exactly total_iter iterations. The loop is BasicSR's.
+The options are read and checked by spinsr.launch (BasicSR seeds before --force_yml), the newest whole checkpoint is
+resumed on any device, the data loaders make training run exactly total_iter iterations and enter an epoch where it was
+left, and every iteration seeds the generators by its number. The loop is BasicSR's.
 """
 
 import argparse
 import importlib
+import os
+import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spinsr import compat
+from spinsr import checkpoints, compat, distributed
 from spinsr.launch import launch, replaced
 
 
@@ -21,27 +24,165 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(opt: dict[str, Any], args: argparse.Namespace) -> None:
-    from spinsr.data import loader
-
     # `import basicsr.train` would do, but BasicSR's `from .train import *` fills the package with names.
     train = importlib.import_module('basicsr.train')
-    state: dict[str, Any] | None = None
-
-    def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
-        nonlocal state
-        state = compat.load_resume_state(opt)
-        return state
-
-    def create_train_val_dataloader(opt: dict[str, Any], logger: Any) -> tuple:
-        return loader.create_train_val_dataloader(opt, logger, state)
-
+    run = _Run(opt, train)
     with replaced(
         train,
         parse_options=lambda root_path, is_train: (opt, args),
-        load_resume_state=load_resume_state,
-        create_train_val_dataloader=create_train_val_dataloader,
+        load_resume_state=run.load_resume_state,
+        make_exp_dirs=_make_exp_dirs,
+        mkdir_and_rename=_make_anew,
+        create_train_val_dataloader=run.create_train_val_dataloader,
+        build_model=run.build_model,
+        MessageLogger=run.message_logger,
     ):
-        train.train_pipeline(str(Path.cwd()))
+        try:
+            train.train_pipeline(str(Path.cwd()))
+            run.finish()
+        finally:
+            run.close()
+
+
+class _Run:
+    """One run of BasicSR's loop: what the functions that take the place of BasicSR's have in common."""
+
+    def __init__(self, opt: dict[str, Any], train: Any) -> None:
+        self.opt = opt
+        self._basicsr = {name: getattr(train, name) for name in ('build_model', 'MessageLogger')}
+        self.state: Mapping[str, Any] | None = None
+        self.notes: list[str] = []
+        self.progress: Any = None
+
+    def load_resume_state(self, opt: dict[str, Any]) -> Mapping[str, Any] | None:
+        path, self.notes = distributed.from_main(find_state(opt))
+        opt['manual_seed'] = distributed.from_main(opt['manual_seed'])
+        if path is None:
+            return None
+        from basicsr.utils import check_resume
+
+        models = path.parent.parent / 'models'
+        self.state = checkpoints.read_state(path, models)
+        opt['path']['resume_state'] = str(path)
+        check_resume(opt, self.state['iter'])
+        # A state of another experiment goes with the networks beside it, not with this experiment's.
+        for key, value in opt['path'].items():
+            if key.startswith('pretrain_network') and value and Path(value).parent == Path(opt['path']['models']):
+                opt['path'][key] = str(models / Path(value).name)
+        # The order of the samples is that of the seed with which training began.
+        opt['manual_seed'] = self.state.get('seed', opt['manual_seed'])
+        return self.state
+
+    def create_train_val_dataloader(self, opt: dict[str, Any], logger: Any) -> tuple:
+        from spinsr.data import loader
+
+        for note in self.notes:
+            logger.warning(note)
+        result = loader.create_train_val_dataloader(opt, logger, self.state)
+        self.sampler, self.val_loaders = result[1:3]
+        self.logger = logger
+        return result
+
+    def build_model(self, opt: dict[str, Any]) -> Any:
+        self.model = model = self._basicsr['build_model'](opt)
+        optimize_parameters = model.optimize_parameters
+        checkpoints.remove_parts(opt['path']['models'], opt['path']['training_states'])
+        epoch, batches = None, 0
+
+        def optimize(current_iter: int) -> None:
+            nonlocal epoch, batches
+            # Whatever a network or a loss draws depends on the iteration alone, so a resumed training draws the same.
+            _seed(opt['manual_seed'], opt['rank'], current_iter)
+            optimize_parameters(current_iter)
+            batches = batches + 1 if epoch == self.sampler.epoch else 1
+            epoch = self.sampler.epoch
+            samples = self.sampler.start + batches * self.sampler.batch * self.sampler.num_replicas
+            model.place = {'samples': samples}
+            self.progress.step(model.log_dict, model.get_current_learning_rate()[0])
+
+        model.optimize_parameters = optimize
+        return model
+
+    def message_logger(self, opt: dict[str, Any], start_iter: int, tb_logger: Any) -> Any:
+        from spinsr.progress import Progress
+
+        self._validate_missed(start_iter, tb_logger)
+        shown = None if distributed.is_main() else False
+        self.progress = Progress(int(opt['train']['total_iter']), start_iter, opt['name'], shown)
+        return self._basicsr['MessageLogger'](opt, start_iter, tb_logger)
+
+    def _validate_missed(self, start_iter: int, tb_logger: Any) -> None:
+        """BasicSR validates after it has saved: a training that was killed in between has not validated yet."""
+        val = self.opt.get('val')
+        if self.state is not None and val is not None and start_iter % val['val_freq'] == 0:
+            for val_loader in self.val_loaders:
+                self.model.validation(val_loader, start_iter, tb_logger, val['save_img'])
+
+    def finish(self) -> None:
+        from spinsr.progress import summary
+
+        self.close()
+        for line in summary(self.opt, self.model):
+            self.logger.info(line)
+
+    def close(self) -> None:
+        if self.progress is not None:
+            self.progress.close()
+
+
+def find_state(opt: Mapping[str, Any]) -> tuple[Path | None, list[str]]:
+    """The training state to go on from, and what the log should say of the search.
+
+    Args:
+        opt: BasicSR's options: `auto_resume` takes the newest checkpoint that is whole, else `path: resume_state`.
+
+    Raises:
+        CheckpointError: `path: resume_state` is damaged.
+    """
+    if not opt['auto_resume']:
+        path = opt['path'].get('resume_state')
+        return (Path(path), []) if path else (None, [])
+    path, damaged = checkpoints.newest(opt['path']['training_states'], opt['path']['models'])
+    notes = [f'{line}; it is left as it is, and not used.' for line in damaged]
+    if damaged:
+        notes.append(f'Going on from {path}.' if path else 'No checkpoint is whole: training starts anew.')
+    return path, notes
+
+
+def _seed(*numbers: int) -> None:
+    import numpy as np
+    import torch
+
+    from spinsr.data.sampling import mixed_seed
+
+    seed = mixed_seed(*numbers)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _make_exp_dirs(opt: Mapping[str, Any]) -> None:
+    """The folders of a new experiment; an older one of its name is moved aside."""
+    if distributed.is_main():
+        _make_anew(opt['path']['experiments_root'])
+        for key in ('models', 'training_states', 'visualization'):
+            os.makedirs(opt['path'][key])
+
+
+def _make_anew(path: str) -> None:
+    """Makes a folder; one that is there gets another name. BasicSR's names clash within a second."""
+    from basicsr.utils import get_time_str
+
+    if not distributed.is_main():
+        return
+    if os.path.exists(path):
+        stem = f'{path}_archived_{get_time_str()}'
+        number, target = 1, stem
+        while os.path.exists(target):
+            number += 1
+            target = f'{stem}_{number}'
+        os.rename(path, target)
+    os.makedirs(path)
 
 
 # A worker process that is spawned, not forked, imports this module first and unpickles BasicSR's classes then.

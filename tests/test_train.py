@@ -10,10 +10,10 @@ import torch
 import spinsr.archs  # noqa: F401
 
 # isort: split
-from basicsr.models.sr_model import SRModel
 from basicsr.utils import logger as basicsr_logger
 
 from spinsr import train
+from spinsr.models.spinsr_model import SpinsrModel
 
 from .tiny_project import TRAIN, changed, write_images, write_options
 
@@ -22,13 +22,13 @@ from .tiny_project import TRAIN, changed, write_images, write_options
 def iterations(monkeypatch):
     """The numbers of the iterations that were trained."""
     done = []
-    optimize_parameters = SRModel.optimize_parameters
+    optimize_parameters = SpinsrModel.optimize_parameters
 
     def count(self, current_iter):
         done.append(current_iter)
         optimize_parameters(self, current_iter)
 
-    monkeypatch.setattr(SRModel, 'optimize_parameters', count)
+    monkeypatch.setattr(SpinsrModel, 'optimize_parameters', count)
     return done
 
 

@@ -97,6 +97,26 @@ def decode(data: bytes, name: Path | str) -> np.ndarray:
         raise _unreadable(name, error) from error
 
 
+def verify(data: bytes, name: Path | str) -> None:
+    """Checks that the content of an image file is whole, at the least cost: a PNG by its checksums, others decoded.
+
+    Args:
+        data: The file's bytes.
+        name: What errors call it.
+
+    Raises:
+        ValueError: No image, truncated or damaged; the message names it.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.format == 'PNG':
+                image.verify()
+            else:
+                image.load()
+    except DAMAGE as error:
+        raise _unreadable(name, error) from error
+
+
 def encode_png(image: np.ndarray, level: int) -> bytes:
     """PNG file of an image.
 

@@ -1,25 +1,100 @@
-"""SRModel that also starts from the authors' checkpoints of SPIN, SAN and RCAN."""
+"""SRModel for long trainings: mixed precision, clipping, accumulation, checkpoints that a crash cannot spoil."""
 
+import contextlib
+from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils.data import DataLoader
 
-from spinsr import convert
+from spinsr import checkpoints, convert, distributed, infer
+from spinsr.errors import TrainingError
 from spinsr.option_files import OptionError
+
+_TYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+# Validation pictures that a set sends to TensorBoard.
+_PICTURES = 4
 
 
 @MODEL_REGISTRY.register()
 class SpinsrModel(SRModel):
-    """BasicSR's SRModel, with one difference: `pretrain_network_g` may be an official file.
+    """BasicSR's SRModel, with what a training of days needs. Without further options it computes what SRModel does.
 
-    A network of another plugin, or of BasicSR, is loaded by BasicSR.
+    Options beside SRModel's, each with its default:
+
+    - `train: precision: fp32`: bf16 or fp16 (with loss scaling) by autocast; weights and loss stay in float32.
+    - `train: grad_clip: ~`: the largest norm of the gradient of all weights together.
+    - `train: accumulate: 1`: the batch goes through the network in so many parts, and their gradients are added.
+    - `train: max_nonfinite: 10`: an iteration whose loss or gradient is not finite leaves weights and EMA as they are;
+      after so many in a row training stops.
+    - `train: compile: false`, `train: channels_last: false`.
+    - `train: optim_g: type:` takes AdamW, too.
+    - `val: tile: ~`, `val: self_ensemble: false`: as for `spinsr.infer.super_resolve`.
+    - `logger: keep_last: ~`: as many checkpoints stay, older ones are deleted.
+    - `path: pretrain_network_g` may be a file of the authors of SPIN, SAN or RCAN.
 
     Args:
         opt: BasicSR's options.
+
+    Raises:
+        OptionError: An option has a value that is not allowed, or a file does not fit the network.
     """
+
+    TRAIN_KEYS = ('precision', 'grad_clip', 'accumulate', 'max_nonfinite', 'compile', 'channels_last')
+    VAL_KEYS = ('tile', 'self_ensemble')
+    LOGGER_KEYS = ('keep_last',)
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        train = opt.get('train') or {}
+        self.precision = _one_of(train, 'precision', 'fp32', tuple(_TYPES))
+        self.grad_clip = _positive(train, 'train:grad_clip', None)
+        self.accumulate = _positive(train, 'train:accumulate', 1, whole=True)
+        self.max_nonfinite = _positive(train, 'train:max_nonfinite', 10, whole=True)
+        self.compile = _switch(train, 'train:compile')
+        self.channels_last = _switch(train, 'train:channels_last')
+        self.keep_last = _positive(opt.get('logger') or {}, 'logger:keep_last', None, whole=True)
+        self.tile = _positive(opt.get('val') or {}, 'val:tile', None, whole=True)
+        self.self_ensemble = _switch(opt.get('val') or {}, 'val:self_ensemble')
+        # What the data loader needs to go on, set by spinsr.train: it is saved with every state.
+        self.place: dict[str, int] = {}
+        self.nonfinite = self.nonfinite_in_a_row = 0
+        self.best_metric_results: dict[str, Any] = {}
+        self._digests: dict[str, str] = {}
+        self._pictures: list[Any] = []
+        self._files: list[str] = []
+        device = 'cuda' if opt['num_gpu'] != 0 else 'cpu'
+        self.scaler = torch.amp.GradScaler(device, enabled=self.precision == 'fp16')
+        super().__init__(opt)
+
+    # Network and optimizer
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        """Moves a network to the device, as the options ask, and wraps it for several GPUs or processes."""
+        net = net.to(self.device)
+        if self.channels_last:
+            net = net.to(memory_format=torch.channels_last)
+        if self.is_train and self.compile:
+            net.compile()
+        if self.opt['dist']:
+            return DistributedDataParallel(
+                net,
+                device_ids=[torch.cuda.current_device()] if self.device.type == 'cuda' else None,
+                find_unused_parameters=self.opt.get('find_unused_parameters', False),
+            )
+        return DataParallel(net) if self.opt['num_gpu'] > 1 else net
+
+    def get_optimizer(self, optim_type: str, params: list[nn.Parameter], lr: float, **kwargs: Any) -> Any:
+        """Adam as BasicSR, and AdamW."""
+        if optim_type == 'AdamW':
+            return torch.optim.AdamW(params, lr, **kwargs)
+        return super().get_optimizer(optim_type, params, lr, **kwargs)
 
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'
@@ -37,9 +112,7 @@ class SpinsrModel(SRModel):
         """
         bare = self.get_bare_model(net)
         arch = type(bare).__name__
-        if not type(bare).__module__.startswith('spinsr.archs.') or arch not in convert.ARCHS:
-            super().load_network(net, load_path, strict, param_key)
-            return
+        ours = type(bare).__module__.startswith('spinsr.archs.') and arch in convert.ARCHS
         logger = get_root_logger()
         try:
             checkpoint = convert.read_checkpoint(load_path)
@@ -48,12 +121,204 @@ class SpinsrModel(SRModel):
             if param_key not in checkpoint and 'params' in checkpoint:
                 logger.info(f'{load_path} has no {param_key}: its params are loaded.')
                 param_key = 'params'
-            state = _state_dict(checkpoint.get(param_key, checkpoint), arch, strict)
-        except (ValueError, TypeError, OSError) as error:
-            raise OptionError(f'path:pretrain_network_g: {load_path} cannot be loaded into {arch}: {error}') from error
-        logger.info(f'Loading {arch} model from {load_path}, with param key: [{param_key}].')
-        self._print_different_keys_loading(bare, state, strict)
-        bare.load_state_dict(state, strict=strict)
+            state = checkpoint.get(param_key, checkpoint)
+            state = _state_dict(state, arch, strict) if ours else convert.unwrap(state)
+            logger.info(f'Loading {arch} model from {load_path}, with param key: [{param_key}].')
+            self._print_different_keys_loading(bare, state, strict)
+            bare.load_state_dict(state, strict=strict)
+        except (ValueError, TypeError, OSError, RuntimeError) as error:
+            reason = ' '.join(str(error).split())
+            raise OptionError(f'path:pretrain_network_g: {load_path} cannot be loaded into {arch}: {reason}') from error
+
+    # An iteration
+
+    def feed_data(self, data: Mapping[str, Any]) -> None:
+        """Takes a batch: `lq`, `gt` and the names of the files that they came from."""
+        super().feed_data(data)
+        if self.channels_last:
+            self.lq = self.lq.contiguous(memory_format=torch.channels_last)
+        self._files = list(data.get('lq_path', ()))
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """One step of the optimizer on the batch that was fed.
+
+        Args:
+            current_iter: The iteration, counted from 1.
+
+        Raises:
+            OptionError: The batch cannot be divided by `accumulate`.
+            TrainingError: `max_nonfinite` iterations in a row were not finite.
+        """
+        self.optimizer_g.zero_grad()
+        losses = self._backward()
+        self.scaler.unscale_(self.optimizer_g)
+        norm = self._gradient_norm()
+        finite = torch.stack([norm, *losses.values()]).isfinite().all()
+        # An overflow of the scaled gradient is how fp16 finds its scale; it is an ordinary step that the scaler omits.
+        searching = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        regular = torch.stack(list(losses.values())).isfinite().all() if searching else finite
+        if distributed.all_true(regular):
+            self.nonfinite_in_a_row = 0
+            self.scaler.step(self.optimizer_g)
+        else:
+            self._skip(current_iter)
+        self.scaler.update()
+        self.log_dict = self.reduce_loss_dict(losses)
+        if self.ema_decay > 0 and finite:
+            self.model_ema(decay=self.ema_decay)
+
+    def _backward(self) -> OrderedDict[str, Tensor]:
+        """Adds up the gradients of the parts of the batch, and returns the losses of the whole."""
+        if len(self.lq) % self.accumulate:
+            raise OptionError(
+                f'the batch must be divisible by train:accumulate, got {len(self.lq)} images and {self.accumulate}'
+            )
+        parts = list(zip(self.lq.chunk(self.accumulate), self.gt.chunk(self.accumulate), strict=True))
+        total: OrderedDict[str, Tensor] = OrderedDict()
+        for index, (lq, gt) in enumerate(parts):
+            with self._no_sync(index < len(parts) - 1):
+                with self._autocast():
+                    output = self.net_g(lq)
+                losses = self._losses(output.float(), gt)
+                self.scaler.scale(sum(losses.values())).backward()
+            for name, loss in losses.items():
+                total[name] = total.get(name, 0) + loss.detach()
+        self.output = output.detach()
+        return total
+
+    def _losses(self, output: Tensor, gt: Tensor) -> dict[str, Tensor]:
+        """The losses of a part, weighted so that those of all parts add up to the loss of the batch."""
+        losses = {}
+        if self.cri_pix:
+            losses['l_pix'] = self.cri_pix(output, gt) * self._share(self.cri_pix)
+        if self.cri_perceptual:
+            share = self._share(self.cri_perceptual)
+            for name, loss in zip(('l_percep', 'l_style'), self.cri_perceptual(output, gt), strict=True):
+                if loss is not None:
+                    losses[name] = loss * share
+        return losses
+
+    def _share(self, criterion: nn.Module) -> float:
+        if getattr(criterion, 'reduction', 'mean') == 'sum':
+            return 1.0
+        return 1 / self.accumulate
+
+    def _no_sync(self, last_comes_later: bool) -> contextlib.AbstractContextManager:
+        """Gradients are exchanged between processes with the last part only."""
+        if last_comes_later and isinstance(self.net_g, DistributedDataParallel):
+            return self.net_g.no_sync()
+        return contextlib.nullcontext()
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        dtype = _TYPES[self.precision]
+        return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
+
+    def _gradient_norm(self) -> Tensor:
+        """The norm of the whole gradient, before it is clipped."""
+        gradients = [p.grad for group in self.optimizer_g.param_groups for p in group['params'] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.grad_clip is not None:
+            parameters = [p for group in self.optimizer_g.param_groups for p in group['params']]
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.grad_clip, norm)
+        return norm
+
+    def _skip(self, current_iter: int) -> None:
+        self.nonfinite += 1
+        self.nonfinite_in_a_row += 1
+        get_root_logger().warning(
+            f'iteration {current_iter}: loss or gradient not finite, the step is skipped '
+            f'({self.nonfinite_in_a_row} in a row, {self.nonfinite} in all); images: {", ".join(self._files)}'
+        )
+        if self.nonfinite_in_a_row >= self.max_nonfinite:
+            raise TrainingError(
+                f'loss or gradient was not finite in {self.max_nonfinite} iterations in a row, the last one '
+                f'{current_iter}; a lower learning rate or train:grad_clip may help, the last checkpoint is as it was'
+            )
+
+    # Validation
+
+    def test(self) -> None:
+        """Puts the fed image through the EMA of the network, or the network where there is none."""
+        net = self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
+        self.output = infer.super_resolve(self.lq, net, self_ensemble=self.self_ensemble)
+
+    def validation(self, dataloader: DataLoader, current_iter: int, tb_logger: Any, save_img: bool = False) -> None:
+        """Validates, and sends some pictures to TensorBoard; BasicSR counts one iteration too many after the last."""
+        current_iter = min(current_iter, int(self.opt['train']['total_iter'])) if self.is_train else current_iter
+        self._pictures = []
+        super().validation(dataloader, current_iter, tb_logger, save_img)
+        if tb_logger and self.is_train:
+            for name, picture in self._pictures:
+                tb_logger.add_image(f'{dataloader.dataset.opt["name"]}/{name}', picture, current_iter)
+
+    def get_current_visuals(self) -> OrderedDict[str, Tensor]:
+        """The fed image, the result and the target, on the CPU."""
+        visuals = super().get_current_visuals()
+        if self.is_train and len(self._pictures) < _PICTURES:
+            name = self._files[0].rpartition('/')[2] if self._files else str(len(self._pictures))
+            self._pictures.append((name, visuals['result'][0].clamp(0, 1)))
+        return visuals
+
+    # Checkpoints
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Writes a checkpoint: the network file, then the state, and deletes the oldest beyond `keep_last`.
+
+        Args:
+            epoch: The epoch.
+            current_iter: The iteration; -1 for the network file `latest` alone.
+
+        Raises:
+            CheckpointError: It cannot be written; those before it are as they were.
+        """
+        super().save(epoch, current_iter)
+        if self.keep_last is not None and current_iter != -1 and distributed.is_main():
+            path = self.opt['path']
+            checkpoints.prune(path['training_states'], path['models'], self.keep_last, ['net_g'])
+
+    @master_only
+    def save_network(
+        self,
+        net: nn.Module | list[nn.Module],
+        net_label: str,
+        current_iter: int,
+        param_key: str | list[str] = 'params',
+    ) -> None:
+        """Writes the state dicts of one or more networks to one file, as BasicSR names it."""
+        nets, keys = (value if isinstance(value, list) else [value] for value in (net, param_key))
+        name = f'{net_label}_{"latest" if current_iter == -1 else current_iter}.pth'
+        content = {key: _on_cpu(self.get_bare_model(net)) for net, key in zip(nets, keys, strict=True)}
+        self._digests[name] = checkpoints.write(f'{self.opt["path"]["models"]}/{name}', content)
+
+    @master_only
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        """Writes all that training needs to go on, beside the network."""
+        if current_iter == -1:
+            return
+        state = {
+            'epoch': epoch,
+            'iter': current_iter,
+            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
+            'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
+            'scaler': self.scaler.state_dict(),
+            'nonfinite': [self.nonfinite, self.nonfinite_in_a_row],
+            'best_metric_results': _plain(self.best_metric_results),
+            'seed': self.opt['manual_seed'],
+            checkpoints.NETWORKS: {
+                name: digest for name, digest in self._digests.items() if name.endswith(f'_{current_iter}.pth')
+            },
+            **self.place,
+        }
+        checkpoints.write(f'{self.opt["path"]["training_states"]}/{current_iter}.state', state)
+        self._digests.clear()
+
+    def resume_training(self, resume_state: Mapping[str, Any]) -> None:
+        """Takes up what a state holds; one that BasicSR wrote has the optimizers and schedulers only."""
+        super().resume_training(resume_state)
+        if resume_state.get('scaler'):
+            self.scaler.load_state_dict(resume_state['scaler'])
+        self.nonfinite, self.nonfinite_in_a_row = resume_state.get('nonfinite', (0, 0))
+        self.best_metric_results = dict(resume_state.get('best_metric_results', {}))
 
 
 def _state_dict(state_dict: Mapping, arch: str, strict: bool) -> dict[str, Tensor]:
@@ -64,3 +329,39 @@ def _state_dict(state_dict: Mapping, arch: str, strict: bool) -> dict[str, Tenso
             raise
         # A warm start from a network with other parts: what has the same name is taken, as in BasicSR.
         return convert.unwrap(state_dict)
+
+
+def _plain(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The best metrics without NumPy's numbers, which no weights_only file may hold."""
+    return {
+        dataset: {metric: {**best, 'val': float(best['val'])} for metric, best in record.items()}
+        for dataset, record in results.items()
+    }
+
+
+def _on_cpu(net: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+
+
+def _one_of(section: Mapping[str, Any], key: str, default: str, values: tuple[str, ...]) -> str:
+    value = section.get(key, default)
+    if value not in values:
+        raise OptionError(f'train:{key} must be one of {", ".join(values)}, got {value!r}')
+    return value
+
+
+def _switch(section: Mapping[str, Any], where: str) -> bool:
+    value = section.get(where.partition(':')[2], False)
+    if not isinstance(value, bool):
+        raise OptionError(f'{where} must be true or false, got {value!r}')
+    return value
+
+
+def _positive(section: Mapping[str, Any], where: str, default: int | None, *, whole: bool = False) -> Any:
+    value = section.get(where.partition(':')[2], default)
+    if value is None:
+        return None
+    kinds = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
+        raise OptionError(f'{where} must be a {"whole " if whole else ""}number above 0, got {value!r}')
+    return value

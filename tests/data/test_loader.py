@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from torch.utils.data import DataLoader
 
 import spinsr.archs  # noqa: F401
 
@@ -70,16 +71,20 @@ def test_enough_iterations_and_no_epoch_too_many(build, case):
 
 
 @pytest.mark.parametrize(
-    ('epoch', 'done'),
+    ('state', 'first'),
     [
-        pytest.param(0, 9, id='batch-was-smaller'),
-        pytest.param(60, 60, id='batch-was-larger'),
-        pytest.param(24, 50, id='as-before'),
+        pytest.param({'epoch': 24, 'iter': 50}, 2, id='of-basicsr'),
+        pytest.param({'epoch': 24, 'iter': 50, 'samples': 0}, 2, id='at-the-start'),
+        pytest.param({'epoch': 24, 'iter': 49, 'samples': 2}, 1, id='in-the-middle'),
+        pytest.param({'epoch': 24, 'iter': 50, 'samples': 4}, 0, id='at-the-end'),
+        pytest.param({'epoch': 0, 'iter': 9, 'samples': 9}, 0, id='batch-was-smaller'),
     ],
 )
-def test_resume_counts_what_is_left(build, epoch, done):
-    _, (train_loader, _, _, last_epoch, total) = build(5, total=101, state={'epoch': epoch, 'iter': done})
-    assert 0 <= steps(train_loader, last_epoch, epoch) - (total - done) < len(train_loader)
+def test_resume_counts_what_is_left(build, state, first):
+    _, (train_loader, sampler, _, last_epoch, total) = build(5, total=101, state=state)
+    assert len(list(sampler)) == first * train_loader.batch_size
+    done = first + steps(train_loader, last_epoch, state['epoch'] + 1)
+    assert 0 <= done - (total - state['iter']) < len(train_loader)
 
 
 @pytest.mark.parametrize('done', [10, 11], ids=['at-the-end', 'beyond'])
@@ -102,7 +107,7 @@ def test_nothing_is_left(build, done):
 def test_enlarged_where_less_than_a_batch(build, caplog, case, ratio):
     caplog.set_level(logging.INFO)
     _, (train_loader, sampler, _, _, _) = build(**case)
-    assert len(sampler) == ratio * case['images'] / case.get('world_size', 1)
+    assert sampler.total == ratio * case['images']
     assert caplog.text.count('fewer than a batch') == (ratio > 2)
 
 
@@ -120,3 +125,9 @@ def test_cuda_prefetch_is_dropped_on_the_cpu(build):
     opt, (train_loader, _, _, _, _) = build(4, prefetch_mode='cuda', pin_memory=True)
     assert opt['datasets']['train']['prefetch_mode'] is None
     assert not train_loader.pin_memory
+
+
+def test_cpu_prefetch_is_dropped_because_it_hides_errors(build):
+    opt, (train_loader, _, _, _, _) = build(4, prefetch_mode='cpu')
+    assert opt['datasets']['train']['prefetch_mode'] is None
+    assert type(train_loader) is DataLoader

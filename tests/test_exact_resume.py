@@ -1,0 +1,278 @@
+"""A training that was interrupted ends with the bits of one that was not."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import spinsr.archs  # noqa: F401
+
+# isort: split
+from basicsr.utils import logger as basicsr_logger
+from basicsr.utils.registry import ARCH_REGISTRY
+
+from spinsr import checkpoints, train
+from spinsr.models.spinsr_model import SpinsrModel
+
+from .tiny_project import TRAIN, changed, write_images, write_options
+
+LONG = {
+    'train:total_iter': 11,
+    'train:scheduler:milestones': [3, 8],
+    'train:warmup_iter': 4,
+    'logger:save_checkpoint_freq': 3,
+    'val:val_freq': 3,
+}
+
+
+class Stop(Exception):
+    """Stands for a crash."""
+
+
+class Drops(nn.Module):
+    """A network that draws random numbers."""
+
+    def __init__(self, upscale: int = 2):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, 1, 1)
+        self.upscale = upscale
+
+    def forward(self, x):
+        x = nn.functional.dropout(self.conv(x), 0.5, self.training)
+        return x.repeat_interleave(self.upscale, 2).repeat_interleave(self.upscale, 3)
+
+
+if 'Drops' not in ARCH_REGISTRY:
+    ARCH_REGISTRY.register(Drops)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(basicsr_logger, 'initialized_logger', {})
+    write_images(tmp_path, 5)
+    return tmp_path
+
+
+def options(project, name, changes):
+    return write_options(project / f'{name}.yml', changed(TRAIN, {**LONG, 'name': name, **changes}))
+
+
+def files(name):
+    return Path('experiments', name, 'models'), Path('experiments', name, 'training_states')
+
+
+def final(name, last=9):
+    """All that a training leaves: the weights at its end, and its last state."""
+    models, states = files(name)
+    weights = torch.load(models / 'net_g_latest.pth', weights_only=True)
+    state = torch.load(states / f'{last}.state', weights_only=True)
+    assert set(weights) == {'params', 'params_ema'}
+    return weights, {key: value for key, value in state.items() if key != checkpoints.NETWORKS}
+
+
+def assert_identical(one, other, where=''):
+    """Compares nested containers, tensors bit for bit; names the first place that differs."""
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_identical(one[key], other[key], f'{where}:{key}')
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_identical(*pair, f'{where}:{index}')
+    else:
+        assert one == other, where
+
+
+def crash(monkeypatch, owner, name, call):
+    """Makes the given call, counted from 1, of a function raise Stop."""
+    calls, own = [0], getattr(owner, name)
+
+    def failing(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == call:
+            raise Stop
+        return own(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, failing)
+
+
+@pytest.mark.parametrize(
+    'network', [pytest.param({}, id='SPIN'), pytest.param({'network_g': {'type': 'Drops', 'upscale': 2}}, id='random')]
+)
+@pytest.mark.parametrize(
+    ('owner', 'name', 'call'),
+    [
+        pytest.param(SpinsrModel, 'optimize_parameters', 2, id='before-the-first-checkpoint'),
+        pytest.param(SpinsrModel, 'optimize_parameters', 6, id='in-an-epoch'),
+        pytest.param(SpinsrModel, 'optimize_parameters', 7, id='after-a-checkpoint'),
+        pytest.param(SpinsrModel, 'validation', 2, id='before-a-validation'),
+        pytest.param(SpinsrModel, 'save_training_state', 2, id='between-the-files-of-a-checkpoint'),
+        pytest.param(checkpoints.os, 'replace', 3, id='in-a-network-file'),
+        pytest.param(checkpoints.os, 'replace', 4, id='in-a-state'),
+        pytest.param(checkpoints.os, 'replace', 7, id='in-the-latest'),
+    ],
+)
+def test_resume_gives_the_same_bits(project, monkeypatch, owner, name, call, network):
+    assert train.main(['-opt', options(project, 'whole', network)]) == 0
+    broken = options(project, 'broken', network)
+    with monkeypatch.context() as patch:
+        crash(patch, owner, name, call)
+        with pytest.raises(Stop):
+            train.main(['-opt', broken])
+
+    assert train.main(['-opt', broken, '--auto_resume']) == 0
+
+    assert_identical(final('broken'), final('whole'))
+
+
+def test_resume_with_other_workers_gives_the_same_bits(project, monkeypatch):
+    whole = options(project, 'whole', {'datasets:train:num_worker_per_gpu': 2})
+    assert train.main(['-opt', whole]) == 0
+    with monkeypatch.context() as patch:
+        crash(patch, SpinsrModel, 'optimize_parameters', 8)
+        with pytest.raises(Stop):
+            train.main(['-opt', options(project, 'broken', {'datasets:train:num_worker_per_gpu': 3})])
+
+    assert train.main(['-opt', options(project, 'broken', {}), '--auto_resume']) == 0
+
+    assert_identical(final('broken'), final('whole'))
+
+
+def test_seed_of_the_state_orders_the_samples(project, monkeypatch):
+    """manual_seed that was left out is drawn anew at every start."""
+    assert train.main(['-opt', options(project, 'whole', {'manual_seed': 7})]) == 0
+    with monkeypatch.context() as patch:
+        crash(patch, SpinsrModel, 'optimize_parameters', 8)
+        with pytest.raises(Stop):
+            train.main(['-opt', options(project, 'broken', {'manual_seed': 7})])
+
+    assert train.main(['-opt', options(project, 'broken', {'manual_seed': 8}), '--auto_resume']) == 0
+
+    assert_identical(final('broken'), final('whole'))
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [
+        pytest.param(lambda models, states: (states / '9.state').write_bytes(b'PK'), id='state'),
+        pytest.param(lambda models, states: (states / '9.state').write_bytes(b''), id='empty-state'),
+        pytest.param(lambda models, states: os.truncate(models / 'net_g_9.pth', 500), id='network'),
+        pytest.param(lambda models, states: (models / 'net_g_9.pth').unlink(), id='no-network'),
+        pytest.param(
+            lambda models, states: (models / 'net_g_6.pth').replace(models / 'net_g_9.pth'), id='another-network'
+        ),
+        pytest.param(lambda models, states: (states / '9.state').rename(states / '12.state'), id='another-number'),
+    ],
+)
+def test_damaged_checkpoint_is_reported_and_an_older_one_used(project, capfd, damage):
+    whole = options(project, 'whole', {})
+    assert train.main(['-opt', whole]) == 0
+    expected = final('whole')
+    damage(*files('whole'))
+    left = sorted(path.name for folder in files('whole') for path in folder.iterdir())
+    capfd.readouterr()
+
+    assert train.main(['-opt', whole, '--auto_resume']) == 0
+
+    assert_identical(final('whole'), expected)
+    log = capfd.readouterr().err
+    assert 'it is left as it is, and not used.' in log
+    assert 'Going on from ' in log
+    assert {path.name for folder in files('whole') for path in folder.iterdir()} >= set(left)
+
+
+def test_without_a_whole_checkpoint_training_starts_anew_and_deletes_nothing(project, capfd):
+    whole = options(project, 'whole', {})
+    assert train.main(['-opt', whole]) == 0
+    expected = final('whole')
+    models, states = files('whole')
+    for path in states.iterdir():
+        path.write_bytes(b'damaged')
+
+    assert train.main(['-opt', whole, '--auto_resume']) == 0
+
+    assert 'No checkpoint is whole: training starts anew.' in capfd.readouterr().err
+    assert_identical(final('whole'), expected)
+    (archived,) = Path('experiments').glob('whole_archived_*')
+    assert (archived / 'training_states' / '9.state').read_bytes() == b'damaged'
+
+
+def test_damaged_state_that_was_named_is_one_line(project, capsys):
+    whole = options(project, 'whole', {})
+    assert train.main(['-opt', whole]) == 0
+    os.truncate('experiments/whole/models/net_g_6.pth', 500)
+    capsys.readouterr()
+
+    resume = 'path:resume_state=experiments/whole/training_states/6.state'
+    assert train.main(['-opt', whole, '--force_yml', resume]) == 1
+
+    error = capsys.readouterr().err
+    assert 'net_g_6.pth is damaged' in error and error.count('\n') == 1
+
+
+def test_keep_last_bounds_the_checkpoints(project):
+    assert train.main(['-opt', options(project, 'whole', {'logger:keep_last': 2})]) == 0
+    models, states = files('whole')
+    assert {path.name for path in states.iterdir()} == {'6.state', '9.state'}
+    assert {path.name for path in models.iterdir()} == {'net_g_6.pth', 'net_g_9.pth', 'net_g_latest.pth'}
+
+
+def test_full_disk_is_one_line_and_the_checkpoint_before_it_stays(project, monkeypatch, capsys):
+    class Full:
+        """A file on a disk that is full."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, data):
+            self.file.write(data[:100])
+            raise OSError(28, 'No space left on device')
+
+    whole = options(project, 'whole', {})
+    writes = []
+
+    def opened(path, mode):
+        writes.append(path)
+        file = open(path, mode)
+        return Full(file) if len(writes) > 2 else file
+
+    monkeypatch.setattr(checkpoints, 'open', opened, raising=False)
+    assert train.main(['-opt', whole]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith('spinsr.train: error: ')
+    assert 'net_g_6.pth cannot be written: No space left on device' in last
+    models, states = files('whole')
+    assert {path.name for path in (*models.iterdir(), *states.iterdir())} == {'net_g_3.pth', '3.state'}
+    monkeypatch.undo()
+    monkeypatch.chdir(project)
+    assert train.main(['-opt', whole, '--auto_resume']) == 0
+
+
+def test_best_metrics_are_kept_over_a_resume(project, monkeypatch):
+    seen = []
+    own = SpinsrModel._update_best_metric_result
+
+    def falling(self, dataset_name, metric, val, current_iter):
+        seen.append(current_iter)
+        own(self, dataset_name, metric, 100 - current_iter, current_iter)
+
+    monkeypatch.setattr(SpinsrModel, '_update_best_metric_result', falling)
+    whole = options(project, 'whole', {})
+    assert train.main(['-opt', whole]) == 0
+    assert train.main(['-opt', whole, '--auto_resume', '--force_yml', 'train:total_iter=15']) == 0
+
+    assert seen == [3, 6, 9, 11, 9, 12, 15, 15]
+    state = torch.load(files('whole')[1] / '15.state', weights_only=True)
+    assert state['best_metric_results'] == {'pairs_val': {'psnr': {'better': 'higher', 'val': 97.0, 'iter': 3}}}
