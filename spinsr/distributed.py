@@ -47,6 +47,11 @@ def leave() -> None:
         torch.distributed.destroy_process_group()
 
 
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether an error only says that another process of the training has gone."""
+    return isinstance(error, torch.distributed.DistBackendError) or 'gloo/transport' in str(error)
+
+
 def is_main() -> bool:
     """Whether this is the process that writes: the only one, or the first of several."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0

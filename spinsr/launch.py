@@ -56,7 +56,8 @@ def launch(
     except (UserError, OSError) as error:
         return _fail(name, error)
     except RuntimeError as error:
-        if not str(error).startswith('DataLoader worker'):
+        # A process that this one needs has died; its own message, or the system's, says why.
+        if not str(error).startswith('DataLoader worker') and not distributed.is_lost_peer(error):
             raise
         return _fail(name, error)
     return 0

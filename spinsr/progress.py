@@ -36,6 +36,7 @@ class Progress:
             for handler in logging.getLogger(LOGGER).handlers:
                 if not isinstance(handler, logging.FileHandler):
                     handler.addFilter(_is_no_iteration)
+                    self._redirected.callback(handler.removeFilter, _is_no_iteration)
 
     def step(self, log: Mapping[str, float], rate: float) -> None:
         """One more iteration.

@@ -55,7 +55,7 @@ class _Run:
         self.progress: Any = None
 
     def load_resume_state(self, opt: dict[str, Any]) -> Mapping[str, Any] | None:
-        path, self.notes = distributed.from_main(find_state(opt))
+        path, self.notes = distributed.from_main(find_state(opt) if distributed.is_main() else None)
         opt['manual_seed'] = distributed.from_main(opt['manual_seed'])
         if path is None:
             return None
@@ -86,7 +86,8 @@ class _Run:
     def build_model(self, opt: dict[str, Any]) -> Any:
         self.model = model = self._basicsr['build_model'](opt)
         optimize_parameters = model.optimize_parameters
-        checkpoints.remove_parts(opt['path']['models'], opt['path']['training_states'])
+        if distributed.is_main():
+            checkpoints.remove_parts(opt['path']['models'], opt['path']['training_states'])
         epoch, batches = None, 0
 
         def optimize(current_iter: int) -> None:

@@ -100,6 +100,10 @@ class ExactDataset(Dataset):
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
+        paths = getattr(dataset, 'paths', None)
+        if isinstance(paths, list) and all(isinstance(path, dict) and 'gt_path' in path for path in paths):
+            # BasicSR lists a folder in the order of the file system, which is another on another machine.
+            paths.sort(key=lambda path: path['gt_path'])
 
     def __getattr__(self, name: str) -> Any:
         if name == 'dataset':  # while it is being unpickled
@@ -180,7 +184,9 @@ class _StrictClient:
 
 
 def _reason(error: Exception) -> str:
-    return ' '.join(str(error).split()) or type(error).__name__
+    # BasicSR raises ValueError with two arguments where one was meant.
+    text = ''.join(map(str, error.args)) if isinstance(error, ValueError) else str(error)
+    return ' '.join(text.split()) or type(error).__name__
 
 
 def mixed_seed(*numbers: int) -> int:

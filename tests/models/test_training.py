@@ -1,0 +1,282 @@
+"""The options of SpinsrModel in training: each does what it says, and without them nothing changes."""
+
+import logging
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import spinsr.archs  # noqa: F401
+
+# isort: split
+from basicsr.models import build_model
+from basicsr.utils.registry import ARCH_REGISTRY
+
+import spinsr.models.spinsr_model  # noqa: F401
+from spinsr.errors import TrainingError
+from spinsr.option_files import OptionError
+
+from ..tiny_project import TRAIN, changed
+
+
+class Scaled(nn.Module):
+    """Two parameters; says in what type it was computed."""
+
+    def __init__(self, upscale: int = 1):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        self.seen = y.dtype, y.is_contiguous(memory_format=torch.channels_last)
+        return y
+
+
+if 'Scaled' not in ARCH_REGISTRY:
+    ARCH_REGISTRY.register(Scaled)
+
+
+def build(model_type='SpinsrModel', **changes):
+    options = changed(TRAIN, {'model_type': model_type, 'dist': False, 'is_train': True, 'rank': 0, **changes})
+    torch.manual_seed(0)
+    return build_model({**options, 'num_gpu': 0, 'world_size': 1})
+
+
+SCALED = {'network_g': {'type': 'Scaled'}}
+
+
+def batch(size=4, side=8, scale=2):
+    generator = torch.Generator().manual_seed(1)
+    lq = torch.rand(size, 3, side, side, generator=generator)
+    gt = torch.rand(size, 3, scale * side, scale * side, generator=generator)
+    return {'lq': lq, 'gt': gt, 'lq_path': [f'{index}.png' for index in range(size)]}
+
+
+def train(model, iterations=3, data=None):
+    data = data or batch(scale=1 if isinstance(model.net_g, Scaled) else 2)
+    for iteration in range(1, iterations + 1):
+        model.update_learning_rate(iteration)
+        model.feed_data(data)
+        model.optimize_parameters(iteration)
+    return model
+
+
+def weights(model):
+    return {
+        **{f'ema.{name}': value for name, value in model.net_g_ema.state_dict().items()},
+        **model.net_g.state_dict(),
+    }
+
+
+def same(one, other, atol=0.0):
+    torch.testing.assert_close(weights(one), weights(other), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize('loss', ['mean', 'sum'])
+def test_without_options_it_computes_what_srmodel_does(loss):
+    changes = {'train:pixel_opt:reduction': loss}
+    ours, basicsr = train(build(**changes)), train(build('SRModel', **changes))
+    same(ours, basicsr)
+    assert ours.log_dict == basicsr.log_dict
+
+
+@pytest.mark.parametrize('loss', ['mean', 'sum'])
+@pytest.mark.parametrize('parts', [2, 4])
+def test_accumulated_parts_give_the_batch(loss, parts):
+    changes = {'train:pixel_opt:reduction': loss}
+    whole, parted = train(build(**changes), 1), train(build(**changes, **{'train:accumulate': parts}), 1)
+    for one, other in zip(whole.net_g.parameters(), parted.net_g.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=3e-6 * one.grad.abs().max().item())
+    assert math.isclose(whole.log_dict['l_pix'], parted.log_dict['l_pix'], rel_tol=1e-5)
+
+
+def test_batch_that_does_not_divide_is_refused():
+    with pytest.raises(OptionError, match='divisible by train:accumulate, got 4 images and 3'):
+        train(build(**{'train:accumulate': 3}))
+
+
+@pytest.mark.parametrize('limit', [0.01, 1000.0], ids=['clipped', 'below-the-limit'])
+def test_gradient_is_clipped_to_its_norm(limit):
+    free, clipped = train(build(), 1), train(build(**{'train:grad_clip': limit}), 1)
+    norm = torch.cat([p.grad.flatten() for p in free.net_g.parameters()]).norm()
+    factor = min(1, limit / norm)
+    assert (factor < 1) == (limit < 1)
+    for one, other in zip(free.net_g.parameters(), clipped.net_g.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad * factor, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ('precision', 'dtype'), [('fp32', torch.float32), ('bf16', torch.bfloat16), ('fp16', torch.float16)]
+)
+def test_precision_is_that_of_the_network_and_not_of_the_weights(precision, dtype):
+    model = train(build(**SCALED, **{'train:precision': precision}))
+    assert model.net_g.seen[0] == dtype
+    assert all(value.dtype == torch.float32 for value in weights(model).values())
+    assert all(p.grad.dtype == torch.float32 for p in model.net_g.parameters())
+    same(model, train(build(**SCALED)), atol=3e-3)
+
+
+@pytest.mark.parametrize('precision', ['bf16', 'fp16'])
+def test_spin_trains_in_half_precision(precision):
+    model = train(build(**{'train:precision': precision}), 20)
+    assert model.nonfinite == 0
+    assert model.log_dict['l_pix'] < train(build(), 1).log_dict['l_pix']
+
+
+def test_scale_of_fp16_is_searched_and_saved(tmp_path):
+    model = build(**SCALED, **{'train:precision': 'fp16'})
+    model.scaler = torch.amp.GradScaler('cpu', init_scale=2.0**40)
+    before = weights(build(**SCALED))
+    train(model, 1)
+    assert model.scaler.get_scale() == 2.0**39
+    assert model.nonfinite == 0
+    torch.testing.assert_close(weights(model), before, rtol=0, atol=0)
+    train(model, 40)
+    assert not torch.equal(weights(model)['conv.weight'], before['conv.weight'])
+
+    other = build(**SCALED, **{'train:precision': 'fp16'})
+    other.resume_training(saved_state(model, tmp_path))
+    assert other.scaler.state_dict() == model.scaler.state_dict()
+
+
+def saved_state(model, folder):
+    model.opt['path'] |= {'models': str(folder), 'training_states': str(folder)}
+    model.save(0, 1)
+    return torch.load(folder / '1.state', weights_only=True)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')], ids=str)
+@pytest.mark.parametrize('place', ['lq', 'gt', 'gradient'])
+@pytest.mark.parametrize('precision', ['fp32', 'fp16'])
+def test_step_that_is_not_finite_is_skipped_and_counted(place, value, precision, caplog):
+    model = train(build(**SCALED, **{'train:precision': precision}), 1)
+    if precision == 'fp16' and place == 'gradient':
+        model.scaler = torch.amp.GradScaler('cpu', init_scale=1.0)  # nothing is left to search
+    before, data = {name: tensor.clone() for name, tensor in weights(model).items()}, batch(scale=1)
+    hook = None
+    if place == 'gradient':
+        hook = model.net_g.conv.weight.register_hook(lambda gradient: gradient * value)
+    else:
+        data[place][2, 1, 3, 3] = value
+    with caplog.at_level(logging.WARNING):
+        logging.getLogger('basicsr').propagate = True
+        model.feed_data(data)
+        model.optimize_parameters(2)
+    assert (model.nonfinite, model.nonfinite_in_a_row) == (1, 1)
+    assert 'iteration 2: loss or gradient not finite' in caplog.text and '2.png' in caplog.text
+    torch.testing.assert_close(weights(model), before, rtol=0, atol=0)
+    if hook:
+        hook.remove()
+    train(model, 1)
+    assert (model.nonfinite, model.nonfinite_in_a_row) == (1, 0)
+
+
+def test_too_many_in_a_row_end_training(tmp_path):
+    model = build(**SCALED, **{'train:max_nonfinite': 3})
+    data = batch(scale=1)
+    data['lq'].fill_(math.nan)
+    train(model, 2, data)
+    state = saved_state(model, tmp_path)
+    other = build(**SCALED, **{'train:max_nonfinite': 3})
+    other.resume_training(state)
+    with pytest.raises(TrainingError, match='not finite in 3 iterations in a row'):
+        train(other, 1, data)
+
+
+def test_adamw_decays_the_weights_themselves():
+    changes = {'train:optim_g': {'type': 'AdamW', 'lr': 1e-3, 'weight_decay': 0.5}}
+    model = build(**SCALED, **changes)
+    assert type(model.optimizer_g) is torch.optim.AdamW
+    assert model.optimizer_g.param_groups[0]['weight_decay'] == 0.5
+    train(model)
+
+
+def test_unknown_optimizer_stays_basicsrs_error():
+    with pytest.raises(NotImplementedError, match='Lion'):
+        build(**{'train:optim_g': {'type': 'Lion', 'lr': 1e-3}})
+
+
+def test_channels_last_reaches_the_network():
+    model = train(build(**SCALED, **{'train:channels_last': True}))
+    assert model.net_g.seen[1]
+    same(model, train(build(**SCALED)), atol=1e-6)
+
+
+def test_compile_keeps_the_names_of_the_weights(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, 'compile', lambda self: compiled.append(type(self).__name__))
+    model = build(**{'train:compile': True})
+    assert compiled == ['SPIN']
+    assert set(model.net_g.state_dict()) == set(build().net_g.state_dict())
+
+
+@pytest.mark.slow
+def test_compiled_training_gives_the_same():
+    pytest.importorskip('torch._inductor')
+    same(train(build(**{'train:compile': True})), train(build()), atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'line'),
+    [
+        ({'train:precision': 'half'}, "train:precision must be one of fp32, bf16, fp16, got 'half'"),
+        ({'train:grad_clip': -1}, 'train:grad_clip must be a number above 0, got -1'),
+        ({'train:grad_clip': '1'}, "train:grad_clip must be a number above 0, got '1'"),
+        ({'train:accumulate': 1.5}, 'train:accumulate must be a whole number above 0, got 1.5'),
+        ({'train:max_nonfinite': 0}, 'train:max_nonfinite must be a whole number above 0, got 0'),
+        ({'train:compile': 1}, 'train:compile must be true or false, got 1'),
+        ({'val:tile': True}, 'val:tile must be a whole number above 0, got True'),
+        ({'val:self_ensemble': 'yes'}, "val:self_ensemble must be true or false, got 'yes'"),
+        ({'logger:keep_last': 0}, 'logger:keep_last must be a whole number above 0, got 0'),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else '',
+)
+def test_wrong_value_is_one_line(changes, line):
+    with pytest.raises(OptionError) as error:
+        build(**changes)
+    assert str(error.value) == line
+
+
+@pytest.mark.parametrize(('options', 'plus'), [({}, False), ({'val:self_ensemble': True}, True)], ids=['plain', 'plus'])
+def test_validation_takes_the_ema_and_the_options(options, plus):
+    model = train(build(**options))
+    model.feed_data(batch(1, side=6))
+    model.test()
+    with torch.no_grad():
+        plain = model.net_g_ema(model.lq)
+    assert model.output.shape == (1, 3, 12, 12)
+    assert torch.equal(model.output, plain) != plus
+    assert (model.output - plain).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize('ema', [0, 0.9], ids=['no-ema', 'ema'])
+def test_mode_of_the_networks_stays(ema):
+    model = build(**{'train:ema_decay': ema})
+    model.feed_data(batch(1))
+    model.test()
+    assert model.net_g.training
+    assert not ema or not model.net_g_ema.training
+
+
+class Board:
+    """A SummaryWriter that remembers."""
+
+    def __init__(self):
+        self.scalars, self.images = {}, {}
+
+    def add_scalar(self, name, value, iteration):
+        self.scalars[name, iteration] = value
+
+    def add_image(self, name, image, iteration):
+        self.images[name, iteration] = image.shape
+
+
+def test_validation_sends_pictures_and_scalars(monkeypatch):
+    model = build()
+    images = [{**batch(1, side=6), 'lq_path': [f'lr/{index}x2.png']} for index in range(6)]
+    loader = type('Loader', (list,), {'dataset': type('Set', (), {'opt': {'name': 'Set5'}})})(images)
+    board = Board()
+    model.validation(loader, 5, board)  # TRAIN has 4 iterations: BasicSR counts one too many at the end
+    assert set(board.scalars) == {('metrics/Set5/psnr', 4)}
+    assert board.images == {(f'Set5/{index}x2.png', 4): (3, 12, 12) for index in range(4)}

@@ -1,0 +1,134 @@
+"""Training in several processes on the CPU: torchrun and gloo."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from .tiny_project import TRAIN, changed, write_images, write_options
+
+WITHOUT_SHOW = {'network_g:num_block': 1, 'logger:print_freq': 1000}
+
+
+def start(folder, flags, *, processes=0, restarts=0):
+    """Starts a training in a folder, in one process or through torchrun; a port that is free is found by torchrun."""
+    runner = ['-m', 'spinsr.train']
+    if processes:
+        single = ['--standalone', f'--nproc_per_node={processes}', f'--max-restarts={restarts}']
+        runner = ['-m', 'torch.distributed.run', *single, *runner]
+        flags = [*flags, '--launcher', 'pytorch']
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
+    return subprocess.Popen(
+        [sys.executable, *runner, *flags],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=240)
+    return output
+
+
+def gradients(folder):
+    """The gradients of the first iteration: Adam's first moment is a tenth of them."""
+    state = torch.load(folder / 'experiments/tiny/training_states/1.state', weights_only=True)
+    return {key: 10 * value['exp_avg'] for key, value in state['optimizers'][0]['state'].items()}
+
+
+def project(folder, **changes):
+    folder.mkdir()
+    write_images(folder, 7)
+    write_options(folder / 'tiny.yml', changed(TRAIN, {**WITHOUT_SHOW, **changes}))
+    return folder
+
+
+@pytest.mark.parametrize('accumulate', [1, 2], ids=['at-once', 'in-two-parts'])
+def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(tmp_path, accumulate):
+    once = {'train:total_iter': 1, 'logger:save_checkpoint_freq': 1, 'datasets:train:num_worker_per_gpu': 1}
+    one = project(tmp_path / 'one', **once, **{'datasets:train:batch_size_per_gpu': 4})
+    two = project(tmp_path / 'two', **once, **{'datasets:train:batch_size_per_gpu': 2, 'train:accumulate': accumulate})
+    runs = [start(one, ['-opt', 'tiny.yml']), start(two, ['-opt', 'tiny.yml'], processes=2)]
+    for run in runs:
+        output = finish(run)
+        assert run.returncode == 0, output
+
+    expected, actual = gradients(one), gradients(two)
+
+    assert max(value.abs().max() for value in expected.values()) > 1e-3
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
+    assert [path.name for path in (two / 'experiments').iterdir()] == ['tiny']
+
+
+def test_error_of_one_process_is_said_and_ends_all(tmp_path):
+    folder = project(tmp_path / 'two', **{'train:total_iter': 100})
+    for path in (folder / 'hr').iterdir():
+        os.truncate(path, 200)
+    run = start(folder, ['-opt', 'tiny.yml'], processes=2)
+    output = finish(run)
+    assert run.returncode != 0
+    assert 'spinsr.train: error: ' in output and '.png cannot be read whole' in output
+
+
+def test_launcher_flag_without_a_launcher_is_one_line(tmp_path):
+    folder = project(tmp_path / 'one')
+    run = start(folder, ['-opt', 'tiny.yml', '--launcher', 'pytorch'])
+    assert finish(run) == (
+        'spinsr.train: error: --launcher pytorch: RANK is not set; start with: '
+        'torchrun --nproc_per_node=N -m spinsr.train …\n'
+    )
+    assert run.returncode == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path('/proc/self/environ').exists(), reason='finds the processes in /proc')
+def test_dead_process_ends_the_job_and_a_restart_goes_on(tmp_path):
+    changes = {'train:total_iter': 120, 'logger:save_checkpoint_freq': 10, 'datasets:train:batch_size_per_gpu': 1}
+    whole, broken = project(tmp_path / 'whole', **changes), project(tmp_path / 'broken', **changes)
+    run = start(whole, ['-opt', 'tiny.yml'], processes=2)
+    assert finish(run) and run.returncode == 0
+
+    run = start(broken, ['-opt', 'tiny.yml', '--auto_resume'], processes=2, restarts=3)
+    wait_for(broken / 'experiments/tiny/training_states/30.state')
+    kill_rank(broken, 1)
+    output = finish(run)
+
+    assert run.returncode == 0, output
+    assert 'Resuming training from epoch' in output
+    expected, actual = (
+        torch.load(folder / 'experiments/tiny/models/net_g_latest.pth', weights_only=True) for folder in (whole, broken)
+    )
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+    run = start(broken, ['-opt', 'tiny.yml', '--auto_resume', '--force_yml', 'train:total_iter=100000'], processes=2)
+    wait_for(broken / 'experiments/tiny/training_states/140.state')
+    kill_rank(broken, 1)
+    output = finish(run)
+    assert run.returncode != 0
+    assert 'Signal 9 (SIGKILL) received' in output
+
+
+def wait_for(path, seconds=120):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f'{path} did not come'
+        time.sleep(0.02)
+
+
+def kill_rank(folder, rank):
+    for process in Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):
+            environment = (process / 'environ').read_bytes().split(b'\0')
+            if (process / 'cwd').resolve() == folder.resolve() and f'RANK={rank}'.encode() in environment:
+                os.kill(int(process.name), signal.SIGKILL)
+                return
+    raise AssertionError(f'no process with RANK={rank}')
