@@ -1,6 +1,7 @@
 """What a training shows on a terminal and in a pipe."""
 
 import logging
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -8,18 +9,22 @@ import pytest
 from spinsr.progress import Progress, summary
 
 
+class Stderr(logging.StreamHandler):
+    """Writes to what sys.stderr is at that moment: pytest changes it between fixture and test."""
+
+    stream = property(lambda self: sys.stderr, lambda self, value: None)
+
+
 @pytest.fixture
-def logger():
+def logger(monkeypatch):
     logger = logging.getLogger('basicsr')
-    before = logger.handlers[:], logger.level
-    logger.handlers[:] = [logging.StreamHandler()]
-    logger.setLevel(logging.INFO)
-    yield logger
-    logger.handlers[:], level = before
-    logger.setLevel(level)
+    monkeypatch.setattr(logger, 'handlers', [Stderr()])
+    monkeypatch.setattr(logger, 'propagate', False)
+    monkeypatch.setattr(logger, 'level', logging.INFO)
+    return logger
 
 
-def test_bar_shows_loss_rate_and_where_training_stands(capfd, logger):
+def test_bar_shows_loss_rate_and_where_training_stands(logger, capfd):
     progress = Progress(total=10, done=4, name='tiny', shown=True)
     progress.step({'l_pix': 0.0125, 'other': 3.0}, 2e-4)
     logger.info('[tiny..][epoch:  0, iter:       5, lr:(2.000e-04,)] l_pix: 1.2500e-02')
@@ -31,13 +36,13 @@ def test_bar_shows_loss_rate_and_where_training_stands(capfd, logger):
     assert 'Validation Set5' in shown
 
 
-def test_lines_come_back_when_the_bar_is_closed(capfd, logger):
+def test_lines_come_back_when_the_bar_is_closed(logger, capfd):
     Progress(10, 0, 'tiny', shown=True).close()
     logger.info('[tiny..][epoch:  0, iter:       5, lr:(2.000e-04,)]')
     assert 'iter:       5' in capfd.readouterr().err
 
 
-def test_nothing_but_lines_in_a_pipe(capfd, logger):
+def test_nothing_but_lines_in_a_pipe(logger, capfd):
     progress = Progress(total=10, done=4, name='tiny')
     progress.step({'l_pix': 0.0125}, 2e-4)
     logger.info('[tiny..][epoch:  0, iter:       5, lr:(2.000e-04,)]')
