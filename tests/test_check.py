@@ -92,7 +92,7 @@ def test_types(capsys, changes, line):
         pytest.param({'num_gpu': 1}, 'none', 'use num_gpu: auto or 0', id='no-gpu'),
         pytest.param({'num_gpu': 'all'}, 'none', "must be 'auto' or a whole number", id='text'),
         pytest.param({'num_gpu': -1}, 'none', 'got -1', id='negative'),
-        pytest.param({}, 'pytorch', '--launcher pytorch needs CUDA', id='launcher'),
+        pytest.param({}, 'slurm', '--launcher slurm needs CUDA', id='launcher'),
     ],
 )
 def test_devices_without_cuda(monkeypatch, changes, launcher, line):
