@@ -133,12 +133,10 @@ def images(folder: str | os.PathLike) -> Upscaler:
         places = [root / part for part in (*(f'{pair.dataset}/{s}' for s in scales), pair.dataset, *scales)]
         place = next((place for place in places if place.is_dir()), root)
         found = [path for path in image_file.list_images(place) if _belongs(path.stem, pair.name, pair.scale)]
-        plain = [
-            path for path in found if path.stem in (pair.name, *(pair.name + end + scales[0] for end in ('', '_')))
-        ]
-        found = plain or found
+        plain = (pair.name, f'{pair.name}x{pair.scale}', f'{pair.name}_x{pair.scale}')
+        found = [path for path in found if path.stem in plain] or found
         if not found:
-            raise ValueError(f'{place} holds no image called {pair.name}, {pair.name}{scales[0]} or {pair.name}_…')
+            raise ValueError(f'{place} holds no image called {", ".join(plain)} or {pair.name}_… of x{pair.scale}')
         if len(found) > 1:
             raise ValueError(f'{place} must hold one image of {pair.name}, got {", ".join(p.name for p in found)}')
         owner = owners.setdefault(found[0], pair.name)
@@ -196,9 +194,8 @@ def evaluate(
     """
     folders = {Path(folder).resolve().name: Path(folder) for folder in benchmarks}
     if len(folders) < len(benchmarks) or not benchmarks or not scales:
-        raise ValueError(
-            f'benchmarks must be folders of different names, and scales numbers, got {benchmarks}, {scales}'
-        )
+        given = ', '.join(map(str, benchmarks)) or 'none'
+        raise ValueError(f'benchmarks must be folders of different names, for some scales, got {given}, {scales=}')
     for name in protocols or ():
         if name not in PROTOCOLS:
             raise ValueError(f'protocols must be among {", ".join(PROTOCOLS)}, got {name!r}')
@@ -249,7 +246,7 @@ def score(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str) -> dict[str
         48.1308
     """
     if sr.shape != hr.shape or sr.ndim != 3 or sr.shape[2] != 3:
-        raise ValueError(f'images must have one shape (H, W, 3), got {sr.shape} and {hr.shape}')
+        raise ValueError(f'the super-resolved image must have the shape of HR, {hr.shape}, got {sr.shape}')
     rules = PROTOCOLS[protocol]
     if not rules.unrounded:
         sr = _rounded(sr)
