@@ -296,7 +296,7 @@ def to_markdown(results: Sequence[Mapping[str, Any]]) -> str:
     """The table of `evaluate`'s results: a row for each dataset and scale, a column for each protocol and metric."""
     protocols = list(dict.fromkeys(name for result in results for name in result['protocols']))
     metrics = list(dict.fromkeys(name for result in results for name in result.get('metrics', ())))
-    rows = [['method', 'dataset', 'scale', *protocols, *(f'{name} ({METRIC_PROTOCOL})' for name in metrics)]]
+    rows = [['method', 'dataset', 'scale', *protocols, *(f'pyiqa {name} ({METRIC_PROTOCOL})' for name in metrics)]]
     for result in results:
         row = [result['method'], result['dataset'], f'x{result["scale"]}']
         for name in protocols:

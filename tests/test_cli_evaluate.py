@@ -301,7 +301,7 @@ def test_metrics_of_pyiqa(here, monkeypatch, capsys):
     arguments = ['--scale', '2', '--benchmark', 'Mine', '--protocol', 'rgb', '--metric', 'lpips,dists', 'lpips']
     assert bicubic(*arguments, '--device', 'cpu', '--json', 'out.json') == 0
     assert made == [('lpips', torch.device('cpu')), ('dists', torch.device('cpu'))]
-    assert 'lpips (rgb) | dists (rgb) |' in capsys.readouterr().out
+    assert '| pyiqa lpips (rgb) | pyiqa dists (rgb) |' in capsys.readouterr().out
     (result,) = json.loads((here / 'out.json').read_text())
     assert result['metrics']['lpips']['protocol'] == 'rgb' and list(result['metrics']['dists']['images']) == [*SIZES]
 

@@ -1,6 +1,7 @@
 """Protocols by hand, against BasicSR and float64; benchmark folders and images made elsewhere, whole and damaged."""
 
 import csv
+import doctest
 import io
 import json
 import math
@@ -492,7 +493,7 @@ def test_metrics_see_rounded_rgb_without_the_border(tmp_path, pyiqa):
     value = (target - ref).abs().max().item()
     assert result['metrics'] == {'maxdiff': {'protocol': 'rgb', 'value': value, 'images': {'a': value}}}
     assert list(result['protocols']) == ['ntire']
-    assert 'maxdiff (rgb)' in to_markdown([result]) and f'{value:.4f}' in to_markdown([result])
+    assert 'pyiqa maxdiff (rgb)' in to_markdown([result]) and f'{value:.4f}' in to_markdown([result])
     rows = list(csv.DictReader(io.StringIO(to_csv([result]))))
     assert [(row['protocol'], row['image'], row['pyiqa_maxdiff']) for row in rows] == [
         ('ntire', 'a', ''),
@@ -536,3 +537,7 @@ def test_bicubic_on_set5(scale, psnr, ssim):
     (result,) = evaluate([BENCHMARK / 'Set5'], [scale], evaluation.upsample, protocols=['y_crop_scale'])
     entry = result['protocols']['y_crop_scale']
     assert (round(entry['psnr'], 3), round(entry['ssim'], 4)) == (psnr, ssim)
+
+
+def test_examples_run():
+    assert doctest.testmod(evaluation).failed == 0
