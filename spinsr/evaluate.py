@@ -300,9 +300,9 @@ def to_markdown(results: Sequence[Mapping[str, Any]]) -> str:
     for result in results:
         row = [result['method'], result['dataset'], f'x{result["scale"]}']
         for name in protocols:
-            mean = result['protocols'][name]
+            mean = result['protocols'].get(name, {'psnr': None, 'ssim': None})
             row.append(f'{_text(mean["psnr"], 2 if PROTOCOLS[name].unrounded else 3)}/{_text(mean["ssim"], 4)}')
-        row += [_text(result['metrics'][name]['value'], 4) for name in metrics]
+        row += [_text(result.get('metrics', {}).get(name, {}).get('value'), 4) for name in metrics]
         rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ['-' * width for width in widths])

@@ -190,7 +190,7 @@ def test_lr_is_read_where_it_is_there(tmp_path):
 @pytest.mark.parametrize('self_ensemble', [False, True])
 def test_network_in_every_protocol(tmp_path, self_ensemble):
     hr = write_benchmark(tmp_path / 'Mine')
-    net = Nearest(3, 0.3)
+    net = Nearest(3, 120.3)  # so that some values must be clipped
     (result,) = evaluate([tmp_path / 'Mine'], [3], network({3: net}, self_ensemble=self_ensemble))
     assert list(result['protocols']) == list(PROTOCOLS)
     cut = mod_crop(hr['baby'], 3)
@@ -459,6 +459,18 @@ def test_json_has_no_infinite_numbers_and_null_for_small_images(tmp_path, caplog
     assert 'Mine x2, rgb: too small to be scored: b' in caplog.text
     assert '| inf/n/a | n/a/n/a |' in to_markdown(results)
     assert 'Mine,2,,ntire,b,,\n' in to_csv(results) and 'Mine,2,,rgb,a,Infinity,1.0\n' in to_csv(results)
+
+
+def test_results_of_two_methods_in_one_table(tmp_path):
+    write_benchmark(tmp_path / 'Mine')
+    results = evaluate([tmp_path / 'Mine'], [2], network({2: Nearest()}), method='net', protocols=['spin_published'])
+    results += evaluate([tmp_path / 'Mine'], [2], evaluation.upsample, method='bicubic', protocols=['rgb'])
+    results[1]['metrics'] = {'gmsd': {'protocol': 'rgb', 'value': 0.5, 'images': {}}}
+    rows = [line.split() for line in to_markdown(results).splitlines()[4:]]
+    assert [(row[7] == 'n/a/n/a', row[9] == 'n/a/n/a', row[11]) for row in rows] == [
+        (False, True, 'n/a'),
+        (True, False, '0.5000'),
+    ]
 
 
 @pytest.fixture
