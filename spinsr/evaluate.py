@@ -192,7 +192,7 @@ def evaluate(
         >>> result['dataset'], result['protocols']['rgb']['images']
         ('Mine', {'a': {'psnr': inf, 'ssim': 1.0}})
     """
-    folders = {Path(folder).resolve().name: Path(folder) for folder in benchmarks}
+    folders = {Path(os.path.abspath(folder)).name: Path(folder) for folder in benchmarks}
     if len(folders) < len(benchmarks) or not benchmarks or not scales:
         given = ', '.join(map(str, benchmarks)) or 'none'
         raise ValueError(f'benchmarks must be folders of different names, for some scales, got {given}, {scales=}')

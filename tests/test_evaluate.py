@@ -179,6 +179,15 @@ def test_bicubic_over_folders_and_scales(tmp_path, scales):
     assert entry['psnr'] == pytest.approx(sum(psnrs) / 2, abs=1e-12) and psnrs[0] != psnrs[1]
 
 
+@pytest.mark.parametrize('folder', ['.', 'Link', '../Set5'])
+def test_dataset_is_called_as_its_folder(tmp_path, monkeypatch, folder):
+    write_benchmark(tmp_path / 'Set5', {'a': (12, 12)})
+    (tmp_path / 'Set5' / 'Link').symlink_to('.')
+    monkeypatch.chdir(tmp_path / 'Set5')
+    (result,) = evaluate([folder], [2], evaluation.upsample)
+    assert result['dataset'] == ('Link' if folder == 'Link' else 'Set5')
+
+
 def test_lr_is_read_where_it_is_there(tmp_path):
     write_benchmark(tmp_path / 'Mine', scales=[2])
     image_file.write_png(tmp_path / 'Mine' / 'LR_bicubic' / 'X2' / 'babyx2.png', np.zeros((18, 21, 3), np.uint8))

@@ -96,16 +96,7 @@ def run(args: argparse.Namespace) -> int:
     }
     writers.pop(None, None)
     _check_outputs(writers, args.overwrite)
-    for name in protocols or ():
-        if name not in evaluate.PROTOCOLS:
-            args.error(f'argument --protocol: must be among {", ".join(evaluate.PROTOCOLS)}, got {name!r}')
-    rounded = [name for name, rules in evaluate.PROTOCOLS.items() if rules.unrounded and _is_rounded(args)]
-    for name in rounded:
-        message = f'{name} is for unrounded outputs of a network, and these images have 8 bits'
-        if name in (protocols or ()):
-            args.error(f'argument --protocol: {message}')
-        if protocols is None:
-            print(f'spinsr evaluate: {message}: left out', file=sys.stderr)
+    _check_protocols(args, protocols, evaluate.PROTOCOLS)
     metrics = evaluate.load_metrics(_unique(args.metric), network.device(args.device)) if args.metric else {}
     upscaler, method, about = _source(args, scales)
 
@@ -142,6 +133,18 @@ def _check_usage(args: argparse.Namespace, scales: list[int], protocols: list[st
         )
 
 
+def _check_protocols(args: argparse.Namespace, protocols: list[str] | None, known: Mapping[str, Any]) -> None:
+    for name in protocols or ():
+        if name not in known:
+            args.error(f'argument --protocol: must be among {", ".join(known)}, got {name!r}')
+    for name in (name for name, rules in known.items() if rules.unrounded and _is_rounded(args)):
+        message = f'{name} is for unrounded outputs of a network, and these images have 8 bits'
+        if protocols is None:
+            print(f'spinsr evaluate: {message}: left out', file=sys.stderr)
+        elif name in protocols:
+            args.error(f'argument --protocol: {message}')
+
+
 def _is_rounded(args: argparse.Namespace) -> bool:
     return args.sr is not None or args.arch == 'bicubic'
 
@@ -156,7 +159,7 @@ def _source(args: argparse.Namespace, scales: list[int]) -> tuple[Callable[..., 
         for entry in about.values():
             if not os.path.isdir(entry['sr']):
                 raise ValueError(f'{entry["sr"]} is no folder')
-        return evaluate.images(folder), Path(folder).resolve().name, about
+        return evaluate.images(folder), Path(os.path.abspath(folder)).name, about
     if args.arch == 'bicubic':
         return evaluate.upsample, 'bicubic', {scale: {} for scale in scales}
     nets, about = {}, {}
