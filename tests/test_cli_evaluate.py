@@ -144,6 +144,25 @@ def test_images_made_elsewhere(here, capsys, folder):
     assert result['sr'] == 'Old net'
 
 
+def test_folder_of_images_below_home(here, monkeypatch):
+    monkeypatch.setenv('HOME', str(here))
+    arguments = [
+        '--sr',
+        '~/Mine/HR',
+        '--scale',
+        '1',
+        '--benchmark',
+        'Mine',
+        '--benchmark',
+        'Other',
+        '--protocol',
+        'rgb',
+    ]
+    write_benchmark(here / 'Other')
+    assert run(*arguments, '--json', 'out.json') == 0
+    assert [result['dataset'] for result in json.loads((here / 'out.json').read_text())] == ['Mine', 'Other']
+
+
 def test_folder_of_images_for_each_scale(here):
     hr = write_benchmark(here / 'Mine', {'a': (36, 36)})['a']
     (here / 'Mine' / 'HR' / 'baby.png').unlink()
@@ -229,7 +248,7 @@ def test_a_broken_set_fails_and_the_others_are_done(here, capsys):
     [
         (['--benchmark', 'nowhere'], 'nowhere x2: nowhere/HR is no folder'),
         (['--sr', 'Mine/HR', '--benchmark', 'Mine'], 'Mine/HR/baby.png must be 36x42'),
-        (['--sr', 'nowhere', '--benchmark', 'Mine'], 'nowhere is no folder'),
+        (['--sr', 'nowhere', '--benchmark', 'Mine'], 'error: nowhere is no folder'),
         (['--sr', 'empty', '--benchmark', 'Mine'], 'empty holds no images'),
         (['--benchmark', 'Mine', 'there/Mine'], 'benchmarks must be folders of different names'),
         (['--arch', 'SPIN', '--benchmark', 'Mine'], 'weights'),

@@ -361,6 +361,17 @@ def test_damaged_benchmarks_fail_as_a_whole(tmp_path, damage, message):
         evaluate([folder], [2], evaluation.upsample)
 
 
+def test_file_that_changes_during_the_work(tmp_path):
+    write_benchmark(tmp_path / 'Mine', scales=[2])
+
+    def upscaler(pair):
+        image_file.write_png(tmp_path / 'Mine' / 'LR_bicubic' / 'X2' / 'birdx2.png', np.zeros((4, 4, 3), np.uint8))
+        return pair.hr
+
+    with pytest.raises(ValueError, match=r'birdx2.png must be the HR image .* got 4x4 \(HxW\)'):
+        evaluate([tmp_path / 'Mine'], [2], upscaler)
+
+
 def test_folder_that_does_not_exist(tmp_path):
     with pytest.raises(ValueError, match='nowhere/HR is no folder'):
         evaluate([tmp_path / 'nowhere'], [2], evaluation.upsample)
