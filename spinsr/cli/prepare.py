@@ -95,7 +95,7 @@ def _add_kind(
     parser.add_argument(
         '--scale',
         metavar='S',
-        type=_scales,
+        type=parse_scales,
         nargs='+',
         default=[scales],
         help=f'scales, as 2,4 or 2 4 (default: {",".join(map(str, scales))})',
@@ -111,7 +111,8 @@ def _add_kind(
     return parser
 
 
-def _scales(text: str) -> tuple[int, ...]:
+def parse_scales(text: str) -> tuple[int, ...]:
+    """Scales from one word of --scale: 4, or 2,3,4."""
     try:
         return tuple(int(part) for part in text.split(',') if part)
     except ValueError:

@@ -1,0 +1,195 @@
+"""`spinsr evaluate`: PSNR, SSIM and other metrics on benchmark folders, in named protocols."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from spinsr.cli import network
+from spinsr.cli.prepare import parse_scales
+
+EXAMPLE = """\
+examples:
+  spinsr evaluate --weights SPIN_x4.pth --benchmark datasets/benchmark/Set5
+  spinsr evaluate --weights 'SPIN_x{scale}.pth' --scale 2,3,4 --benchmark Set5 Set14 --self-ensemble --json spin.json
+  spinsr evaluate --sr SR/BI/RCAN --scale 4 --benchmark Set5 --protocol y_crop_scale
+  spinsr evaluate --arch bicubic --scale 2,3,4 --benchmark Set5 Set14
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        'evaluate',
+        help='PSNR and SSIM on benchmark folders, in named protocols',
+        description='Scores a network, or images made elsewhere, on benchmark folders.',
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    network.add_arguments(parser)
+    parser.add_argument(
+        '--sr', metavar='DIR', help='score the images in DIR instead of a network (DIR/Set5/x4/baby_RCAN_x4.png, …)'
+    )
+    parser.add_argument(
+        '--benchmark',
+        metavar='DIR',
+        type=Path,
+        nargs='+',
+        action='extend',
+        required=True,
+        help='folders with HR/NAME.png and LR_bicubic/X4/NAMEx4.png; absent LR folders are made in memory',
+    )
+    parser.add_argument(
+        '--scale',
+        metavar='S',
+        type=parse_scales,
+        nargs='+',
+        default=[(4,)],
+        help='scales, as 2,4 or 2 4 (default: 4); {scale} in --weights and --sr stands for the scale',
+    )
+    parser.add_argument(
+        '--protocol',
+        metavar='NAME',
+        type=_names,
+        nargs='+',
+        help='y_crop_scale, spin_published, ntire, rgb (default: all that can be computed)',
+    )
+    parser.add_argument(
+        '--metric',
+        metavar='NAME',
+        type=_names,
+        nargs='+',
+        default=[],
+        help='full-reference metrics of pyiqa too: lpips, dists, gmsd, fsim, … (on the images of the protocol rgb)',
+    )
+    parser.add_argument(
+        '--self-ensemble', action='store_true', help='mean over the 8 dihedral transforms (marked with a +)'
+    )
+    parser.add_argument('--json', metavar='FILE', type=Path, help='write every number')
+    parser.add_argument('--csv', metavar='FILE', type=Path, help='write a line for each image and mean')
+    parser.add_argument('--markdown', metavar='FILE', type=Path, help='write the table')
+    parser.add_argument('--overwrite', action='store_true', help='replace these files where they exist')
+    parser.set_defaults(run=run, error=parser.error)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command.
+
+    Raises:
+        ValueError, OSError, ImportError: Before the work starts: a file exists or cannot be written, the network cannot
+            be built, --sr is no folder, or pyiqa is missing or has no such metric.
+    """
+    scales = sorted({scale for group in args.scale for scale in group})
+    protocols = _unique(args.protocol) if args.protocol else None
+    _check_usage(args, scales, protocols)
+
+    from spinsr import evaluate
+
+    logging.basicConfig(level=logging.INFO, format='%(message)s')
+    writers = {
+        args.json: evaluate.to_json,
+        args.csv: evaluate.to_csv,
+        args.markdown: evaluate.to_markdown,
+    }
+    writers.pop(None, None)
+    _check_outputs(writers, args.overwrite)
+    _check_protocols(args, protocols, evaluate.PROTOCOLS)
+    metrics = evaluate.load_metrics(_unique(args.metric), network.device(args.device)) if args.metric else {}
+    upscaler, method, about = _source(args, scales)
+
+    failures = []
+
+    def failed(line: str) -> None:
+        failures.append(line)
+        print(f'spinsr evaluate: error: {line}', file=sys.stderr)
+
+    results = evaluate.evaluate(
+        args.benchmark, scales, upscaler, method=method, protocols=protocols, metrics=metrics, failed=failed
+    )
+    if results:
+        print(evaluate.to_markdown(results), end='')
+        results = [result | about[result['scale']] for result in results]
+        for path, to_text in writers.items():
+            _write(path, to_text(results))
+    return int(bool(failures))
+
+
+def _check_usage(args: argparse.Namespace, scales: list[int], protocols: list[str] | None) -> None:
+    if not scales or scales[0] < 1:
+        args.error(f'argument --scale: must be integers of at least 1, got {scales}')
+    if _is_rounded(args) and (args.weights != 'default' or args.self_ensemble):
+        flag = '--self-ensemble' if args.self_ensemble else '--weights'
+        args.error(f'argument {flag}: is for a network, not for {"--sr" if args.sr else "--arch bicubic"}')
+    files = [path for path in (args.json, args.csv, args.markdown) if path]
+    if len({path.resolve() for path in files}) < len(files):
+        args.error(f'arguments --json, --csv, --markdown: must be different files, got {", ".join(map(str, files))}')
+    if len(scales) > 1 and not args.sr and args.weights != 'default' and '{scale}' not in args.weights:
+        args.error(
+            f'argument --weights: must name one file for each scale, as SPIN_x{{scale}}.pth, got {args.weights!r} for '
+            f'the scales {", ".join(map(str, scales))}'
+        )
+
+
+def _check_protocols(args: argparse.Namespace, protocols: list[str] | None, known: Mapping[str, Any]) -> None:
+    for name in protocols or ():
+        if name not in known:
+            args.error(f'argument --protocol: must be among {", ".join(known)}, got {name!r}')
+    for name in (name for name, rules in known.items() if rules.unrounded and _is_rounded(args)):
+        message = f'{name} is for unrounded outputs of a network, and these images have 8 bits'
+        if protocols is None:
+            print(f'spinsr evaluate: {message}: left out', file=sys.stderr)
+        elif name in protocols:
+            args.error(f'argument --protocol: {message}')
+
+
+def _is_rounded(args: argparse.Namespace) -> bool:
+    return args.sr is not None or args.arch == 'bicubic'
+
+
+def _source(args: argparse.Namespace, scales: list[int]) -> tuple[Callable[..., Any], str, dict[int, dict[str, Any]]]:
+    """Where the images come from, the method's name, and by scale what the files say about it."""
+    from spinsr import evaluate
+
+    if args.sr is not None:
+        folder = os.path.expanduser(args.sr)
+        about = {scale: {'sr': folder.replace('{scale}', str(scale))} for scale in scales}
+        for entry in about.values():
+            if not os.path.isdir(entry['sr']):
+                raise ValueError(f'{entry["sr"]} is no folder')
+        return evaluate.images(folder), Path(os.path.abspath(folder)).name, about
+    if args.arch == 'bicubic':
+        return evaluate.upsample, 'bicubic', {scale: {} for scale in scales}
+    nets, about = {}, {}
+    for scale in scales:
+        weights = args.weights.replace('{scale}', str(scale))
+        nets[scale] = network.load(argparse.Namespace(**{**vars(args), 'weights': weights}), scale)
+        about[scale] = {'arch': args.arch, 'weights': weights, 'self_ensemble': args.self_ensemble}
+    upscaler = evaluate.network(nets, self_ensemble=args.self_ensemble)
+    return upscaler, args.arch + '+' * args.self_ensemble, about
+
+
+def _check_outputs(paths: Mapping[Path, Any], overwrite: bool) -> None:
+    """Finds out before the work starts whether its result can be written."""
+    for path in paths:
+        if path.exists() and (not overwrite or path.is_dir()):
+            raise FileExistsError(f'{path} exists{"" if path.is_dir() else "; --overwrite replaces it"}')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(f'{path.parent} cannot be written to')
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f'.{path.name}.part')
+    part.write_text(text, encoding='utf-8')
+    os.replace(part, path)
+
+
+def _names(text: str) -> list[str]:
+    return [part for part in text.split(',') if part]
+
+
+def _unique(groups: list[list[str]]) -> list[str]:
+    return list(dict.fromkeys(name for group in groups for name in group))
