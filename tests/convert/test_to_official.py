@@ -202,3 +202,25 @@ def test_names_of_no_arch_are_refused(names):
 def test_other_networks_of_basicsr_are_refused():
     with pytest.raises(ValueError, match='not the weights of SPIN, SAN, RCAN, but of a network with body'):
         detect_arch(ARCH_REGISTRY.get('EDSR')(3, 3, num_feat=8, num_block=3).state_dict())
+
+
+@pytest.mark.parametrize(
+    ('name', 'upscale', 'tensors', 'numbers'),
+    [
+        ('SPIN', 2, 486, 497_275),
+        ('SPIN', 3, 486, 569_475),
+        ('SPIN', 4, 488, 555_035),
+        ('SAN', 2, 965, 15_712_800),
+        ('SAN', 3, 965, 15_897_440),
+        ('SAN', 4, 967, 15_860_512),
+        ('SAN', 8, 969, 16_008_224),
+        ('RCAN_spinsr', 2, 1632, 15_444_667),
+        ('RCAN_spinsr', 4, 1634, 15_592_379),
+        ('RCAN_spinsr', 8, 1636, 15_740_091),
+    ],
+)
+def test_full_size_has_as_many_tensors_and_numbers_as_the_authors_networks(name, upscale, tensors, numbers):
+    with torch.device('meta'):
+        ours = ARCH_REGISTRY.get(name)(upscale=upscale).state_dict()
+    official = to_official(ours, name)
+    assert (len(official), sum(value.numel() for value in official.values())) == (tensors, numbers)
