@@ -293,6 +293,11 @@ def test_existing_file_stays_unless_told_otherwise(basicsr_file, tmp_path):
     assert read_checkpoint(target).keys() == {'params', 'params_ema'}
 
 
+def test_target_is_refused_before_the_source_is_read(tmp_path):
+    with pytest.raises(ValueError, match=r'must end in .*, got .*b\.onnx'):
+        convert_file(tmp_path / 'nowhere.pth', tmp_path / 'b.onnx')
+
+
 @each_ending
 def test_file_may_be_converted_in_place_when_told(ending, official, tmp_path):
     official, path = official('rcan_official_tiny_x2'), tmp_path / f'net{ending}'
@@ -375,9 +380,10 @@ class Touch:
 @pytest.mark.parametrize(
     'save', [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))], ids=['torch', 'pickle']
 )
-def test_code_in_a_file_never_runs(save, official, tmp_path):
+def test_code_in_a_file_never_runs(save, official, tmp_path, recwarn):
     path = tmp_path / 'a.pth'
     save({'params': official('spin_official_tiny_x4').weights, 'note': Touch(tmp_path / 'touched')}, path)
     with pytest.raises(ValueError, match=r'a\.pth is no readable checkpoint: damaged, or more than tensors'):
         convert_file(path, tmp_path / 'b.pth')
     assert os.listdir(tmp_path) == ['a.pth']
+    assert not recwarn.list  # a command says one line
