@@ -119,19 +119,23 @@ def test_weights_of_another_arch_are_refused(name, arch, official):
 
 @pytest.mark.parametrize('letter', ['q', 'k', 'v'])
 @pytest.mark.parametrize(
-    ('theirs', 'ours'),
-    [
-        ('inter_layer.0.{}', 'cross_attention'),
-        ('intra_layer.0.{}', 'intra_attention'),
-        ('local_layer.0.attn.to_{}', 'local_attention'),
-    ],
+    'template',
+    ['inter_layer.0.{}', 'intra_layer.0.{}', 'local_layer.0.attn.to_{}'],
     ids=['cross', 'intra', 'local'],
 )
-def test_missing_projection_is_named(theirs, ours, letter, official):
+def test_missing_projection_is_named(template, letter, official):
     weights = dict(official('spin_official_tiny_x2').weights)
-    del weights[f'blocks.1.{theirs.format(letter)}.weight']
-    with pytest.raises(ValueError, match=rf'lacks blocks\.1\.{ours}\.{letter}'):
+    name = f'blocks.1.{template.format(letter)}.weight'
+    del weights[name]
+    with pytest.raises(ValueError, match=f'lacks {name}'):
         convert_state_dict(weights, 'SPIN')
+
+
+def test_two_official_names_for_one_are_refused(official):
+    weights = dict(official('rcan_official_tiny_x2').weights)
+    weights['body.0.body.9.bias'] = weights['body.0.body.2.bias']
+    with pytest.raises(ValueError, match=r'body\.0\.body\.9\.bias and another name for body\.0\.conv\.bias'):
+        convert_state_dict(weights, 'RCAN')
 
 
 @pytest.mark.parametrize('missing', ['sub_mean.weight', 'sub_mean.bias', 'add_mean.weight', 'add_mean.bias'])
