@@ -129,10 +129,7 @@ def super_resolve(
         ValueError: `tile` or `precision` is none of those allowed, or the network does not enlarge by a whole number.
         MemoryError: Memory does not suffice for the smallest tiles; the message says what was tried.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f'precision must be one of {", ".join(PRECISIONS)}, got {precision!r}')
-    if tile is not None and tile < SMALLEST_TILE:
-        raise ValueError(f'tile must be at least {SMALLEST_TILE}, got {tile=}')
+    check_options(tile, precision)
     height, width = x.shape[2:]
     window = _window(net)
     padded = _continue_by_reflection(x, window)
@@ -166,6 +163,18 @@ def super_resolve(
             logger.warning('memory ran out for %dx%d (HxW) pixels %s; tiles of %d', height, width, tried[-1], side)
     scale = y.shape[2] // padded.shape[2]
     return y[..., : scale * height, : scale * width]
+
+
+def check_options(tile: int | None, precision: str) -> None:
+    """Checks arguments of `super_resolve` that need no network.
+
+    Raises:
+        ValueError: `tile` or `precision` is none of those allowed.
+    """
+    if tile is not None and tile < SMALLEST_TILE:
+        raise ValueError(f'tile must be at least {SMALLEST_TILE}, got {tile=}')
+    if precision not in PRECISIONS:
+        raise ValueError(f'precision must be one of {", ".join(PRECISIONS)}, got {precision!r}')
 
 
 def scale_of(net: nn.Module) -> int:
