@@ -5,6 +5,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,12 +20,13 @@ PRECISIONS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 # In LR pixels. Below it a tile is mostly overlap, and its memory is that of the network itself.
 SMALLEST_TILE = 32
 # What torch says, in lower case, where it has no exception of its own for it: CPU on Linux, on Windows and macOS; MPS;
-# and cuDNN and cuBLAS when they find no room for their workspaces.
+# and oneDNN, cuDNN and cuBLAS when they find no room for their workspaces.
 OUT_OF_MEMORY = (
     "can't allocate memory",
     'not enough memory',
     'out of memory',
     'invalid buffer size',
+    'could not create a primitive',
     'status_alloc_failed',
 )
 
@@ -189,6 +191,31 @@ def scale_of(net: nn.Module) -> int:
         raise ValueError(f'the network must take RGB images: {str(error).splitlines()[0]}') from error
 
 
+@contextlib.contextmanager
+def limited_memory() -> Iterator[None]:
+    """Makes memory run out with an error, before the kernel kills the process.
+
+    Linux hands out more memory than there is, so on the CPU `super_resolve` would never hear that its tiles are too
+    large. In this context the process may take as much as was available when it began (main memory without swap; less
+    where a container has less). That is a limit for all of the process, so it is for programs, not for libraries;
+    nothing happens on other systems. Other processes that grow meanwhile are not reckoned with.
+    """
+    available = _available_memory()
+    if available is None:
+        yield
+        return
+    import resource  # does not exist on Windows
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = 1024 * _numbers('/proc/self/status')['VmData:'] + available
+    limit = limit if soft == resource.RLIM_INFINITY else min(limit, soft)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
 def _outputs_mean(x: Tensor, net: nn.Module, self_ensemble: bool) -> Tensor:
     """The network's output, or the mean over the dihedral transforms, float32, on the CPU."""
     if not self_ensemble:
@@ -309,3 +336,24 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _empty_cache(device: torch.device) -> None:
     if device.type in ('cuda', 'mps'):
         getattr(torch, device.type).empty_cache()
+
+
+def _available_memory() -> int | None:
+    """Bytes of main memory that are to be had; None where the system is not Linux."""
+    try:
+        available = 1024 * _numbers('/proc/meminfo')['MemAvailable:']
+    except OSError:
+        return None
+    try:
+        # Of a container, with cgroup v2. 'anon' is what cannot be dropped; the file cache can.
+        limit = Path('/sys/fs/cgroup/memory.max').read_text().strip()
+        used = _numbers('/sys/fs/cgroup/memory.stat')['anon']
+    except OSError:
+        return available
+    return available if limit == 'max' else max(min(available, int(limit) - used), 0)
+
+
+def _numbers(path: str) -> dict[str, int]:
+    """What follows the first word of each line, where it is a number."""
+    lines = (line.split() for line in Path(path).read_text().splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}

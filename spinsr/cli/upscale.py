@@ -1,6 +1,7 @@
 """`spinsr upscale`: images of files and folders through a network."""
 
 import argparse
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -63,17 +64,20 @@ def run(args: argparse.Namespace) -> int:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from spinsr.folders import name_outputs, upscale_files
-    from spinsr.infer import check_options
+    from spinsr.infer import check_options, limited_memory
 
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     # Before the network is built: what is mistyped shows at once.
     check_options(args.tile, args.precision)
     outputs = name_outputs(args.inputs, args.out, args.scale)
     net = network.load(args, args.scale)
-    with logging_redirect_tqdm():
+    if args.compile:
+        net = _compiled(net, args.precision)
+    on_cpu = network.device(args.device).type == 'cpu'
+    with logging_redirect_tqdm(), limited_memory() if on_cpu else contextlib.nullcontext():
         report = upscale_files(
             outputs,
-            _compiled(net) if args.compile else net,
+            net,
             tile=args.tile,
             self_ensemble=args.self_ensemble,
             precision=args.precision,
@@ -88,5 +92,17 @@ def _path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def _compiled(net: Any) -> Any:
-    return net
+def _compiled(net: Any, precision: str) -> Any:
+    """The network after torch.compile, or as it is where that fails: there may be no C++ compiler."""
+    import torch
+
+    from spinsr.infer import super_resolve
+
+    # Sizes differ from image to image; without `dynamic` the second one would be compiled anew.
+    compiled = torch.compile(net, dynamic=True)
+    try:
+        super_resolve(torch.zeros(1, 3, 8, 8), compiled, precision=precision)
+    except RuntimeError as error:
+        logging.warning('--compile failed, going on without: %s', str(error).strip().splitlines()[0])
+        return net
+    return compiled
