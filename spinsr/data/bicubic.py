@@ -1,4 +1,4 @@
-"""Bicubic resizing of 8-bit images, equal bit for bit to MATLAB's `imresize` on uint8.
+"""Bicubic resizing of 8-bit images (enlarging: of 16 bits too), equal bit for bit to MATLAB's `imresize` on uint8.
 
 The LR images of the super-resolution literature (Set5, Set14, B100, Urban100, Manga109, DIV2K) were made by MATLAB:
 Keys' cubic kernel (a = -1/2), stretched by the scale when it shrinks (antialiasing), symmetric borders, height first,
