@@ -244,6 +244,24 @@ def test_a_flipped_bit_of_a_png_is_seen(tmp_path, bits):
         read(tmp_path / 'a.png')
 
 
+@pytest.mark.parametrize('bits', [8, 16])
+def test_a_png_with_a_wrong_checksum_is_not_read(tmp_path, bits):
+    pixels = noise(40, 50, 3, dtype=np.uint16)
+    data = saved(Image.fromarray(pixels.astype(np.uint8)), 'PNG', compress_level=0) if bits == 8 else png(pixels)
+    at = data.index(b'IEND') - 5  # the last byte of the checksum before it; the pixels are as they were
+    (tmp_path / 'a.png').write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    with pytest.raises(ValueError, match='a.png cannot be read whole'):
+        read(tmp_path / 'a.png')
+
+
+def test_a_damaged_tiff_of_16_bits_is_not_read(tmp_path):
+    data = bytearray(photograph.encode(Photograph(noise(40, 50, 3, dtype=np.uint16)), 'TIFF'))
+    data[2000:2010] = bytes(10)
+    (tmp_path / 'a.tif').write_bytes(data)
+    with pytest.raises(ValueError, match='a.tif cannot be read whole'):
+        read(tmp_path / 'a.tif')
+
+
 RGB = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
 SECOND = [Image.fromarray(np.full((8, 8, 3), 200, np.uint8))]
 
