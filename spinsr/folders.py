@@ -109,8 +109,10 @@ def upscale_files(
     for folder in {target.parent for target in outputs.values()}:
         folder.mkdir(parents=True, exist_ok=True)
         # A folder that cannot be written to is told now, and not after the first image's minutes.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(folder)) from error
     report = Report([], [], {})
     for source, target in tqdm(outputs.items(), 'Upscaling', unit='image', disable=None):
         if os.path.lexists(target) and not overwrite:

@@ -204,12 +204,13 @@ def test_an_interruption_leaves_whole_files_only(photos, tmp_path, monkeypatch, 
 
 def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(photos, tmp_path, monkeypatch):
     def refuse(dir):
-        raise PermissionError(13, 'Permission denied', str(dir))
+        raise PermissionError(13, 'Permission denied', f'{dir}/tmpxyz')
 
     monkeypatch.setattr(tempfile, 'TemporaryFile', refuse)
     monkeypatch.setattr(infer, 'upscale', lambda *_, **__: pytest.fail('worked'))
-    with pytest.raises(PermissionError, match='out'):
+    with pytest.raises(PermissionError) as error:
         upscale_files(name_outputs([photos], tmp_path / 'out', 2), Twice())
+    assert error.value.filename == str(tmp_path / 'out')
 
 
 def test_an_image_for_which_memory_does_not_suffice_is_a_failure(photos, tmp_path):
