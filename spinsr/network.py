@@ -65,7 +65,8 @@ def load(
             net.load_state_dict(state_dict)
         except RuntimeError as error:
             source = 'the state dict' if isinstance(weights, Mapping) else os.fspath(weights)
-            raise ValueError(f'{source} does not fit {arch} x{scale}: {error}') from error
+            reason = ' '.join(str(error).split())
+            raise ValueError(f'{source} does not fit {arch} x{scale}: {reason}') from error
     return net.to(device).eval()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from spinsr import __version__
 
-COMMANDS = ('convert', 'evaluate', 'options', 'prepare')
+COMMANDS = ('convert', 'evaluate', 'options', 'prepare', 'upscale')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

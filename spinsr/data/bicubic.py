@@ -1,4 +1,4 @@
-"""Bicubic resizing of 8-bit images, equal bit for bit to MATLAB's `imresize` on uint8.
+"""Bicubic resizing of 8-bit images (enlarging: of 16 bits too), equal bit for bit to MATLAB's `imresize` on uint8.
 
 The LR images of the super-resolution literature (Set5, Set14, B100, Urban100, Manga109, DIV2K) were made by MATLAB:
 Keys' cubic kernel (a = -1/2), stretched by the scale when it shrinks (antialiasing), symmetric borders, height first,
@@ -77,21 +77,21 @@ def upsample(image: np.ndarray, scale: int) -> np.ndarray:
     """Enlarges an image as MATLAB's `imresize(image, scale)` does.
 
     Args:
-        image: (H, W, C) or (H, W), uint8, any channel order.
+        image: (H, W, C) or (H, W), uint8 or uint16, any channel order.
         scale: A positive integer.
 
     Returns:
-        (H * scale, W * scale, C) or (H * scale, W * scale), uint8; a new array.
+        (H * scale, W * scale, C) or (H * scale, W * scale), of the image's type; a new array.
 
     Raises:
-        TypeError: The image is no uint8 array, or the scale no integer.
+        TypeError: The image is no array of these types, or the scale no integer.
         ValueError: Wrong number of dimensions, an empty image, or scale < 1.
 
     Example:
         >>> upsample(np.full((2, 3), 7, np.uint8), 3).shape
         (6, 9)
     """
-    _check(image, scale)
+    _check(image, scale, (np.uint8, np.uint16))
     return _enlarge(_enlarge(image, scale, axis=0), scale, axis=1)
 
 
@@ -114,9 +114,10 @@ def mod_crop(image: np.ndarray, scale: int) -> np.ndarray:
     return image[: height - height % scale, : width - width % scale]
 
 
-def _check(image: np.ndarray, scale: int) -> None:
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        raise TypeError(f'the image must be a uint8 array, got {getattr(image, "dtype", type(image).__name__)}')
+def _check(image: np.ndarray, scale: int, types: tuple[type, ...] = (np.uint8,)) -> None:
+    if not isinstance(image, np.ndarray) or image.dtype not in types:
+        allowed = ' or '.join(one.__name__ for one in types)
+        raise TypeError(f'the image must be a {allowed} array, got {getattr(image, "dtype", type(image).__name__)}')
     if image.ndim not in (2, 3) or image.size == 0:
         raise ValueError(f'the image must be (H, W, C) or (H, W) and not empty, got shape {image.shape}')
     if not isinstance(scale, (int, np.integer)) or isinstance(scale, bool):
@@ -159,7 +160,7 @@ def _shrink(image: np.ndarray, scale: int, axis: int) -> np.ndarray:
 
 def _enlarge(image: np.ndarray, scale: int, axis: int) -> np.ndarray:
     size = image.shape[axis]
-    result = np.empty(tuple(n * scale if d == axis else n for d, n in enumerate(image.shape)), np.uint8)
+    result = np.empty(tuple(n * scale if d == axis else n for d, n in enumerate(image.shape)), image.dtype)
     for phase in range(scale):
         # Output pixel scale * i + phase is centred on input position i + (phase + 1/2) / scale - 1/2.
         taps = _taps([(k, 2 * phase + 1 - scale - 2 * scale * k) for k in range(-2, 3)], scale)
@@ -168,9 +169,10 @@ def _enlarge(image: np.ndarray, scale: int, axis: int) -> np.ndarray:
 
 
 def _weigh(image: np.ndarray, taps: dict[int, int], step: int, size: int, axis: int) -> np.ndarray:
-    """Weighted means of pixels at step * i + offset, i = 0 … size - 1, rounded (half up) and clipped to uint8."""
+    """Weighted means of pixels at step * i + offset, i = 0 … size - 1, rounded (half up) and clipped to their type."""
     total = sum(taps.values())
-    largest = 2 * 255 * sum(abs(weight) for weight in taps.values()) + total
+    white = np.iinfo(image.dtype).max
+    largest = 2 * white * sum(abs(weight) for weight in taps.values()) + total
     dtype = np.int32 if largest < 2**31 else np.int64
     before = max(0, -min(taps))
     after = max(0, step * (size - 1) + max(taps) + 1 - image.shape[axis])
@@ -185,7 +187,7 @@ def _weigh(image: np.ndarray, taps: dict[int, int], step: int, size: int, axis: 
     result *= 2
     result += total
     result //= 2 * total
-    return np.clip(result, 0, 255).astype(np.uint8)
+    return np.clip(result, 0, white).astype(image.dtype)
 
 
 def _along(axis: int, part: slice) -> tuple[slice, ...]:

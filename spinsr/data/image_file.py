@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 
 import cv2
@@ -16,17 +17,21 @@ PNG_END = b'\x00\x00\x00\x00IEND\xaeB`\x82'
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
-def list_images(folder: Path) -> list[Path]:
+def list_images(folder: Path, extensions: Collection[str] = EXTENSIONS) -> list[Path]:
     """Image files of a folder, by name; hidden files and other files are left out.
+
+    Args:
+        folder: Where; folders in it are not looked into.
+        extensions: What the names end in, in lower case; in the names capitals are as good.
 
     Raises:
         ValueError: The folder does not exist, or holds no image.
     """
     if not folder.is_dir():
         raise ValueError(f'{folder} is no folder')
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and path.name[0] != '.']
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in extensions and path.name[0] != '.']
     if not paths:
-        raise ValueError(f'{folder} holds no images ({", ".join(EXTENSIONS)})')
+        raise ValueError(f'{folder} holds no images ({", ".join(extensions)})')
     return sorted(paths)
 
 
@@ -48,7 +53,7 @@ def inspect(path: Path) -> tuple[int, int]:
     except FileNotFoundError:
         raise ValueError(f'{path} is missing') from None
     except DAMAGE as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if not complete:
         # Bytes after the end are legal, if odd: only decoding tells.
         read(path)
@@ -69,7 +74,7 @@ def read(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise ValueError(f'{path} is missing') from None
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     return decode(data, path)
 
 
@@ -94,7 +99,7 @@ def decode(data: bytes, name: Path | str) -> np.ndarray:
             _check_depth(image, name, data[:25])
             return np.array(image.convert('RGB'))
     except DAMAGE as error:
-        raise _unreadable(name, error) from error
+        raise unreadable(name, error) from error
 
 
 def verify(data: bytes, name: Path | str) -> None:
@@ -114,7 +119,7 @@ def verify(data: bytes, name: Path | str) -> None:
             else:
                 image.load()
     except DAMAGE as error:
-        raise _unreadable(name, error) from error
+        raise unreadable(name, error) from error
 
 
 def encode_png(image: np.ndarray, level: int) -> bytes:
@@ -137,9 +142,21 @@ def write_png(path: Path, image: np.ndarray) -> None:
         image: (H, W, 3), uint8, RGB.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, encode_png(image, level=3))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file under a hidden temporary name and renames it: it is there whole or not at all.
+
+    Raises:
+        OSError: The file cannot be written; nothing is left of it then.
+    """
     part = path.with_name(f'.{path.name}.part')
-    part.write_bytes(encode_png(image, level=3))
-    os.replace(part, path)
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _check_depth(image: Image.Image, name: Path | str, head: bytes) -> None:
@@ -152,7 +169,8 @@ class _WrongDepthError(ValueError):
     pass
 
 
-def _unreadable(name: Path | str, error: Exception) -> ValueError:
+def unreadable(name: Path | str, error: Exception) -> ValueError:
+    """What to raise, in one form, for what opening and decoding raise on a file (`DAMAGE`)."""
     if isinstance(error, _WrongDepthError):
         return error
     if isinstance(error, UnidentifiedImageError):

@@ -240,7 +240,7 @@ class SpinsrModel(SRModel):
     def test(self) -> None:
         """Puts the fed image through the EMA of the network, or the network where there is none."""
         net = self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
-        self.output = infer.super_resolve(self.lq, net, self_ensemble=self.self_ensemble)
+        self.output = infer.super_resolve(self.lq, net, tile=self.tile, self_ensemble=self.self_ensemble)
 
     def validation(self, dataloader: DataLoader, current_iter: int, tb_logger: Any, save_img: bool = False) -> None:
         """Validates, and sends some pictures to TensorBoard; BasicSR counts one iteration too many after the last."""

@@ -127,6 +127,19 @@ def test_window_equals_the_part_of_the_whole(photo, scale, rows, columns):
     np.testing.assert_array_equal(downsample_window(image, scale, rows, columns), expected)
 
 
+@pytest.mark.parametrize('scale', [2, 3, 4])
+def test_16_bits_are_enlarged_by_the_same_rules(photo, scale):
+    image = photo(8, 10) // 2 + 60  # so that nothing is clipped, in either type
+    np.testing.assert_array_equal(upsample(image.astype(np.uint16), scale), upsample(image, scale))
+
+
+def test_16_bits_are_clipped_at_their_own_white():
+    image = np.repeat(np.array([0, 65535], np.uint16), 4)[None]
+    result = upsample(image, 4)
+    assert result.dtype == np.uint16
+    assert (result.min(), result.max()) == (0, 65535)
+
+
 @pytest.mark.parametrize(
     ('height', 'width', 'scale', 'expected'),
     [(9, 11, 4, (8, 8)), (8, 12, 4, (8, 12)), (3, 3, 3, (3, 3)), (5, 7, 1, (5, 7))],
@@ -143,6 +156,8 @@ def test_mod_crop(photo, height, width, scale, expected):
     [
         (lambda: downsample(np.zeros((8, 9, 3), np.uint8), 4), ValueError, r'divisible by the scale.*8x9.*scale=4'),
         (lambda: downsample(np.zeros((8, 8, 3)), 4), TypeError, 'uint8 array, got float64'),
+        (lambda: downsample(np.zeros((8, 8), np.uint16), 4), TypeError, 'uint8 array, got uint16'),
+        (lambda: upsample(np.zeros((8, 8)), 4), TypeError, 'uint8 or uint16 array, got float64'),
         (lambda: downsample([[0]], 1), TypeError, 'uint8 array, got list'),
         (lambda: downsample(np.zeros((8, 8, 3), np.uint8), 2.0), TypeError, 'integer, got 2.0'),
         (lambda: downsample(np.zeros((8, 8, 3), np.uint8), 0), ValueError, 'at least 1, got scale=0'),
@@ -155,7 +170,19 @@ def test_mod_crop(photo, height, width, scale, expected):
             r'0 … 4.*slice\(2, 5',
         ),
     ],
-    ids=['sides', 'float', 'list', 'float_scale', 'scale_0', 'one_dimension', 'empty', 'too_small', 'window'],
+    ids=[
+        'sides',
+        'float',
+        'uint16',
+        'upsample_float',
+        'list',
+        'float_scale',
+        'scale_0',
+        'one_dimension',
+        'empty',
+        'too_small',
+        'window',
+    ],
 )
 def test_errors_name_the_rule_and_the_value(call, error, message):
     with pytest.raises(error, match=message):

@@ -1,0 +1,108 @@
+"""`spinsr upscale`: images of files and folders through a network."""
+
+import argparse
+import contextlib
+import logging
+from pathlib import Path
+from typing import Any
+
+from spinsr.cli import network
+
+EXAMPLE = """\
+examples:
+  spinsr upscale photo.jpg holidays/ -o large --weights net_g_latest.pth
+  spinsr upscale scans -o large --scale 2 --weights SPIN_x2.pth --tile 256 --device cuda --precision fp16
+  spinsr upscale scans -o large --arch SwinIR --weights SwinIR_x4.pth --arch-args window_size=8 upsampler=pixelshuffle
+
+Writes <stem>_x<scale>.<same ending>. A run that was interrupted is continued by the same command; outputs that are
+there are skipped.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        'upscale',
+        help='super-resolve images',
+        description='Super-resolves PNG, JPEG, WebP, TIFF and BMP images; grey, transparent and 16-bit ones stay such.',
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        'inputs',
+        metavar='INPUT',
+        type=_path,
+        nargs='+',
+        help='image files, and folders, of which the images are taken',
+    )
+    parser.add_argument('-o', '--out', metavar='DIR', type=_path, required=True, help='folder of the outputs')
+    parser.add_argument('--scale', metavar='S', type=int, default=4, help='upscaling factor (default: 4)')
+    parser.add_argument(
+        '--tile',
+        metavar='N',
+        type=int,
+        help='work in overlapping tiles of N x N pixels of the input, at least 32 (default: the whole image; when '
+        'memory runs out, tiles of half its side, and so on)',
+    )
+    parser.add_argument(
+        '--self-ensemble', action='store_true', help='mean over 8 flipped and turned copies; takes 8 times as long'
+    )
+    parser.add_argument(
+        '--precision',
+        choices=('fp32', 'bf16', 'fp16'),
+        default='fp32',
+        help='fp32 (the default), or bf16 or fp16 where that does no harm (autocast)',
+    )
+    parser.add_argument('--compile', action='store_true', help='torch.compile; pays for many images')
+    parser.add_argument('--overwrite', action='store_true', help='make outputs anew that are there')
+    network.add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from spinsr.folders import name_outputs, upscale_files
+    from spinsr.infer import check_options, limited_memory
+
+    logging.basicConfig(level=logging.WARNING, format='%(message)s')
+    # Before the network is built: what is mistyped shows at once.
+    check_options(args.tile, args.precision)
+    outputs = name_outputs(args.inputs, args.out, args.scale)
+    net = network.load(args, args.scale)
+    if args.compile:
+        net = _compiled(net, args.precision)
+    on_cpu = network.device(args.device).type == 'cpu'
+    with logging_redirect_tqdm(), limited_memory() if on_cpu else contextlib.nullcontext():
+        report = upscale_files(
+            outputs,
+            net,
+            tile=args.tile,
+            self_ensemble=args.self_ensemble,
+            precision=args.precision,
+            overwrite=args.overwrite,
+        )
+    counts = f'{len(report.done)} done, {len(report.skipped)} skipped, {len(report.failed)} failed'
+    print(f'{args.out}: {counts}{"" if args.overwrite or not report.skipped else " (--overwrite makes them anew)"}')
+    return 1 if report.failed else 0
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _compiled(net: Any, precision: str) -> Any:
+    """The network after torch.compile, or as it is where that fails: there may be no C++ compiler."""
+    import torch
+
+    from spinsr.infer import super_resolve
+
+    # Sizes differ from image to image; without `dynamic` the second one would be compiled anew.
+    compiled = torch.compile(net, dynamic=True)
+    try:
+        super_resolve(torch.zeros(1, 3, 8, 8), compiled, precision=precision)
+    except RuntimeError as error:
+        logging.warning('--compile failed, going on without: %s', str(error).strip().splitlines()[0])
+        return net
+    return compiled
