@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from spinsr import __version__
 
-COMMANDS = ('options', 'prepare')
+COMMANDS = ('check', 'options', 'prepare')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
