@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from spinsr.check.finding import Finding, datasets, error, is_whole, section, warning
@@ -19,6 +19,7 @@ from spinsr.data.image_file import DAMAGE, PNG_END
 _HEAD = 65536  # bytes of an LMDB's value in which the header is looked for
 _ENDS = {'PNG': PNG_END, 'JPEG': b'\xff\xd9'}
 _SIDES = {'PairedImageDataset': ('lq', 'gt'), 'SingleImageDataset': ('lq',), 'BicubicImageDataset': ('gt',)}
+_BITS, _ORIENTATION = 258, 274  # tags of TIFF and EXIF
 _TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that exchange height and width
 
 
@@ -27,7 +28,6 @@ class Header(NamedTuple):
 
     height: int
     width: int
-    format: str
     is_deep: bool
     is_transparent: bool
 
@@ -85,28 +85,20 @@ def _header(file: BinaryIO, tail: bytes, whole: Any, where: str, decode: bool) -
     try:
         with Image.open(file) as image:
             height, width, kind = image.height, image.width, image.format
-            if kind in ('JPEG', 'TIFF', 'WEBP') and image.getexif().get(0x0112) in _TURNED:
+            if kind in ('JPEG', 'TIFF', 'WEBP') and image.getexif().get(_ORIENTATION) in _TURNED:
                 height, width = width, height
-            is_deep = image.mode.startswith(('I', 'F')) or (kind == 'PNG' and head[24] == 16)
-            header = Header(height, width, kind, is_deep, 'A' in image.mode or 'transparency' in image.info)
-    except DAMAGE:
-        return _by_opencv(whole(), where)
+            # The mode alone hides the 16 bits of a colour image.
+            bits = [head[24]] if kind == 'PNG' else image.tag_v2.get(_BITS, ()) if kind == 'TIFF' else []
+            is_deep = image.mode.startswith(('I', 'F')) or any(count > 8 for count in bits)
+            header = Header(height, width, is_deep, 'A' in image.mode or 'transparency' in image.info)
+    except UnidentifiedImageError as problem:
+        raise ValueError(f'{where} is no image, or its start is damaged') from problem
+    except DAMAGE as problem:
+        raise ValueError(f'{where} cannot be read whole: {problem}') from problem
     # Bytes after the end are legal, if odd: only decoding tells whether the image is there whole.
     if decode or not tail.endswith(_ENDS.get(kind, b'')):
         _decode(whole(), where)
     return header
-
-
-def _by_opencv(data: bytes, where: str) -> Header:
-    """What Pillow does not know: a colour TIFF of 16 bits, say, which BasicSR reads all the same."""
-    import cv2
-    import numpy as np
-
-    array = np.frombuffer(data, np.uint8)
-    image = cv2.imdecode(array, cv2.IMREAD_UNCHANGED) if len(array) else None
-    if image is None:
-        raise ValueError(f'{where} is no image, or its start is damaged')
-    return Header(*image.shape[:2], '', image.dtype != np.uint8, False)
 
 
 def _decode(data: bytes, where: str) -> None:
@@ -169,7 +161,7 @@ def _look(
     roots = {side: os.path.expanduser(dataset[f'dataroot_{side}']) for side in _SIDES[dataset['type']]}
     sources = {side: _Source(root, is_lmdb) for side, root in roots.items()}
     names = _names(dataset, sources, problems)
-    if not names:
+    if not names and not problems.findings():
         problems.add('error', 'empty', f'there is no image in {next(iter(sources.values())).root}')
     largest = None
     bar = tqdm(names, desc=where, unit='image', leave=False, disable=not progress)

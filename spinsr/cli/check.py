@@ -13,8 +13,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         'check',
         help='look through an option file before it is used',
-        description='Lists all that would fail or mislead when an option file is used for training or testing: misspelt '
-        'keys, wrong values, missing, unpaired, damaged or mis-sized images, weights that do not fit, too little memory.',
+        description='Lists all that would fail or mislead when an option file is used: misspelt keys, wrong values, '
+        'missing, unpaired, damaged or mis-sized images, weights that do not fit, too little memory.',
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
