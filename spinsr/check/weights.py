@@ -71,8 +71,6 @@ def _file(
         if not isinstance(checkpoint, Mapping):
             raise TypeError(f'{file} is no checkpoint: it holds a {type(checkpoint).__name__}')
         yield from _param_key(checkpoint, wanted, file, key, is_train)
-        if wanted not in checkpoint and 'params' in checkpoint:
-            wanted = 'params'
         state = checkpoint.get(wanted, checkpoint)
         state = _converted(state, arch.__name__, strict) if converts else convert.unwrap(state)
     except (ValueError, TypeError, ImportError) as problem:

@@ -2,6 +2,8 @@
 
 import os
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -60,11 +62,16 @@ def levels(findings):
 
 
 def test_good_project(project, chain):
-    found = check(changed(TRAIN, {'network_g': chain}))
-    assert levels(found) == ['warning'] * WARNINGS + ['note'] * 2
+    (project / 'large').mkdir()
+    larger = np.zeros((48, 48, 3), np.uint8)
+    cv2.imwrite(str(project / 'large' / '0.png'), larger)
+    changes = {'dataroot_gt': 'large', 'type': 'BicubicImageDataset'}
+    changes = {f'datasets:train:{key}': value for key, value in changes.items()}
+    found = check(changed(without(TRAIN, 'datasets:train:dataroot_lq'), {'network_g': chain, **changes}))
+    assert levels(found) == ['warning'] * 2 + ['note'] * 2
     assert 'GB for a training step (batch 2, LR 8x8)' in found[-2].message
     assert 'GB for the largest image to validate (LR 12x12)' in found[-1].message
-    assert sorted(os.listdir()) == ['hr', 'lr']
+    assert sorted(os.listdir()) == ['hr', 'large', 'lr']
 
 
 def test_all_findings_at_once_errors_first(project, without_memory):
