@@ -47,10 +47,20 @@ def matching(found, line):
         (changed(GOOD, {'train:scheduler': COSINE}), True),
         (changed(GOOD, {'train:scheduler': {**COSINE, 'periods': [3]}}), True),
         (changed(GOOD, {'model_type': 'SRModel'}), True),
+        (changed(GOOD, {'datasets:val:name': 'pairs'}), True),
         (changed(GOOD, {'train:scheduler:milestones': []}), True),
         (changed(GOOD, {'train:perceptual_opt': None}), True),
     ],
-    ids=['train', 'test', 'cosine', 'cosine-one-less', 'SRModel', 'no-milestones', 'no-perceptual-loss'],
+    ids=[
+        'train',
+        'test',
+        'cosine',
+        'cosine-one-less',
+        'SRModel',
+        'name-of-the-training-set',
+        'no-milestones',
+        'no-perceptual-loss',
+    ],
 )
 def test_a_good_file_has_no_finding(options, is_train):
     assert list(quick(options, is_train=is_train)) == []
