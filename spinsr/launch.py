@@ -2,8 +2,6 @@
 
 import argparse
 import contextlib
-import importlib
-import pkgutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +12,7 @@ import yaml
 
 from spinsr import check, compat, distributed, option_files
 from spinsr.errors import UserError
-from spinsr.option_files import OptionError
+from spinsr.registration import register
 
 
 def launch(
@@ -41,16 +39,18 @@ def launch(
         args.opt = str(option_files.find(args.opt))
         options = option_files.read(args.opt)
         option_files.force(options, args.force_yml or ())
-        check.numbers(options)
-        check.structure(options, is_train=is_train)
-        check.path_keys(options)
+        found = []
+        if not args.no_check:
+            found += check.stop_at_error(check.quick(options, is_train=is_train, launcher=args.launcher))
         register()
-        check.types(options)
-        check.devices(options, args.launcher)
         # BasicSR writes the command into the copy of the option file.
         with replaced(sys, argv=[f'python -m {name}', *argv]):
             opt = _basicsr_options(options, args, is_train)
-            check.files(opt, resumes=is_train and compat.find_resume_state(opt) is not None)
+            if not args.no_check:
+                resumes = is_train and compat.find_resume_state(opt) is not None
+                found += check.stop_at_error(check.files(opt, resumes=resumes))
+            if opt['rank'] == 0:
+                sys.stderr.writelines(f'{name}: {finding.level}: {finding}\n' for finding in found)
             pipeline(opt, args)
         distributed.leave()
     except (UserError, OSError) as error:
@@ -68,32 +68,13 @@ def _fail(name: str, error: Exception) -> int:
     return 1
 
 
-def register() -> None:
-    """Registers our archs, models and datasets in BasicSR: the files that end in _arch.py, _model.py and _dataset.py.
-
-    Raises:
-        OptionError: If BasicSR cannot be imported, for the reason that compat names.
-    """
-    try:
-        compat.install()
-    except ImportError as error:
-        raise OptionError(str(error)) from error
-    import spinsr.archs
-    import spinsr.data
-    import spinsr.models
-
-    for package, ending in ((spinsr.data, '_dataset'), (spinsr.models, '_model')):
-        for module in pkgutil.iter_modules(package.__path__):
-            if module.name.endswith(ending):
-                importlib.import_module(f'{package.__name__}.{module.name}')
-
-
 def _parser(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f'python -m {name}', description="BasicSR's flags; see docs/training.md.")
     parser.add_argument('-opt', required=True, help='an option file, or the name of a shipped one')
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='job launcher')
     parser.add_argument('--auto_resume', action='store_true', help='go on from the last state of the experiment')
     parser.add_argument('--debug', action='store_true', help='validate and save after 8 iterations')
+    parser.add_argument('--no-check', action='store_true', help='leave out the checks: BasicSR fails in its own way')
     # torch.distributed.launch passes it with a hyphen since torch 2.0.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by the launcher')
     parser.add_argument(

@@ -146,7 +146,7 @@ def test_forced_seed_is_the_seed(project):
         pytest.param({}, ['--force_yml', 'train:total_iter'], 'takes section:key=value', id='forced-nothing'),
         pytest.param({'train:optim_g:lr': '2e-4'}, [], 'train:optim_g:lr: 2e-4 is text to YAML', id='text-number'),
         pytest.param(
-            {'datasets:train:dataroot_gt': 'datasets/div2k/DIV2K_train_HR_sub.lmdb'},
+            {'datasets:train:dataroot_gt': 'datasets/div2k/DIV2K_train_HR'},
             [],
             'make it with: spinsr prepare div2k PATH_TO_DIV2K',
             id='no-data',

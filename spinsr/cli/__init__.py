@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 from spinsr import __version__
 
-COMMANDS = ('convert', 'evaluate', 'options', 'prepare', 'upscale')
+COMMANDS = ('check', 'convert', 'evaluate', 'options', 'prepare', 'upscale')
+# Those that skip what an earlier run of theirs has done.
+CONTINUING = ('prepare', 'upscale')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,5 +30,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'spinsr {args.command}: error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f'spinsr {args.command}: interrupted; run the same command again to continue', file=sys.stderr)
+        continues = '; run the same command again to continue' if args.command in CONTINUING else ''
+        print(f'spinsr {args.command}: interrupted{continues}', file=sys.stderr)
         return 1

@@ -38,6 +38,8 @@ class BicubicImageDataset(Dataset):
         ValueError: An option is missing or has a value that is not allowed; there are no images.
     """
 
+    OPTIONS = ('dataroot_gt', 'meta_info_file', 'max_images', 'gt_size', 'use_hflip', 'use_rot')
+
     def __init__(self, opt: Mapping[str, Any]) -> None:
         super().__init__()
         self.opt = opt

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from spinsr import checkpoints, convert, distributed, infer
 from spinsr.errors import TrainingError
 from spinsr.option_files import OptionError
+from spinsr.rules import ABOVE_0, FLAG, one_of, whole
 
 _TYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 # Validation pictures that a set sends to TensorBoard.
@@ -47,21 +48,27 @@ class SpinsrModel(SRModel):
         OptionError: An option has a value that is not allowed, or a file does not fit the network.
     """
 
-    TRAIN_KEYS = ('precision', 'grad_clip', 'accumulate', 'max_nonfinite', 'compile', 'channels_last')
-    VAL_KEYS = ('tile', 'self_ensemble')
-    LOGGER_KEYS = ('keep_last',)
+    # Section -> option -> what it may be; each is an attribute of the model.
+    OPTIONS = {
+        'train': {
+            'precision': one_of(*_TYPES),
+            'grad_clip': ABOVE_0,
+            'accumulate': whole(1, default=1),
+            'max_nonfinite': whole(1, default=10),
+            'compile': FLAG,
+            'channels_last': FLAG,
+        },
+        'val': {'tile': whole(infer.SMALLEST_TILE, None), 'self_ensemble': FLAG},
+        'logger': {'keep_last': whole(1, None)},
+    }
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        train = opt.get('train') or {}
-        self.precision = _one_of(train, 'precision', 'fp32', tuple(_TYPES))
-        self.grad_clip = _positive(train, 'train:grad_clip', None)
-        self.accumulate = _positive(train, 'train:accumulate', 1, whole=True)
-        self.max_nonfinite = _positive(train, 'train:max_nonfinite', 10, whole=True)
-        self.compile = _switch(train, 'train:compile')
-        self.channels_last = _switch(train, 'train:channels_last')
-        self.keep_last = _positive(opt.get('logger') or {}, 'logger:keep_last', None, whole=True)
-        self.tile = _positive(opt.get('val') or {}, 'val:tile', None, whole=True)
-        self.self_ensemble = _switch(opt.get('val') or {}, 'val:self_ensemble')
+        for section, rules in self.OPTIONS.items():
+            for name, rule in rules.items():
+                value = (opt.get(section) or {}).get(name, rule.default)
+                if not rule.holds(value):
+                    raise OptionError(f'{section}:{name} must be {rule.wanted}, got {value!r}')
+                setattr(self, name, value)
         # What the data loader needs to go on, set by spinsr.train: it is saved with every state.
         self.place: dict[str, int] = {}
         self.nonfinite = self.nonfinite_in_a_row = 0
@@ -341,27 +348,3 @@ def _plain(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, 
 
 def _on_cpu(net: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-
-
-def _one_of(section: Mapping[str, Any], key: str, default: str, values: tuple[str, ...]) -> str:
-    value = section.get(key, default)
-    if value not in values:
-        raise OptionError(f'train:{key} must be one of {", ".join(values)}, got {value!r}')
-    return value
-
-
-def _switch(section: Mapping[str, Any], where: str) -> bool:
-    value = section.get(where.partition(':')[2], False)
-    if not isinstance(value, bool):
-        raise OptionError(f'{where} must be true or false, got {value!r}')
-    return value
-
-
-def _positive(section: Mapping[str, Any], where: str, default: int | None, *, whole: bool = False) -> Any:
-    value = section.get(where.partition(':')[2], default)
-    if value is None:
-        return None
-    kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
-        raise OptionError(f'{where} must be a {"whole " if whole else ""}number above 0, got {value!r}')
-    return value

@@ -1,0 +1,265 @@
+"""The images of the data sets: paired, readable, of the sizes that training and testing need.
+
+The classes whose files are known are PairedImageDataset, SingleImageDataset and BicubicImageDataset; of another one
+nothing is looked at. Sizes come from the headers, so that sub-images by the ten thousand take seconds.
+"""
+
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from spinsr.check.finding import Finding, datasets, error, section, warning
+from spinsr.data.image_file import DAMAGE, PNG_END
+from spinsr.rules import is_whole
+
+_HEAD = 65536  # bytes of an LMDB's value in which the header is looked for
+_ENDS = {'PNG': PNG_END, 'JPEG': b'\xff\xd9'}
+_SIDES = {'PairedImageDataset': ('lq', 'gt'), 'SingleImageDataset': ('lq',), 'BicubicImageDataset': ('gt',)}
+_BITS, _ORIENTATION = 258, 274  # tags of TIFF and EXIF
+_TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that exchange height and width
+
+
+class Header(NamedTuple):
+    """What the header of an image says."""
+
+    height: int
+    width: int
+    is_deep: bool
+    is_transparent: bool
+
+
+class Images(NamedTuple):
+    """What was seen of a data set."""
+
+    findings: list[Finding]
+    count: int
+    largest: tuple[int, int] | None  # (h, w) of the LR image with the most pixels
+
+
+class _Source:
+    """The images of a folder or an LMDB, by name."""
+
+    def __init__(self, root: str, is_lmdb: bool) -> None:
+        self.root, self.is_lmdb = Path(root), is_lmdb
+        if is_lmdb:
+            from basicsr.utils import FileClient
+
+            client = FileClient('lmdb', db_paths=[str(root)], client_keys=['images']).client
+            # With buffers nothing is copied: of most images only the header is looked at.
+            self._values = client._client['images'].begin(buffers=True)
+
+    def names(self) -> list[str]:
+        if self.is_lmdb:
+            # BasicSR's rule: the key is what stands before the first dot.
+            with open(self.root / 'meta_info.txt', encoding='utf-8') as file:
+                return [line.split('.')[0] for line in file]
+        return sorted(entry.name for entry in os.scandir(self.root) if entry.is_file() and entry.name[0] != '.')
+
+    def header(self, name: str, decode: bool) -> Header:
+        """Reads a header. Raises ValueError for what is missing, no image, or damaged."""
+        where = f'{name} of {self.root}' if self.is_lmdb else str(self.root / name)
+        if self.is_lmdb:
+            value = self._values.get(name.encode())
+            if value is None:
+                raise ValueError(f'{where} is missing, but meta_info.txt names it')
+            return _header(
+                io.BytesIO(value[:_HEAD]), bytes(value[-len(PNG_END) :]), lambda: bytes(value), where, decode
+            )
+        try:
+            with open(self.root / name, 'rb') as file:
+                file.seek(-min(len(PNG_END), os.fstat(file.fileno()).st_size), os.SEEK_END)
+                tail = file.read()
+                file.seek(0)
+                return _header(file, tail, (self.root / name).read_bytes, where, decode)
+        except OSError as problem:
+            raise ValueError(f'{where} cannot be read: {problem.strerror or problem}') from problem
+
+
+def _header(file: BinaryIO, tail: bytes, whole: Any, where: str, decode: bool) -> Header:
+    head = file.read(25)
+    file.seek(0)
+    try:
+        with Image.open(file) as image:
+            height, width, kind = image.height, image.width, image.format
+            if kind in ('JPEG', 'TIFF', 'WEBP') and image.getexif().get(_ORIENTATION) in _TURNED:
+                height, width = width, height
+            # The mode alone hides the 16 bits of a colour image.
+            bits = [head[24]] if kind == 'PNG' else image.tag_v2.get(_BITS, ()) if kind == 'TIFF' else []
+            is_deep = image.mode.startswith(('I', 'F')) or any(count > 8 for count in bits)
+            header = Header(height, width, is_deep, 'A' in image.mode or 'transparency' in image.info)
+    except UnidentifiedImageError as problem:
+        raise ValueError(f'{where} is no image, or its start is damaged') from problem
+    except DAMAGE as problem:
+        raise ValueError(f'{where} cannot be read whole: {problem}') from problem
+    # Bytes after the end are legal, if odd: only decoding tells whether the image is there whole.
+    if decode or not tail.endswith(_ENDS.get(kind, b'')):
+        _decode(whole(), where)
+    return header
+
+
+def _decode(data: bytes, where: str) -> None:
+    try:
+        # Decoding does not compare a PNG's checksums.
+        with Image.open(io.BytesIO(data)) as image:
+            image.verify()
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except DAMAGE as problem:
+        raise ValueError(f'{where} cannot be read whole: {problem}') from problem
+
+
+class _Problems:
+    """Findings of a data set, those of one kind counted in one line."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._found: dict[str, list] = {}
+
+    def add(self, level: str, kind: str, message: str) -> None:
+        self._found.setdefault(kind, [level, message, 0])[2] += 1
+
+    def findings(self) -> list[Finding]:
+        more = {kind: f' (and {count - 1} more)' if count > 1 else '' for kind, (_, _, count) in self._found.items()}
+        return [Finding(level, self._where, message + more[kind]) for kind, (level, message, _) in self._found.items()]
+
+
+def images(options: Mapping[str, Any], *, decode: bool = False, progress: bool = False) -> Iterator[tuple[str, Images]]:
+    """Looks at every image of every data set whose files are there.
+
+    Args:
+        options: The option file.
+        decode: Decode every image, not only its header: slow, and finds every damage.
+        progress: Show a progress bar.
+
+    Yields:
+        The key of a data set, and what was seen of it.
+    """
+    for where, phase, dataset in datasets(options):
+        scale = options.get('scale', dataset.get('scale'))
+        roots = [dataset.get(f'dataroot_{side}') for side in _SIDES.get(str(dataset.get('type')), ())]
+        if not is_whole(scale) or scale < 1:
+            scale = None
+        if all(isinstance(root, str) and Path(root).expanduser().is_dir() for root in roots) and roots:
+            try:
+                yield where, _look(where, phase, dataset, scale, decode, progress)
+            # lmdb's errors derive from Exception alone; all of these come from opening the data set.
+            except Exception as problem:
+                if not isinstance(problem, ValueError | OSError) and type(problem).__module__ != 'lmdb':
+                    raise
+                yield where, Images([error(where, f'cannot be read: {problem}')], 0, None)
+
+
+def _look(
+    where: str, phase: str, dataset: Mapping[str, Any], scale: int | None, decode: bool, progress: bool
+) -> Images:
+    is_lmdb = section(dataset, 'io_backend').get('type') == 'lmdb'
+    problems = _Problems(where)
+    roots = {side: os.path.expanduser(dataset[f'dataroot_{side}']) for side in _SIDES[dataset['type']]}
+    sources = {side: _Source(root, is_lmdb) for side, root in roots.items()}
+    names = _names(dataset, sources, problems)
+    if not names and not problems.findings():
+        problems.add('error', 'empty', f'there is no image in {next(iter(sources.values())).root}')
+    largest = None
+    bar = tqdm(names, desc=where, unit='image', leave=False, disable=not progress)
+    for pair in bar:
+        headers = _headers(dataset['type'], sources, pair, decode, problems)
+        if len(headers) < len(sources):
+            continue
+        sizes = {side: (header.height, header.width) for side, header in headers.items()}
+        if scale:
+            _sizes(dataset, phase, scale, sizes, pair, problems)
+        lr = sizes.get('lq') or tuple(side // (scale or 1) for side in sizes['gt'])
+        largest = max(largest or lr, lr, key=lambda size: size[0] * size[1])
+    batch = dataset.get('batch_size_per_gpu')
+    findings = problems.findings()
+    if phase == 'train' and is_whole(batch) and 0 < len(names) < batch:
+        findings.append(warning(where, f'has {len(names)} images for a batch of {batch}: they are repeated within it'))
+    return Images(findings, len(names), largest)
+
+
+def _names(dataset: Mapping[str, Any], sources: Mapping[str, _Source], problems: _Problems) -> list[dict[str, str]]:
+    """The names of each item, by side, as the data set of this class pairs them."""
+    side = next(reversed(sources))
+    listed = dataset.get('meta_info_file') if not sources[side].is_lmdb else None
+    if listed:
+        with open(os.path.expanduser(listed), encoding='utf-8') as file:
+            first = [line.strip().split(' ')[0] for line in file if line.strip()]
+    elif dataset['type'] == 'BicubicImageDataset' and not sources['gt'].is_lmdb:
+        from spinsr.data.image_file import EXTENSIONS
+
+        first = [name for name in sources['gt'].names() if name.lower().endswith(EXTENSIONS)]
+    else:
+        first = sources[side].names()
+    if dataset['type'] != 'PairedImageDataset':
+        return [{side: name} for name in sorted(first)[: dataset.get('max_images')]]
+    there = set(sources['lq'].names())
+    if sources['gt'].is_lmdb:
+        _unpaired(set(first) - there, sources['gt'], sources['lq'], problems)
+        _unpaired(there - set(first), sources['lq'], sources['gt'], problems)
+        return [{'lq': name, 'gt': name} for name in sorted(set(first) & there)]
+    template, pairs = dataset.get('filename_tmpl', '{}'), []
+    for name in first:
+        stem, ending = os.path.splitext(os.path.basename(name))
+        pair = {'lq': f'{template.format(stem)}{ending}', 'gt': name}
+        if pair['lq'] in there:
+            pairs.append(pair)
+        else:
+            reason = f'{name} of {sources["gt"].root} has no LR image {pair["lq"]} in {sources["lq"].root}'
+            problems.add('error', 'no LR', reason)
+    if not listed:
+        _unpaired(there - {pair['lq'] for pair in pairs}, sources['lq'], sources['gt'], problems)
+    return pairs
+
+
+def _unpaired(names: Iterable[str], source: _Source, other: _Source, problems: _Problems) -> None:
+    for name in sorted(names):
+        problems.add('error', f'unpaired {source.root}', f'{name} of {source.root} has no partner in {other.root}')
+
+
+def _headers(
+    kind: str, sources: Mapping[str, _Source], pair: Mapping[str, str], decode: bool, problems: _Problems
+) -> dict[str, Header]:
+    headers = {}
+    for side, source in sources.items():
+        name = pair[side]
+        try:
+            header = headers[side] = source.header(name, decode)
+        except ValueError as problem:
+            problems.add('error', f'unreadable {side}', str(problem))
+            continue
+        where = f'{name} of {source.root}'
+        if header.is_deep and kind == 'BicubicImageDataset':
+            problems.add('error', 'deep', f'{where} must have 8 bits a channel, got more')
+        elif header.is_deep:
+            problems.add('warning', 'deep', f'{where} has more than 8 bits a channel: BasicSR reads 8')
+        if header.is_transparent:
+            problems.add('warning', 'transparent', f'{where} is transparent: only its colours are read')
+    return headers
+
+
+def _sizes(
+    dataset: Mapping[str, Any],
+    phase: str,
+    scale: int,
+    sizes: Mapping[str, tuple[int, int]],
+    pair: Mapping[str, str],
+    problems: _Problems,
+) -> None:
+    gt, lq = sizes.get('gt'), sizes.get('lq')
+    words = {side: f'{pair[side]} ({height}x{width} HxW)' for side, (height, width) in sizes.items()}
+    if gt and lq:
+        fits = [
+            high == low * scale if phase == 'train' else high // scale == low for high, low in zip(gt, lq, strict=True)
+        ]
+        if not all(fits):
+            problems.add('error', 'mis-sized', f'{words["gt"]} is not x{scale} of its LR image {words["lq"]}')
+            return
+    side = dataset.get('gt_size') if phase == 'train' else scale
+    if gt and is_whole(side) and min(gt) < side:
+        name = 'gt_size' if phase == 'train' else 'the scale'
+        problems.add('error', 'small', f'{words["gt"]} is smaller than {name}, {side}')

@@ -1,0 +1,187 @@
+"""The keys of an option file: those that must be there, and those that nothing reads.
+
+Which keys BasicSR 1.4.2 reads is a table here. What a model or a data set reads beyond it stands in its own OPTIONS.
+Of classes that declare none nothing is known, and nothing said.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from spinsr import option_files
+from spinsr.check import registries
+from spinsr.check.finding import Finding, datasets, error, section, warning
+from spinsr.option_files import nearest
+
+_SECTIONS = {
+    True: ('name', 'model_type', 'num_gpu', 'datasets', 'network_g', 'path', 'train', 'logger'),
+    False: ('name', 'model_type', 'num_gpu', 'datasets', 'network_g', 'path', 'val'),
+}
+# What BasicSR reads without asking whether it is there.
+_NEEDED = {
+    True: {
+        'train': ('total_iter', 'optim_g', 'scheduler'),
+        'logger': ('print_freq', 'save_checkpoint_freq', 'use_tb_logger'),
+        'val': ('val_freq', 'save_img'),
+    },
+    False: {'val': ('save_img', 'suffix')},
+}
+_PHASES = {True: ('train', 'val'), False: ('test', 'val')}
+_DATASET_NEEDS = {
+    'train': ('name', 'type', 'batch_size_per_gpu', 'num_worker_per_gpu'),
+    'val': ('name', 'type'),
+    'test': ('name', 'type'),
+}
+_CLASS_NEEDS = {
+    'PairedImageDataset': ('dataroot_gt', 'dataroot_lq', 'io_backend'),
+    'SingleImageDataset': ('dataroot_lq', 'io_backend'),
+    'BicubicImageDataset': ('dataroot_gt', 'io_backend'),
+}
+_CROP_NEEDS = ('gt_size', 'use_hflip', 'use_rot')
+
+_TOP = ('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'find_unused_parameters')
+_TOP += ('datasets', 'path', 'train', 'val', 'logger', 'dist_params')
+_READ = {
+    'train': ('total_iter', 'warmup_iter', 'ema_decay', 'optim_g', 'scheduler', 'pixel_opt', 'perceptual_opt'),
+    'val': ('val_freq', 'save_img', 'suffix', 'pbar', 'metrics'),
+    'logger': ('print_freq', 'save_checkpoint_freq', 'use_tb_logger', 'wandb'),
+    'dist_params': ('backend', 'port'),
+}
+_LOADER = ('name', 'type', 'scale', 'io_backend', 'num_worker_per_gpu', 'batch_size_per_gpu', 'dataset_enlarge_ratio')
+_LOADER += ('prefetch_mode', 'num_prefetch_queue', 'pin_memory', 'persistent_workers')
+_DATASET_READS = {
+    'PairedImageDataset': ('dataroot_gt', 'dataroot_lq', 'meta_info_file', 'filename_tmpl', 'gt_size', 'use_hflip')
+    + ('use_rot', 'mean', 'std', 'color'),
+    'SingleImageDataset': ('dataroot_lq', 'meta_info_file', 'mean', 'std', 'color'),
+}
+
+
+def structure(options: Mapping[str, Any], *, is_train: bool) -> Iterator[Finding]:
+    """Finds the sections and keys that BasicSR reads without asking and that are missing, or not of their kind.
+
+    Args:
+        options: The option file.
+        is_train: For training, else for testing.
+    """
+    yield from _missing(options, _SECTIONS[is_train])
+    for name in ('datasets', 'network_g', 'path', 'train', 'logger', 'val'):
+        if options.get(name) is not None and not isinstance(options[name], Mapping):
+            yield error(name, f'must be a section (key: value), got {options[name]!r}')
+        if name in options and options[name] is None and name in _SECTIONS[is_train]:
+            yield error(name, 'the section must not be empty')
+    for name, keys in _NEEDED[is_train].items():
+        if isinstance(options.get(name), Mapping):
+            yield from _missing(options[name], keys, name)
+    for name in ('optim_g', 'scheduler'):
+        if is_train and name in section(options, 'train'):
+            part = options['train'][name]
+            if not isinstance(part, Mapping):
+                yield error(f'train:{name}', f'must be a section (key: value), got {part!r}')
+            else:
+                yield from _missing(part, ('type',), f'train:{name}')
+    for name, dataset in section(options, 'datasets').items():
+        key, phase = f'datasets:{name}', str(name).partition('_')[0]
+        if phase not in _PHASES[is_train]:
+            yield error(key, f'the name must begin with one of {", ".join(_PHASES[is_train])}')
+        elif not isinstance(dataset, Mapping):
+            yield error(key, f'must be a section (key: value), got {dataset!r}')
+        else:
+            needs = _DATASET_NEEDS[phase] + _CLASS_NEEDS.get(str(dataset.get('type')), ())
+            if phase == 'train' and dataset.get('type') in ('PairedImageDataset', 'BicubicImageDataset'):
+                needs += _CROP_NEEDS
+            yield from _missing(dataset, needs, key)
+            if 'io_backend' in dataset and not isinstance(dataset['io_backend'], Mapping):
+                yield error(f'{key}:io_backend', f'must be a section (key: value), got {dataset["io_backend"]!r}')
+    if isinstance(options.get('datasets'), Mapping):
+        if is_train:
+            yield from _missing(options['datasets'], ('train',), 'datasets')
+        elif not options['datasets']:
+            yield error('datasets', 'there is no data set (datasets:test_1)')
+
+
+def _missing(part: Mapping[str, Any], keys: tuple[str, ...], where: str = '') -> Iterator[Finding]:
+    for key in keys:
+        if key not in part:
+            others = [other for other in part if other not in keys]
+            hint = f'; {nearest(key, others)}' if others else ''
+            yield error(where, f'{"there is" if where else "the option file has"} no key {key!r}{hint}')
+
+
+def unknown(options: Mapping[str, Any]) -> Iterator[Finding]:
+    """Finds the keys that nothing reads; an error under path, where BasicSR makes a folder of each, else a warning.
+
+    The archs, models and datasets must have been registered.
+    """
+    model = registries.find('MODEL', options.get('model_type'))
+    # Its own: a subclass in another package reads keys that nobody has declared.
+    own = vars(model).get('OPTIONS') if model is not None else None
+    known_model = model is not None and (model.__name__ == 'SRModel' or own is not None)
+    yield from _path(options, known_model)
+    if known_model:
+        networks = [key for key in options if str(key).startswith('network_')]
+        yield from _unread(options, (*_TOP, *networks, 'network_g'), '')
+        for name, known in _READ.items():
+            yield from _unread(section(options, name), (*known, *(own or {}).get(name, ())), name)
+        yield from _unread(section(options, 'logger', 'wandb'), ('project', 'resume_id'), 'logger:wandb')
+    for key, _, dataset in datasets(options):
+        cls = registries.find('DATASET', dataset.get('type'))
+        reads = (vars(cls).get('OPTIONS') if cls else None) or _DATASET_READS.get(getattr(cls, '__name__', ''))
+        if reads is not None:
+            yield from _unread(dataset, (*_LOADER, *reads), key)
+
+
+def _unread(part: Mapping[str, Any], known: Iterable[str], where: str) -> Iterator[Finding]:
+    known = tuple(known)
+    for key in part:
+        if key not in known:
+            at = f'{where}:{key}' if where else str(key)
+            yield warning(at, f'nothing reads the key {str(key)!r}; {nearest(key, known)}')
+
+
+def _path(options: Mapping[str, Any], known_model: bool) -> Iterator[Finding]:
+    networks = [str(key).removeprefix('network_') for key in options if str(key).startswith('network_')]
+    known = ['resume_state', 'ignore_resume_networks']
+    for network in networks:
+        known += [f'pretrain_network_{network}', f'strict_load_{network}', f'param_key_{network}']
+    for key in section(options, 'path'):
+        # BasicSR's own rule for what is no folder; another plugin's model may have keys of its own there.
+        if not any(part in str(key) for part in ('strict_load', 'pretrain_network', 'resume', 'param_key')):
+            yield error(f'path:{key}', f'path has no key {key!r}; {nearest(key, known)}')
+        elif known_model:
+            yield from _unread({key: None}, known, 'path')
+
+
+def numbers(options: Mapping[str, Any]) -> Iterator[Finding]:
+    """Finds the numbers that were read as text: YAML takes 2e-4 for text and 2.0e-4 for a number."""
+    for key, value in _leaves(options):
+        if _is_text_number(key, value):
+            yield error(key, f'{value} is text to YAML, not a number; write {_as_yaml(float(value))}')
+
+
+def with_numbers(options: Any, key: str = '') -> Any:
+    """A copy of the options in which what `numbers` finds is a number, so that it is said once."""
+    if isinstance(options, Mapping):
+        return {name: with_numbers(value, f'{key}:{name}' if key else str(name)) for name, value in options.items()}
+    if isinstance(options, list):
+        return [with_numbers(value, key) for value in options]
+    return float(options) if _is_text_number(key, options) else options
+
+
+def _is_text_number(key: str, value: Any) -> bool:
+    return isinstance(value, str) and key != 'name' and 'e' in value.lower() and option_files.is_number(value)
+
+
+def _as_yaml(number: float) -> str:
+    import yaml
+
+    return yaml.safe_dump(number).split('\n')[0]
+
+
+def _leaves(value: Any, key: str = '') -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _leaves(inner, f'{key}:{name}' if key else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner, key)
+    else:
+        yield key, value

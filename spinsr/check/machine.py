@@ -1,0 +1,82 @@
+"""An option file against the machine: its devices, and the files that it names."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from spinsr import option_files
+from spinsr.check.finding import Finding, datasets, error, section
+from spinsr.rules import is_whole
+
+
+def devices(options: Mapping[str, Any], launcher: str = 'none') -> Iterator[Finding]:
+    """Finds what num_gpu and the launcher ask for and the machine does not have."""
+    import torch
+
+    count = options.get('num_gpu', 'auto')
+    if count != 'auto' and not (is_whole(count) and count >= 0):
+        yield error('num_gpu', f"must be 'auto' or a whole number of at least 0, got {count!r}")
+        return
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not there and launcher == 'slurm':
+        yield error('num_gpu', f'--launcher {launcher} needs CUDA devices, and there is none; use torchrun on the CPU')
+    elif not there and count not in ('auto', 0):
+        yield error('num_gpu', f'is {count}, but torch finds no CUDA device; use num_gpu: auto or 0 for the CPU')
+    elif there and count != 'auto' and count > there and launcher == 'none':
+        yield error('num_gpu', f'is {count}, but torch finds {there}; auto takes them all')
+
+
+def files(options: Mapping[str, Any], *, resumes: bool = False) -> Iterator[Finding]:
+    """Finds the data, the weights and the state that the options name and that are not there.
+
+    Args:
+        options: The option file; its relative paths are relative to the working directory.
+        resumes: A state will be resumed, so `pretrain_network_*` is not read.
+    """
+    for where, _, dataset in datasets(options):
+        for key, value in dataset.items():
+            if str(key).startswith(('dataroot', 'meta_info')):
+                for path in value if isinstance(value, list) else [value]:
+                    if isinstance(path, str):
+                        yield from _data(path, f'{where}:{key}')
+    for key, path in section(options, 'path').items():
+        if not path or not isinstance(path, str) or Path(path).expanduser().is_file():
+            continue
+        # --auto_resume takes the place of resume_state.
+        if key == 'resume_state' and not options.get('auto_resume'):
+            yield error(f'path:{key}', f'{path} does not exist')
+        if str(key).startswith('pretrain_network') and not resumes:
+            yield error(f'path:{key}', f'{path} does not exist{_maker(path)}')
+
+
+def _data(path: str, where: str) -> Iterator[Finding]:
+    full = Path(path).expanduser()
+    if full.is_file():
+        return
+    if not full.exists():
+        yield error(where, f'{path} does not exist{_preparation(path)}')
+    # prepare writes the meta_info last, and BasicSR reads it first.
+    elif full.suffix == '.lmdb' and not (full / 'meta_info.txt').is_file():
+        yield error(where, f'{path} is not complete (no meta_info.txt){_preparation(path)}')
+
+
+def _preparation(path: str) -> str:
+    parts = PurePosixPath(Path(path).as_posix()).parts
+    if parts[:2] == ('datasets', 'div2k'):
+        return '; make it with: spinsr prepare div2k PATH_TO_DIV2K'
+    if parts[:2] == ('datasets', 'sample'):
+        return '; make it with: spinsr prepare sample'
+    if parts[:2] == ('datasets', 'benchmark') and len(parts) > 2:
+        return f'; make it with: spinsr prepare benchmark PATH_TO/{parts[2]}'
+    return ''
+
+
+def _maker(path: str) -> str:
+    """Which shipped option file trains the network that experiments/<name>/models/… belongs to."""
+    parts = PurePosixPath(Path(path).as_posix()).parts
+    if len(parts) < 4 or parts[0] != 'experiments' or parts[2] != 'models':
+        return ''
+    for name, file in option_files.shipped().items():
+        if option_files.read(file).get('name') == parts[1] and not Path(name).name.startswith('test'):
+            return f'; train it first: python -m spinsr.train -opt {name}'
+    return f'; train the experiment {parts[1]} first'

@@ -1,0 +1,188 @@
+"""How much memory a training step and the largest image of a validation take, without taking it.
+
+The network runs on fake tensors, which have a shape and no content, while the bytes of all living tensors are counted.
+What a library takes inside an operation, and what the allocator keeps, is not seen: a measured factor stands for it.
+"""
+
+import os
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from spinsr.check import registries
+from spinsr.check.finding import Finding, datasets, note, section, warning
+from spinsr.check.values import network_scale
+from spinsr.rules import is_whole
+
+_GB = 1e9
+# Of the process's memory to the bytes of the tensors, measured on the CPU (docs/check.md): 1.3 to 1.8.
+_OVERHEAD = 1.4
+_CGROUP = Path('/sys/fs/cgroup')
+
+
+def memory(options: Mapping[str, Any], largest: tuple[int, int] | None = None, *, is_train: bool) -> Iterator[Finding]:
+    """Says about how much memory the file needs, and warns where there is less.
+
+    Args:
+        options: The option file.
+        largest: (h, w) of the largest LR image that is validated or tested, where it is known.
+        is_train: For training, else for testing.
+    """
+    network, count = section(options, 'network_g'), options.get('num_gpu', 'auto')
+    device = 'cuda' if torch.cuda.is_available() and count != 0 else 'cpu'
+    available, source = _available(device)
+    process = _process() if device == 'cpu' else 0
+    parts: list[tuple[str, str, Callable[[], int]]] = []
+    train = next((dataset for key, _, dataset in datasets(options) if key == 'datasets:train'), {})
+    batch, gt_size, scale = train.get('batch_size_per_gpu'), train.get('gt_size'), network_scale(network)[1]
+    has_ema = section(options, 'train').get('ema_decay', 0) not in (0, None)
+    if is_train and all(is_whole(value) and value > 0 for value in (batch, gt_size, scale)):
+        side = gt_size // scale
+        words = f'a training step (batch {batch}, LR {side}x{side})'
+        parts.append(('network_g', words, lambda: training_bytes(network, batch, side, side, ema=has_ema)))
+    if largest is not None:
+        words = f'the largest image to {"validate" if is_train else "test"} (LR {largest[0]}x{largest[1]})'
+        parts.append(('val', words, lambda: inference_bytes(network, *largest, trained=is_train, ema=has_ema)))
+    for key, words, count_bytes in parts:
+        try:
+            need = _OVERHEAD * count_bytes() + process
+        # Fake tensors refuse networks whose path depends on values, each in its own way.
+        except Exception as problem:
+            reason = (str(problem).splitlines() or [''])[0] or type(problem).__name__
+            yield note(key, f'the memory for {words} cannot be estimated: {reason}')
+            continue
+        message = f'about {need / _GB:.1f} GB for {words}, {available / _GB:.1f} GB {source}'
+        yield warning(key, f'{message}: it may not fit') if need > available else note(key, message)
+
+
+def build(network: Mapping[str, Any]) -> nn.Module:
+    """The network of a section, without memory: on torch's meta device, or under fake tensors."""
+    arch = registries.find('ARCH', network['type'])
+    with torch.device('meta'):
+        return arch(**{key: value for key, value in network.items() if key != 'type'})
+
+
+def training_bytes(network: Mapping[str, Any], batch: int, height: int, width: int, *, ema: bool = False) -> int:
+    """The bytes of all tensors at the peak of a training step with Adam.
+
+    Counted for one and two images and continued: a step is a straight line in the batch.
+
+    Args:
+        network: The section network_g.
+        batch: Images B.
+        height: Of an LR image, in pixels.
+        width: Of an LR image, in pixels.
+        ema: Whether a second network keeps the moving average.
+    """
+    one = _peak(network, 1, height, width, with_gradient=True)
+    step = one if batch == 1 else one + (batch - 1) * (_peak(network, 2, height, width, with_gradient=True) - one)
+    # The peak has the gradients; beside them the weights, Adam's two moments, and the average.
+    return step + _weight_bytes(network) * (4 if ema else 3)
+
+
+def inference_bytes(
+    network: Mapping[str, Any], height: int, width: int, *, trained: bool = False, ema: bool = False
+) -> int:
+    """The bytes of all tensors at the peak of super-resolving one image.
+
+    Args:
+        network: The section network_g.
+        height: Of the LR image, in pixels.
+        width: Of the LR image, in pixels.
+        trained: Whether it happens in a training: the gradients and Adam's moments are there too.
+        ema: Whether there is a second network too.
+    """
+    networks = 1 + (3 if trained else 0) + (1 if ema else 0)
+    return _peak(network, 1, height, width, with_gradient=False) + _weight_bytes(network) * networks
+
+
+def _weight_bytes(network: Mapping[str, Any]) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in build(network).parameters())
+
+
+def _peak(network: Mapping[str, Any], batch: int, height: int, width: int, *, with_gradient: bool) -> int:
+    arch = registries.find('ARCH', network['type'])
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    # The tables that a network keeps by size are real tensors, made before or now.
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
+        warnings.simplefilter('ignore')
+        net = arch(**{key: value for key, value in network.items() if key != 'type'})
+        with _Peak() as peak, torch.set_grad_enabled(with_gradient):
+            output = net(torch.rand(batch, 3, height, width))
+            if with_gradient:
+                (output - torch.rand_like(output)).abs().mean().backward()
+    return peak.bytes
+
+
+class _Peak(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made, and notes the highest sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self._living = 0
+        self._storages: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return output
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        identity, size = storage._cdata, storage.nbytes()
+        if identity not in self._storages:
+            self._storages.add(identity)
+            self._living += size
+            self.bytes = max(self.bytes, self._living)
+            weakref.finalize(storage, self._remove, identity, size)
+
+    def _remove(self, identity: int, size: int) -> None:
+        self._storages.discard(identity)
+        self._living -= size
+
+
+def _process() -> int:
+    """The memory that this process has with torch and BasicSR, which the training has too; 0 where unknown."""
+    try:
+        pages = int(Path('/proc/self/statm').read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf('SC_PAGE_SIZE')
+
+
+def _available(device: str) -> tuple[int, str]:
+    if device == 'cuda':
+        return torch.cuda.get_device_properties(0).total_memory, 'on the GPU'
+    limits = [limit for limit in (_free(), _cgroup()) if limit is not None]
+    return (min(limits), 'available') if limits else (2**63, 'available, as far as is known')
+
+
+def _free() -> int | None:
+    try:
+        lines = Path('/proc/meminfo').read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith('MemAvailable:')), None)
+
+
+def _cgroup() -> int | None:
+    """What the container may still take."""
+    for limit, usage in (
+        ('memory.max', 'memory.current'),
+        ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes'),
+    ):
+        try:
+            return int((_CGROUP / limit).read_text()) - int((_CGROUP / usage).read_text())
+        # 'max' where there is no limit.
+        except (OSError, ValueError):
+            continue
+    return None

@@ -1,0 +1,230 @@
+"""The sections that become the arguments of a class, against its signature; what is cheap is built to see it work."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from spinsr.check.finding import Finding, datasets, error, section
+from spinsr.option_files import nearest
+from spinsr.rules import is_number
+
+# Built without data or downloads.
+_PLAIN_LOSSES = ('L1Loss', 'MSELoss', 'CharbonnierLoss', 'WeightedTVLoss', 'GANLoss')
+_SCHEDULERS = {
+    'MultiStepLR': 'MultiStepRestartLR',
+    'MultiStepRestartLR': 'MultiStepRestartLR',
+    'CosineAnnealingRestartLR': 'CosineAnnealingRestartLR',
+}
+
+
+def find(registry: str, name: Any) -> Any:
+    """The class or function of a name in BasicSR's registry ('ARCH', 'DATASET', 'LOSS', 'METRIC', 'MODEL'), or None."""
+    known = _known(registry)
+    # The suffix is BasicSR's own convention for its classes.
+    return known.get(name, known.get(f'{name}_basicsr')) if isinstance(name, str) else None
+
+
+def _known(registry: str) -> dict[str, Any]:
+    from basicsr.utils import registry as module
+
+    # Not Registry.get: it prints before it fails.
+    return dict(iter(getattr(module, f'{registry}_REGISTRY')))
+
+
+def types(options: Mapping[str, Any]) -> Iterator[Finding]:
+    """Finds what is wrong with every `type`: not registered, keys that its signature does not have, wrong values.
+
+    The archs, models and datasets must have been registered.
+    """
+    yield from _registered('MODEL', options.get('model_type'), 'model_type') if 'model_type' in options else ()
+    for key, _, dataset in datasets(options):
+        if 'type' in dataset:
+            yield from _registered('DATASET', dataset['type'], f'{key}:type')
+    for key, network in options.items():
+        if str(key).startswith('network_') and isinstance(network, Mapping):
+            yield from _typed('ARCH', network, key)
+            arch = find('ARCH', network.get('type'))
+            if arch is not None:
+                found = list(signature(arch, network, key))
+                yield from found or values(arch, network, key)
+    yield from _losses(options)
+    yield from _optimizer_and_scheduler(options)
+    for name, metric in section(options, 'val', 'metrics').items():
+        yield from _metric(metric, f'val:metrics:{name}')
+
+
+def _registered(registry: str, name: Any, where: str) -> Iterator[Finding]:
+    if find(registry, name) is None:
+        yield error(where, f'{name!r} is not registered; {nearest(name, _known(registry))}')
+
+
+def _typed(registry: str, part: Mapping[str, Any], where: str) -> Iterator[Finding]:
+    if 'type' not in part:
+        yield error(where, "there is no key 'type'")
+    else:
+        yield from _registered(registry, part['type'], f'{where}:type')
+
+
+def signature(
+    target: Callable,
+    part: Mapping[str, Any],
+    where: str,
+    given: tuple[str, ...] = (),
+    extra: tuple[str, ...] = (),
+) -> Iterator[Finding]:
+    """Compares the keys of a section, and the kinds of their values, with a signature.
+
+    Args:
+        target: The class or function.
+        part: The section; its key `type` is left out.
+        where: What the section is called.
+        given: Arguments that come from elsewhere.
+        extra: Keys that are read by somebody else.
+    """
+    name = target.__name__
+    parameters = [p for p in inspect.signature(target).parameters.values() if p.name not in given]
+    named = {p.name: p.default for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    # Where BasicSR's classes take **kwargs, they drop them without a word.
+    if _is_known(target) or not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for key in part:
+            if key != 'type' and key not in named and key not in extra:
+                yield error(f'{where}:{key}', f'{name} has no keyword {key!r}; {nearest(key, named)}')
+    for key, default in named.items():
+        if key not in part:
+            if default is inspect.Parameter.empty:
+                yield error(where, f'{name} needs the keyword {key!r}')
+        elif wanted := _other_kind(default, part[key]):
+            yield error(f'{where}:{key}', f'must be {wanted}, got {part[key]!r}')
+
+
+def _is_known(target: Any) -> bool:
+    return target.__module__.partition('.')[0] in ('basicsr', 'spinsr', 'torch')
+
+
+def _other_kind(default: Any, value: Any) -> str:
+    """What a value should be, by the default that it replaces, where it is plainly something else."""
+    if isinstance(default, bool):
+        return '' if isinstance(value, bool) else 'true or false'
+    if is_number(default):
+        return 'a number' if isinstance(value, str | bool) or value is None else ''
+    if isinstance(default, str):
+        return '' if isinstance(value, str) else 'text'
+    if isinstance(default, tuple | list):
+        return '' if isinstance(value, tuple | list) else 'a list'
+    return ''
+
+
+def values(arch: type, network: Mapping[str, Any], where: str = 'network_g') -> Iterator[Finding]:
+    """Finds values of a network section that do not fit: an arch of spinsr is built without memory, others are not.
+
+    Args:
+        arch: The class.
+        network: The section, with keys that fit its signature.
+        where: What the section is called.
+    """
+    if not arch.__module__.startswith('spinsr.'):
+        return
+    import torch
+
+    try:
+        with torch.device('meta'):
+            arch(**_arguments(network))
+    # RuntimeError: torch's, for negative or enormous sizes.
+    except (ValueError, TypeError, RuntimeError) as problem:
+        yield error(where, str(problem).splitlines()[0])
+
+
+def _arguments(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in part.items() if key != 'type'}
+
+
+def _losses(options: Mapping[str, Any]) -> Iterator[Finding]:
+    train = section(options, 'train')
+    for name, part in train.items():
+        if not str(name).endswith('_opt') or not part:
+            continue
+        where = f'train:{name}'
+        if not isinstance(part, Mapping):
+            yield error(where, f'must be a section (key: value), got {part!r}')
+            continue
+        yield from _typed('LOSS', part, where)
+        loss = find('LOSS', part.get('type'))
+        if loss is not None:
+            found = list(signature(loss, part, where))
+            yield from found
+            if not found and part['type'] in _PLAIN_LOSSES:
+                yield from _tried(loss, where, **_arguments(part))
+    model = find('MODEL', options.get('model_type'))
+    if train and model is not None and model.__name__ in ('SRModel', 'SpinsrModel'):
+        if not train.get('pixel_opt') and not train.get('perceptual_opt'):
+            yield error('train', 'there is no loss: neither pixel_opt nor perceptual_opt')
+
+
+def _tried(build: Callable, where: str, *args: Any, **kwargs: Any) -> Iterator[Finding]:
+    try:
+        build(*args, **kwargs)
+    except (ValueError, TypeError, AssertionError, NotImplementedError) as problem:
+        yield error(where, str(problem) or f'{build.__name__} refuses the values')
+
+
+def _optimizer_and_scheduler(options: Mapping[str, Any]) -> Iterator[Finding]:
+    import torch
+    from basicsr.models import lr_scheduler
+    from basicsr.models.base_model import BaseModel
+
+    model = find('MODEL', options.get('model_type'))
+    if model is None or not issubclass(model, BaseModel):
+        return
+    train = section(options, 'train')
+    for name, part in train.items():
+        if str(name).startswith('optim_') and isinstance(part, Mapping) and 'type' in part:
+            yield from _optimizer(model, part, f'train:{name}')
+    part = section(train, 'scheduler')
+    if 'type' not in part:
+        return
+    if str(part['type']) not in _SCHEDULERS:
+        if model.setup_schedulers is BaseModel.setup_schedulers:
+            hint = nearest(part['type'], _SCHEDULERS)
+            yield error('train:scheduler:type', f'BasicSR has no scheduler {part["type"]!r}; {hint}')
+        return
+    scheduler = getattr(lr_scheduler, _SCHEDULERS[part['type']])
+    found = list(signature(scheduler, part, 'train:scheduler', given=('optimizer', 'last_epoch')))
+    yield from found
+    if not found:
+        optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+        yield from _tried(scheduler, 'train:scheduler', optimizer, **_arguments(part))
+
+
+def _optimizer(model: type, part: Mapping[str, Any], where: str) -> Iterator[Finding]:
+    import torch
+
+    kind = part['type']
+    optimizer = getattr(torch.optim, str(kind), None)
+    if inspect.isclass(optimizer):
+        needs = () if 'lr' in part else (error(where, f"{kind} needs the keyword 'lr'"),)
+        found = [*needs, *signature(optimizer, part, where, given=('params',))]
+        if found:
+            yield from found
+            return
+    try:
+        # Which types there are only the model knows: its get_optimizer is asked, on one parameter and without a model.
+        model.get_optimizer(object.__new__(model), kind, [torch.zeros(1, requires_grad=True)], **_arguments(part))
+    except NotImplementedError:
+        yield error(f'{where}:type', f'{model.__name__} has no optimizer {kind!r}; BasicSR has Adam only')
+    except (ValueError, TypeError) as problem:
+        yield error(where, str(problem))
+    except AttributeError:
+        # It wants a whole model, so nothing can be said.
+        return
+
+
+def _metric(part: Any, where: str) -> Iterator[Finding]:
+    if not isinstance(part, Mapping):
+        yield error(where, f'must be a section (key: value), got {part!r}')
+        return
+    yield from _typed('METRIC', part, where)
+    metric = find('METRIC', part.get('type'))
+    if metric is not None:
+        yield from signature(metric, part, where, given=('img', 'img2'), extra=('better',))
+    if part.get('better', 'higher') not in ('higher', 'lower'):
+        yield error(f'{where}:better', f'must be higher or lower, got {part["better"]!r}')

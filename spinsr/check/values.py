@@ -1,0 +1,254 @@
+"""The values of an option file: each of its kind, and all of them in agreement."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from spinsr.check import registries
+from spinsr.check.finding import Finding, datasets, error, section, warning
+from spinsr.rules import ABOVE_0, FLAG, Rule, is_number, is_whole, whole
+
+_METRICS_WITH_A_BORDER = ('calculate_psnr', 'calculate_ssim', 'calculate_psnr_pt', 'calculate_ssim_pt')
+
+
+_TEXT = Rule(lambda value: isinstance(value, str) and value != '', 'text')
+_TEXT_OR_NONE = Rule(lambda value: value is None or isinstance(value, str), 'text, or ~')
+_SECTION_OR_NONE = Rule(lambda value: value is None or isinstance(value, Mapping), 'a section (key: value), or ~')
+_SECTION_RULES = {
+    '': {'name': _TEXT, 'scale': whole(1), 'manual_seed': whole(0, None)},
+    'train': {
+        'total_iter': whole(1),
+        'warmup_iter': whole(-1),
+        'ema_decay': Rule(lambda value: is_number(value) and 0 <= value < 1, 'a number from 0 to below 1'),
+    },
+    'val': {
+        'val_freq': whole(1),
+        'save_img': FLAG,
+        'suffix': _TEXT_OR_NONE,
+        'pbar': FLAG,
+        'metrics': _SECTION_OR_NONE,
+    },
+    'logger': {'print_freq': whole(1), 'save_checkpoint_freq': whole(1), 'use_tb_logger': FLAG},
+}
+_DATASET_RULES = {
+    'name': _TEXT,
+    'dataroot_gt': _TEXT,
+    'dataroot_lq': _TEXT,
+    'meta_info_file': _TEXT_OR_NONE,
+    'scale': whole(1),
+    'gt_size': whole(1),
+    'use_hflip': FLAG,
+    'use_rot': FLAG,
+    'batch_size_per_gpu': whole(1),
+    'num_worker_per_gpu': whole(0),
+    'dataset_enlarge_ratio': ABOVE_0,
+    'prefetch_mode': Rule(lambda value: value in (None, 'cpu', 'cuda'), 'cpu, cuda or ~'),
+    'num_prefetch_queue': whole(1),
+    'pin_memory': FLAG,
+    'persistent_workers': FLAG,
+    'max_images': whole(1, None),
+    'filename_tmpl': Rule(lambda value: isinstance(value, str) and '{}' in value, "text with {} in it, as '{}x4'"),
+}
+
+
+def kinds(options: Mapping[str, Any]) -> Iterator[Finding]:
+    """Finds the values that are not of their kind, or out of range."""
+    own = getattr(registries.find('MODEL', options.get('model_type')), 'OPTIONS', {})
+    for name, rules in (*_SECTION_RULES.items(), *own.items()):
+        yield from _apply(rules, section(options, name) if name else options, f'{name}:' if name else '')
+    for key, _, dataset in datasets(options):
+        cls = registries.find('DATASET', dataset.get('type'))
+        if cls is None or cls.__module__.partition('.')[0] in ('basicsr', 'spinsr'):
+            yield from _apply(_DATASET_RULES, dataset, f'{key}:')
+    for key, value in section(options, 'path').items():
+        if str(key).startswith('strict_load') and not isinstance(value, bool):
+            yield error(f'path:{key}', f'must be true or false, got {value!r}')
+        elif str(key).startswith(('pretrain_network', 'resume_state', 'param_key')):
+            yield from _apply({key: _TEXT_OR_NONE}, {key: value}, 'path:')
+
+
+def _apply(rules: Mapping[str, Rule], part: Mapping[str, Any], where: str) -> Iterator[Finding]:
+    for key, rule in rules.items():
+        if key in part and not rule.holds(part[key]):
+            yield error(f'{where}{key}', f'must be {rule.wanted}, got {part[key]!r}')
+
+
+def agreement(options: Mapping[str, Any], *, is_train: bool) -> Iterator[Finding]:
+    """Finds the values that do not go together.
+
+    Args:
+        options: The option file; values that are not of their kind are left to `kinds`.
+        is_train: For training, else for testing.
+    """
+    if is_train:
+        yield from _iterations(options)
+        yield from _learning_rate(options)
+        yield from _logging(options)
+    if options.get('manual_seed') is None:
+        yield warning('manual_seed', 'is not set: BasicSR draws one, so no two runs are the same')
+    if is_train and 'debug' in str(options.get('name')):
+        yield warning('name', "has 'debug' in it: BasicSR then validates and saves every 8 iterations")
+    yield from _scale(options)
+    yield from _datasets(options, is_train)
+    yield from _protocol(options)
+
+
+def _whole_of(part: Mapping[str, Any], key: str) -> int | None:
+    return part[key] if is_whole(part.get(key)) else None
+
+
+def _iterations(options: Mapping[str, Any]) -> Iterator[Finding]:
+    train = section(options, 'train')
+    total = _whole_of(train, 'total_iter')
+    if total is None:
+        return
+    late = {
+        'train:warmup_iter': 'the warm up never ends',
+        'val:val_freq': 'nothing is validated before the end',
+        'logger:save_checkpoint_freq': 'no state is saved to resume from',
+        'logger:print_freq': 'the log shows no loss',
+    }
+    for where, effect in late.items():
+        name, key = where.split(':')
+        value = _whole_of(section(options, name), key)
+        if value is not None and value > total:
+            yield warning(where, f'is {value}, but training ends at total_iter={total}: {effect}')
+    yield from _scheduler(section(train, 'scheduler'), total, _whole_of(train, 'warmup_iter') or 0)
+
+
+def _scheduler(scheduler: Mapping[str, Any], total: int, warmup: int) -> Iterator[Finding]:
+    for key in ('milestones', 'periods', 'restarts'):
+        value = scheduler.get(key)
+        if isinstance(value, list) and not all(is_whole(item) for item in value):
+            yield error(f'train:scheduler:{key}', f'must be a list of whole numbers, got {value}')
+            return
+    kind = scheduler.get('type')
+    milestones, periods = scheduler.get('milestones'), scheduler.get('periods')
+    if kind in ('MultiStepLR', 'MultiStepRestartLR') and isinstance(milestones, list):
+        key = 'train:scheduler:milestones'
+        if past := [step for step in milestones if step >= total]:
+            yield warning(key, f'{past} are never reached: training ends at total_iter={total}')
+        if early := [step for step in milestones if step < warmup]:
+            yield warning(key, f'{early} have no effect: the warm up to warmup_iter={warmup} sets the lr itself')
+    elif kind == 'CosineAnnealingRestartLR' and isinstance(periods, list):
+        key, end = 'train:scheduler:periods', sum(periods)
+        # The scheduler steps from the second iteration on, so it may be one behind.
+        if total - 1 > end:
+            yield error(key, f'end at {end}, where BasicSR fails, before total_iter={total}')
+        elif total < end:
+            yield warning(key, f'end at {end}, but training at total_iter={total}: the lr does not fall to its end')
+
+
+def _learning_rate(options: Mapping[str, Any]) -> Iterator[Finding]:
+    for name, part in section(options, 'train').items():
+        if str(name).startswith('optim_') and isinstance(part, Mapping) and is_number(part.get('lr')):
+            lr, where = part['lr'], f'train:{name}:lr'
+            if not lr > 0:
+                yield error(where, f'must be above 0, got {lr}')
+            elif lr > 0.01 and part.get('type') in ('Adam', 'AdamW'):
+                yield warning(where, f'is {lr}: networks for super-resolution are trained with 0.0001 to 0.001')
+
+
+def _logging(options: Mapping[str, Any]) -> Iterator[Finding]:
+    import importlib.util
+
+    logger = section(options, 'logger')
+    wants_board = logger.get('use_tb_logger') is True
+    if wants_board and importlib.util.find_spec('tensorboard') is None:
+        yield error('logger:use_tb_logger', 'needs the package tensorboard: pip install tensorboard, or false')
+    if section(logger, 'wandb').get('project') is not None:
+        if not wants_board:
+            yield error('logger:wandb:project', 'needs use_tb_logger: true')
+        if importlib.util.find_spec('wandb') is None:
+            yield error('logger:wandb:project', 'needs the package wandb: pip install wandb, or ~')
+
+
+def network_scale(network: Mapping[str, Any]) -> tuple[str, Any]:
+    """What a network section upscales by: the keyword and its value, or '' and None where there is none."""
+    arch = registries.find('ARCH', network.get('type'))
+    parameters = inspect.signature(arch).parameters if arch is not None else {}
+    for name in ('upscale', 'scale'):
+        if name in parameters:
+            return name, network.get(name, parameters[name].default)
+    return '', None
+
+
+def _scale(options: Mapping[str, Any]) -> Iterator[Finding]:
+    scale, (keyword, own) = options.get('scale'), network_scale(section(options, 'network_g'))
+    if is_whole(scale) and is_whole(own) and scale != own:
+        default = '' if keyword in options['network_g'] else ', its default'
+        yield error('scale', f'is {scale}, but network_g:{keyword} is {own}{default}')
+    for key, phase, dataset in datasets(options):
+        if dataset.get('type') in ('PairedImageDataset', 'BicubicImageDataset'):
+            # The one of the file replaces the data set's own.
+            actual = scale if 'scale' in options else dataset.get('scale')
+            if actual is None:
+                yield error('scale', f'is not set, and {key} needs it')
+            gt_size = _whole_of(dataset, 'gt_size')
+            if phase == 'train' and gt_size and is_whole(actual) and actual > 0 and gt_size % actual:
+                yield error(f'{key}:gt_size', f'must be a multiple of the scale, got {gt_size} for scale {actual}')
+
+
+def _datasets(options: Mapping[str, Any], is_train: bool) -> Iterator[Finding]:
+    seen: dict[tuple, str] = {}
+    for key, phase, dataset in datasets(options):
+        roots = [str(dataset[name]) for name in ('dataroot_gt', 'dataroot_lq') if dataset.get(name)]
+        if roots and (first := seen.setdefault(('data', *roots), key)) != key:
+            yield warning(key, f'has the images of {first}')
+        # The training set's name is in the log only.
+        if phase != 'train' and (first := seen.setdefault(('name', str(dataset.get('name'))), key)) != key:
+            yield warning(f'{key}:name', f'is that of {first}: their scores and pictures overwrite each other')
+        yield from _loading(options, key, dataset)
+    validated = [key for key, phase, _ in datasets(options) if phase == 'val']
+    if is_train and section(options, 'val') and not validated:
+        yield warning('val', 'there is no data set to validate on (datasets:val)')
+    if is_train and validated and options.get('val') is None:
+        yield warning(validated[0], 'is never used: there is no section val')
+
+
+def _loading(options: Mapping[str, Any], key: str, dataset: Mapping[str, Any]) -> Iterator[Finding]:
+    import torch
+
+    if dataset.get('persistent_workers') is True and (
+        dataset.get('num_worker_per_gpu') == 0 or key.partition(':')[2].partition('_')[0] != 'train'
+    ):
+        yield error(f'{key}:persistent_workers', 'needs workers, and there are none')
+    on_gpu = options.get('num_gpu') != 0 and torch.cuda.is_available()
+    if dataset.get('prefetch_mode') == 'cuda' and on_gpu and dataset.get('pin_memory') is not True:
+        yield error(f'{key}:prefetch_mode', 'cuda needs pin_memory: true')
+    backend = section(dataset, 'io_backend')
+    kind = backend.get('type')
+    if kind not in ('disk', 'lmdb', 'memcached'):
+        if 'io_backend' in dataset:
+            yield error(f'{key}:io_backend:type', f'must be disk, lmdb or memcached, got {kind!r}')
+        return
+    if kind == 'disk':
+        for name in backend:
+            if name != 'type':
+                yield error(f'{key}:io_backend:{name}', 'disk has no further keys')
+    for name in ('dataroot_gt', 'dataroot_lq'):
+        root = dataset.get(name)
+        if (
+            isinstance(root, str)
+            and kind in ('disk', 'lmdb')
+            and root.rstrip('/').endswith('.lmdb') != (kind == 'lmdb')
+        ):
+            ending = 'end with .lmdb' if kind == 'lmdb' else 'be a folder, no .lmdb'
+            yield error(f'{key}:{name}', f'must {ending}, as io_backend:type is {kind}; got {root}')
+
+
+def _protocol(options: Mapping[str, Any]) -> Iterator[Finding]:
+    scale = options.get('scale')
+    for name, metric in section(options, 'val', 'metrics').items():
+        where = f'val:metrics:{name}'
+        if not isinstance(metric, Mapping) or metric.get('type') not in _METRICS_WITH_A_BORDER:
+            continue
+        border = metric.get('crop_border')
+        if 'crop_border' in metric and not (is_whole(border) and border >= 0):
+            yield error(f'{where}:crop_border', f'must be a whole number of at least 0, got {border!r}')
+        elif border is not None and is_whole(scale) and border != scale:
+            reason = f'papers leave out a border of {scale} pixels at x{scale} (protocol y_crop_scale)'
+            yield warning(f'{where}:crop_border', f'is {border}: {reason}')
+        if metric.get('test_y_channel', False) is False:
+            reason = 'papers measure on Y (protocol y_crop_scale); on RGB the scores are lower by some dB'
+            yield warning(f'{where}:test_y_channel', f'is not true: {reason}')

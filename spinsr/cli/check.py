@@ -1,0 +1,46 @@
+"""`spinsr check`: what in an option file would fail or mislead later."""
+
+import argparse
+
+_EPILOG = """example:
+  spinsr check -opt train_SPIN_x4.yml
+  spinsr check -opt my.yml --force_yml train:total_iter=1000 --deep
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        'check',
+        help='look through an option file before it is used',
+        description='Lists all that would fail or mislead when an option file is used: misspelt keys, wrong values, '
+        'missing, unpaired, damaged or mis-sized images, weights that do not fit, too little memory.',
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('-opt', metavar='FILE', required=True, help='an option file, or the name of a shipped one')
+    parser.add_argument(
+        '--force_yml', nargs='+', metavar='KEY=VALUE', default=(), help='set values first: train:ema_decay=0.999'
+    )
+    parser.add_argument('--test', action='store_true', help='a file for testing (default: its sections tell)')
+    parser.add_argument('--deep', action='store_true', help='decode every image, not only its header: slow')
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command: 0 without errors, 1 with.
+
+    Raises:
+        OptionError: The file cannot be read, or a forced key does not exist.
+    """
+    from spinsr import option_files
+    from spinsr.check import check
+
+    options = option_files.read(option_files.find(args.opt))
+    option_files.force(options, args.force_yml)
+    findings = check(options, is_train=False if args.test else None, decode=args.deep, progress=True)
+    for finding in findings:
+        print(f'{finding.level:<8} {finding}')
+    counts = {level: sum(finding.level == level for finding in findings) for level in ('error', 'warning')}
+    print(', '.join(f'{count} {level}{"" if count == 1 else "s"}' for level, count in counts.items()))
+    return 1 if counts['error'] else 0

@@ -1,0 +1,27 @@
+"""Our archs, models and datasets, put into BasicSR's registries."""
+
+import importlib
+import pkgutil
+
+from spinsr import compat
+from spinsr.option_files import OptionError
+
+
+def register() -> None:
+    """Registers our archs, models and datasets in BasicSR: the files that end in _arch.py, _model.py and _dataset.py.
+
+    Raises:
+        OptionError: If BasicSR cannot be imported, for the reason that compat names.
+    """
+    try:
+        compat.install()
+    except ImportError as error:
+        raise OptionError(str(error)) from error
+    import spinsr.archs
+    import spinsr.data
+    import spinsr.models
+
+    for package, ending in ((spinsr.data, '_dataset'), (spinsr.models, '_model')):
+        for module in pkgutil.iter_modules(package.__path__):
+            if module.name.endswith(ending):
+                importlib.import_module(f'{package.__name__}.{module.name}')

@@ -1,0 +1,340 @@
+"""The checks of the option file alone: each mistake gives its line, and a good file gives none."""
+
+import importlib.util
+
+import pytest
+import torch
+
+import spinsr.archs  # noqa: F401
+
+from ..tiny_project import TEST, TRAIN, changed, without
+
+# isort: split
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.models.sr_model import SRModel
+from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
+
+from spinsr import option_files
+from spinsr.check import files, is_training, quick, stop_at_error
+from spinsr.check.finding import Finding, error, note, warning
+from spinsr.option_files import OptionError
+from spinsr.registration import register
+
+register()
+
+GOOD = changed(TRAIN, {'val:val_freq': 2, 'datasets:val:dataroot_gt': 'val/hr'})
+COSINE = {'type': 'CosineAnnealingRestartLR', 'periods': [4], 'restart_weights': [1], 'eta_min': 1e-7}
+
+
+@pytest.fixture(autouse=True)
+def without_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+
+
+def lines(options, level, is_train=True):
+    return [str(finding) for finding in quick(options, is_train=is_train) if finding.level == level]
+
+
+def matching(found, line):
+    return [text for text in found if line in text]
+
+
+@pytest.mark.parametrize(
+    ('options', 'is_train'),
+    [
+        (GOOD, True),
+        (TEST, False),
+        (changed(GOOD, {'train:scheduler': COSINE}), True),
+        (changed(GOOD, {'train:scheduler': {**COSINE, 'periods': [3]}}), True),
+        (changed(GOOD, {'model_type': 'SRModel'}), True),
+        (changed(GOOD, {'datasets:val:name': 'pairs'}), True),
+        (changed(GOOD, {'train:scheduler:milestones': []}), True),
+        (changed(GOOD, {'train:perceptual_opt': None}), True),
+    ],
+    ids=[
+        'train',
+        'test',
+        'cosine',
+        'cosine-one-less',
+        'SRModel',
+        'name-of-the-training-set',
+        'no-milestones',
+        'no-perceptual-loss',
+    ],
+)
+def test_a_good_file_has_no_finding(options, is_train):
+    assert list(quick(options, is_train=is_train)) == []
+    assert is_training(options) == is_train
+
+
+@pytest.mark.parametrize('path', option_files.shipped().values(), ids=lambda path: path.stem)
+def test_a_shipped_file_has_no_finding(path):
+    options = option_files.read(path)
+    assert list(quick(options, is_train=is_training(options))) == []
+
+
+ERRORS = [
+    pytest.param(without(GOOD, 'datasets'), "the option file has no key 'datasets'", id='no-datasets'),
+    pytest.param(changed(without(GOOD, 'network_g'), {'network_q': {}}), "mean 'network_q'?", id='misspelt-section'),
+    pytest.param(without(GOOD, 'train:total_iter'), "train: there is no key 'total_iter'", id='no-total'),
+    pytest.param(without(GOOD, 'datasets:train'), "datasets: there is no key 'train'", id='no-training-set'),
+    pytest.param(without(GOOD, 'val:save_img'), "val: there is no key 'save_img'", id='no-save_img'),
+    pytest.param(without(GOOD, 'train:scheduler:type'), "scheduler: there is no key 'type'", id='no-scheduler-type'),
+    pytest.param(without(GOOD, 'datasets:train:gt_size'), "there is no key 'gt_size'", id='no-gt_size'),
+    pytest.param(without(GOOD, 'datasets:val:dataroot_lq'), "there is no key 'dataroot_lq'", id='no-dataroot'),
+    pytest.param(changed(GOOD, {'train': None}), 'train: the section must not be empty', id='empty-section'),
+    pytest.param(changed(GOOD, {'path': 'here'}), 'path: must be a section', id='no-section'),
+    pytest.param(changed(GOOD, {'datasets:test': {}}), 'begin with one of train, val', id='phase'),
+]
+for changes, line, name in [
+    ({'train:optim_g:lr': '2e-4'}, 'train:optim_g:lr: 2e-4 is text to YAML, not a number; write 0.0002', 'text-number'),
+    ({'path:pretrain_netwrok_g': 'x.pth'}, "did you mean 'pretrain_network_g'", 'path-pretrain'),
+    ({'path:model': 'x'}, "path has no key 'model'", 'path-unknown'),
+    ({'model_type': 'SRModle'}, "'SRModle' is not registered; did you mean 'SRModel'", 'model'),
+    ({'model_type': ['SRModel']}, 'is not registered', 'model-list'),
+    ({'datasets:val:type': 'PairedImageDatset'}, "did you mean 'PairedImageDataset'", 'dataset'),
+    ({'network_g:type': 'RCANspinsr'}, "did you mean 'RCAN_spinsr'", 'arch'),
+    ({'network_g:stoken_sise': 4}, "network_g:stoken_sise: SPIN has no keyword 'stoken_sise'; did you", 'arch-key'),
+    ({'network_g:num_feat': '8'}, "network_g:num_feat: must be a number, got '8'", 'arch-kind'),
+    ({'network_g:stoken_size': 4}, 'network_g:stoken_size: must be a list, got 4', 'arch-list'),
+    ({'network_g:stoken_size': [12, 12]}, 'network_g: stoken_size must have num_block', 'arch-values'),
+    ({'network_g:upscale': 5}, 'upscale must be 2, 3 or 4, got 5', 'arch-upscale'),
+    ({'network_d': {'type': 'VGGStyleDiscriminator'}}, "needs the keyword 'num_in_ch'", 'arch-missing'),
+    ({'train:pixel_opt:type': 'L1Los'}, "did you mean 'L1Loss'", 'loss'),
+    ({'train:pixel_opt:loss_wieght': 1.0}, "has no keyword 'loss_wieght'; did you mean 'loss_weight'", 'loss-key'),
+    ({'train:pixel_opt:loss_weight': '1'}, 'train:pixel_opt:loss_weight: must be a number', 'loss-kind'),
+    ({'train:pixel_opt:reduction': 'average'}, 'Unsupported reduction mode: average', 'loss-value'),
+    ({'train:pixel_opt': None}, 'train: there is no loss', 'no-loss'),
+    ({'train:optim_g:type': 'Adamm'}, "has no optimizer 'Adamm'", 'optimizer'),
+    ({'train:optim_g:beta': [0.9, 0.99]}, "Adam has no keyword 'beta'; did you mean 'betas'", 'optimizer-key'),
+    ({'train:optim_g:betas': [0.9, 99]}, 'train:optim_g: Invalid beta parameter', 'optimizer-value'),
+    ({'train:optim_g:lr': 0}, 'train:optim_g:lr: must be above 0, got 0', 'lr-zero'),
+    ({'train:scheduler:type': 'MultiStep'}, "did you mean 'MultiStepLR'", 'scheduler'),
+    ({'train:scheduler:milstones': [1]}, "did you mean 'milestones'", 'scheduler-key'),
+    ({'train:scheduler:milestones': 3}, 'object is not iterable', 'scheduler-value'),
+    ({'train:scheduler:milestones': [1.5]}, 'must be a list of whole numbers, got [1.5]', 'milestone-half'),
+    ({'train:scheduler': {**COSINE, 'restart_weights': [1, 1]}}, 'periods and restart_weights', 'cosine-lengths'),
+    ({'train:scheduler': {**COSINE, 'periods': [2]}}, 'end at 2, where BasicSR fails, before total_iter=4', 'cosine'),
+    ({'val:metrics:psnr:type': 'calculate_pnsr'}, "did you mean 'calculate_psnr'", 'metric'),
+    ({'val:metrics:psnr:test_y_chanel': True}, "did you mean 'test_y_channel'", 'metric-key'),
+    ({'val:metrics:psnr': {'type': 'calculate_psnr'}}, "needs the keyword 'crop_border'", 'metric-missing'),
+    ({'val:metrics:psnr:test_y_channel': 1}, 'psnr:test_y_channel: must be true or false, got 1', 'metric-kind'),
+    ({'val:metrics:psnr:crop_border': -1}, 'at least 0, got -1', 'crop_border'),
+    ({'val:metrics:psnr:better': 'more'}, "must be higher or lower, got 'more'", 'better'),
+    ({'val:metrics:psnr': 2}, 'val:metrics:psnr: must be a section', 'metric-section'),
+    ({'train:total_iter': 0}, 'train:total_iter: must be a whole number of at least 1, got 0', 'total-zero'),
+    ({'train:ema_decay': '0.999'}, "train:ema_decay: must be a number from 0 to below 1, got '0.999'", 'ema-text'),
+    ({'train:ema_decay': 1}, 'from 0 to below 1, got 1', 'ema-one'),
+    ({'train:warmup_iter': None}, 'train:warmup_iter: must be', 'warmup-none'),
+    ({'datasets:train:batch_size_per_gpu': 1.5}, 'batch_size_per_gpu: must be', 'half-a-batch'),
+    ({'datasets:train:num_worker_per_gpu': True}, 'at least 0, got True', 'bool-for-int'),
+    ({'datasets:train:use_hflip': 'yes'}, "use_hflip: must be true or false, got 'yes'", 'flag'),
+    ({'datasets:train:prefetch_mode': 'gpu'}, 'must be cpu, cuda or ~', 'prefetch'),
+    ({'datasets:train:persistent_workers': True}, 'needs workers, and there are none', 'persistent'),
+    ({'datasets:val:filename_tmpl': 'x4'}, 'must be text with {} in it', 'template'),
+    ({'datasets:val:io_backend': {'type': 'lmbd'}}, "disk, lmdb or memcached, got 'lmbd'", 'backend'),
+    ({'datasets:val:io_backend:path': 'x'}, 'io_backend:path: disk has no further keys', 'backend-key'),
+    ({'datasets:val:io_backend': {'type': 'lmdb'}}, 'must end with .lmdb, as io_backend:type is lmdb', 'no-lmdb'),
+    ({'datasets:val:dataroot_gt': 'x.lmdb'}, 'must be a folder, no .lmdb', 'lmdb-on-disk'),
+    ({'datasets:train:gt_size': 15}, 'must be a multiple of the scale, got 15 for scale 2', 'gt_size'),
+    ({'scale': 4}, 'scale: is 4, but network_g:upscale is 2', 'scale'),
+    ({'scale': '4'}, "scale: must be a whole number of at least 1, got '4'", 'scale-text'),
+    ({'path:strict_load_g': 'no'}, "path:strict_load_g: must be true or false, got 'no'", 'strict'),
+    ({'logger:wandb': {'project': 'p'}}, 'logger:wandb:project: needs use_tb_logger: true', 'wandb'),
+    ({'num_gpu': 1}, 'use num_gpu: auto or 0', 'no-gpu'),
+    ({'num_gpu': 'all'}, "num_gpu: must be 'auto' or a whole number", 'num_gpu-text'),
+    ({'num_gpu': -1}, 'got -1', 'num_gpu-negative'),
+]:
+    ERRORS.append(pytest.param(changed(GOOD, changes), line, id=name))
+ERRORS.append(pytest.param(without(GOOD, 'scale'), 'scale: is not set, and datasets:train needs it', id='no-scale'))
+ERRORS.append(pytest.param(without(GOOD, 'train:optim_g:lr'), "needs the keyword 'lr'", id='no-lr'))
+
+
+@pytest.mark.parametrize(('options', 'line'), ERRORS)
+def test_error(capsys, options, line):
+    assert matching(lines(options, 'error'), line)
+    assert capsys.readouterr().out == ''
+    with pytest.raises(OptionError):
+        stop_at_error(quick(options, is_train=True))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'line'),
+    [
+        pytest.param({'manual_sed': 1}, "nothing reads the key 'manual_sed'; did you mean 'manual_seed'", id='top'),
+        pytest.param({'ema_decay': 0.9}, "nothing reads the key 'ema_decay'", id='wrong-section'),
+        pytest.param({'train:ema_decy': 0.9}, "train:ema_decy: nothing reads the key 'ema_decy'; did", id='train'),
+        pytest.param({'val:val_frq': 1}, "did you mean 'val_freq'", id='val'),
+        pytest.param({'logger:print_frq': 1}, "did you mean 'print_freq'", id='logger'),
+        pytest.param({'logger:wandb': {'projct': 1}}, 'logger:wandb:projct: nothing reads', id='wandb'),
+        pytest.param({'dist_params': {'prot': 1}}, "did you mean 'port'", id='dist'),
+        pytest.param({'datasets:val:filename_tmp': '{}'}, "did you mean 'filename_tmpl'", id='dataset'),
+        pytest.param({'path:strict_load_d': True}, "did you mean 'strict_load_g'", id='path'),
+        pytest.param({'manual_seed': None}, 'manual_seed: is not set', id='seed'),
+        pytest.param({'name': 'debug_it'}, "has 'debug' in it", id='debug'),
+        pytest.param({'train:scheduler:milestones': [2, 4]}, '[4] are never reached', id='milestone'),
+        pytest.param({'train:warmup_iter': 3}, '[2] have no effect', id='milestone-in-warm-up'),
+        pytest.param({'train:warmup_iter': 5}, 'the warm up never ends', id='warm-up'),
+        pytest.param({'train:scheduler': {**COSINE, 'periods': [9]}}, 'end at 9, but training at', id='cosine-long'),
+        pytest.param({'val:val_freq': 5}, 'nothing is validated before the end', id='val_freq'),
+        pytest.param({'logger:save_checkpoint_freq': 5}, 'no state is saved', id='save_checkpoint_freq'),
+        pytest.param({'logger:print_freq': 5}, 'the log shows no loss', id='print_freq'),
+        pytest.param({'train:optim_g:lr': 0.1}, 'train:optim_g:lr: is 0.1', id='lr'),
+        pytest.param({'val:metrics:psnr:crop_border': 4}, 'crop_border: is 4: papers leave out', id='crop_border'),
+        pytest.param({'val:metrics:psnr:test_y_channel': False}, 'papers measure on Y', id='test_y_channel'),
+        pytest.param({'datasets:val_2': GOOD['datasets']['val']}, 'val_2: has the images of datasets:val', id='twice'),
+        pytest.param(
+            {'datasets:val_2': {**GOOD['datasets']['val'], 'dataroot_gt': 'x'}},
+            'datasets:val_2:name: is that of datasets:val',
+            id='name-twice',
+        ),
+        pytest.param({'datasets': {'train': GOOD['datasets']['train']}}, 'no data set to validate on', id='no-val-set'),
+        pytest.param({'val': None}, 'datasets:val: is never used', id='no-val'),
+    ],
+)
+def test_warning(changes, line):
+    options = changed(GOOD, {'model_type': 'SRModel', **changes})
+    assert matching(lines(options, 'warning'), line)
+    assert lines(options, 'error') == []
+
+
+def test_a_class_declares_its_keys():
+    dataset = {**without(GOOD, 'datasets:val:dataroot_lq')['datasets']['val'], 'type': 'BicubicImageDataset'}
+    options = changed(GOOD, {'datasets:val': {**dataset, 'max_images': 3, 'max_imges': 3}})
+    assert [finding.key for finding in quick(options, is_train=True)] == ['datasets:val:max_imges']
+
+
+@pytest.fixture
+def foreign(monkeypatch):
+    """A model with an optimizer and a section of its own, and a data set, as another plugin has them."""
+
+    class TheirModel(SRModel):
+        def get_optimizer(self, optim_type, params, lr, **kwargs):
+            if optim_type != 'AdamW':
+                raise NotImplementedError(optim_type)
+            return torch.optim.AdamW(params, lr, **kwargs)
+
+    class TheirDataset(PairedImageDataset):
+        pass
+
+    monkeypatch.setitem(MODEL_REGISTRY._obj_map, 'TheirModel', TheirModel)
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, 'TheirDataset', TheirDataset)
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [{'train:their': 1}, {'their': 1}, {'path:pretrain_network_x': None}, {'datasets:val:their': 1}, {'val:their': 1}],
+    ids=['train', 'top', 'path', 'dataset', 'val'],
+)
+def test_nothing_is_said_of_a_class_that_is_not_known(foreign, changes):
+    theirs = {'model_type': 'TheirModel', 'datasets:val:type': 'TheirDataset', 'train:optim_g:type': 'AdamW'}
+    assert list(quick(changed(GOOD, {**theirs, **changes}), is_train=True)) == []
+
+
+@pytest.mark.parametrize(('kind', 'found'), [('AdamW', 0), ('Adam', 1)])
+def test_the_model_is_asked_for_its_optimizers(foreign, kind, found):
+    options = changed(GOOD, {'model_type': 'TheirModel', 'train:optim_g:type': kind})
+    assert len(lines(options, 'error')) == found
+
+
+@pytest.mark.parametrize('text', ['easy', 'hr/e4', '{}x4', 'auto'])
+def test_text_that_is_no_number(text):
+    assert lines(changed(GOOD, {'datasets:train:name': text}), 'error') == []
+
+
+def test_all_errors_are_found_at_once():
+    changes = {'train:optim_g:lr': '2e-4', 'network_g:num_fet': 8, 'path:model': 'x', 'val:metrics:psnr:crop': 2}
+    found = [finding.key for finding in quick(changed(GOOD, changes), is_train=True)]
+    assert found == ['train:optim_g:lr', 'path:model', 'network_g:num_fet', 'val:metrics:psnr:crop']
+
+
+def test_package_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *_: None)
+    options = changed(GOOD, {'logger:use_tb_logger': True, 'logger:wandb': {'project': 'p'}})
+    found = lines(options, 'error')
+    assert matching(found, 'needs the package tensorboard')
+    assert matching(found, 'needs the package wandb')
+
+
+def test_stop_at_error():
+    findings = [warning('a', 'odd'), note('b', 'by the way')]
+    assert stop_at_error(findings) == findings
+    with pytest.raises(OptionError, match='^c: wrong$'):
+        stop_at_error([*findings, error('c', 'wrong'), error('d', 'wrong too')])
+    assert str(Finding('error', '', 'wrong')) == 'wrong'
+
+
+@pytest.mark.parametrize(
+    ('changes', 'launcher', 'count', 'line'),
+    [
+        pytest.param({}, 'slurm', 0, '--launcher slurm needs CUDA', id='launcher'),
+        pytest.param({'num_gpu': 3}, 'none', 2, 'num_gpu: is 3, but torch finds 2', id='too-many'),
+        pytest.param({'datasets:train:prefetch_mode': 'cuda'}, 'none', 1, 'needs pin_memory: true', id='pin_memory'),
+        pytest.param({'num_gpu': 2}, 'pytorch', 2, '', id='all-well'),
+    ],
+)
+def test_devices(monkeypatch, changes, launcher, count, line):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
+    found = [str(finding) for finding in quick(changed(GOOD, changes), is_train=True, launcher=launcher)]
+    assert matching(found, line) if line else found == []
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A working directory with the data of the tiny project."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'hr').mkdir()
+    (tmp_path / 'lr').mkdir()
+    (tmp_path / 'half.lmdb').mkdir()
+
+
+@pytest.mark.parametrize(
+    ('changes', 'resumes', 'line'),
+    [
+        ({'datasets:val:dataroot_gt': 'datasets/div2k/x.lmdb'}, False, 'with: spinsr prepare div2k PATH_TO_DIV2K'),
+        ({'datasets:val:dataroot_gt': 'datasets/sample/x.lmdb'}, False, 'make it with: spinsr prepare sample'),
+        (
+            {'datasets:val:dataroot_gt': 'datasets/benchmark/B100/HR'},
+            False,
+            'make it with: spinsr prepare benchmark PATH_TO/B100',
+        ),
+        ({'datasets:val:dataroot_gt': 'elsewhere/HR'}, False, 'datasets:val:dataroot_gt: elsewhere/HR does not exist'),
+        ({'datasets:val:dataroot_gt': 'half.lmdb'}, False, 'half.lmdb is not complete'),
+        ({'datasets:train:meta_info_file': 'meta.txt'}, False, 'datasets:train:meta_info_file: meta.txt does not'),
+        ({'path:pretrain_network_g': 'a.pth'}, False, 'a.pth does not exist'),
+        (
+            {'path:pretrain_network_g': 'experiments/mine/models/net_g_5.pth'},
+            False,
+            'train the experiment mine first',
+        ),
+        (
+            {'path:pretrain_network_g': 'experiments/train_SAN_x2/models/net_g_5.pth'},
+            False,
+            'train it first: python -m spinsr.train -opt train_SAN_x2.yml',
+        ),
+        ({'path:resume_state': 'a.state'}, True, 'resume_state: a.state does not exist'),
+        ({}, False, ''),
+        ({'path:pretrain_network_g': 'a.pth'}, True, ''),
+        ({'path:resume_state': 'a.state', 'auto_resume': True}, False, ''),
+    ],
+    ids=[
+        'div2k',
+        'sample',
+        'benchmark',
+        'elsewhere',
+        'half-an-lmdb',
+        'meta_info',
+        'weights',
+        'weights-of-mine',
+        'weights-of-a-shipped-file',
+        'state',
+        'all-there',
+        'weights-of-a-resume',
+        'auto-resume',
+    ],
+)
+def test_files(data, changes, resumes, line):
+    found = [str(finding) for finding in files(changed(TRAIN, changes), resumes=resumes)]
+    assert [text for text in found if text.endswith(line) or line in text] == found
+    assert bool(found) == bool(line)

@@ -1,0 +1,118 @@
+"""Weights and states against the network: what would not load, or would load something else, is found."""
+
+import copy
+
+import pytest
+import torch
+
+import spinsr.archs  # noqa: F401
+
+from ..tiny_project import SPIN, TEST, TRAIN, changed
+
+# isort: split
+from basicsr.utils.registry import ARCH_REGISTRY
+
+from spinsr.check.weights import weights
+from spinsr.registration import register
+
+register()
+
+
+def network(**changes):
+    arguments = {key: value for key, value in {**SPIN, **changes}.items() if key != 'type'}
+    return ARCH_REGISTRY.get('SPIN')(**arguments).state_dict()
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def said(options, *, is_train=True):
+    return [f'{finding.level} {finding}' for finding in weights(options, is_train=is_train)]
+
+
+def save(content, name='a.pth'):
+    torch.save(content, name)
+    return {'path:pretrain_network_g': name}
+
+
+@pytest.mark.parametrize('model', ['SpinsrModel', 'SRModel'])
+@pytest.mark.parametrize('key', ['params', None], ids=['params', 'bare'])
+def test_weights_that_fit(place, model, key):
+    changes = save({'params': network()} if key else network())
+    assert said(changed(TRAIN, {'model_type': model, **changes, 'path:param_key_g': key})) == []
+
+
+@pytest.mark.parametrize(
+    ('content', 'changes', 'line'),
+    [
+        (lambda: {'params': network(num_feat=16)}, {}, 'error path:pretrain_network_g: a.pth does not fit SPIN, '),
+        (lambda: {'params': network(upscale=4)}, {}, 'it has 2 that the network has not: upsample.'),
+        (
+            lambda: {'params': {'upsample.0.bias': network()['upsample.0.bias']}},
+            {},
+            'a.pth does not fit SPIN: it lacks',
+        ),
+        (lambda: {'params': {'x': torch.zeros(1)}}, {}, 'error path:pretrain_network_g: a.pth does not fit SPIN: '),
+        (lambda: {'params': {'x': torch.zeros(1)}}, {'path:strict_load_g': False}, 'nothing in it has the name'),
+        (lambda: {'params': network(upscale=3)}, {'path:strict_load_g': False}, 'note path:pretrain_network_g: 2 of '),
+        (lambda: {'params': network()}, {'path:param_key_g': 'params_ema'}, 'warning path:param_key_g: a.pth has no'),
+        (lambda: [1, 2], {}, 'a.pth is no checkpoint: it holds a list'),
+        (lambda: {'params': print}, {}, 'could run code'),
+    ],
+    ids=['shape', 'scale', 'lacks', 'other', 'nothing-fits', 'some-fit', 'no-ema', 'list', 'code'],
+)
+def test_weights_that_do_not_fit(place, content, changes, line):
+    found = said(changed(TRAIN, {**save(content()), **changes}))
+    assert len(found) == 1
+    assert line in found[0]
+
+
+def test_no_checkpoint(place):
+    (place / 'a.pth').write_text('text')
+    assert 'is no readable checkpoint' in said(changed(TRAIN, {'path:pretrain_network_g': 'a.pth'}))[0]
+
+
+@pytest.mark.parametrize(('key', 'count'), [('params', 1), ('params_ema', 0)])
+def test_testing_the_weights_without_average(place, key, count):
+    options = changed(TEST, {**save({'params': network(), 'params_ema': network()}), 'path:param_key_g': key})
+    found = said(options, is_train=False)
+    assert len(found) == count
+    assert all('was trained with EMA' in line for line in found)
+
+
+def test_testing_with_random_parts_is_a_warning(place):
+    options = changed(TEST, {**save({'params': network(upscale=3)}), 'path:strict_load_g': False})
+    assert said(options, is_train=False)[0].startswith('warning path:pretrain_network_g: 2 of')
+
+
+def test_nothing_to_look_at(place):
+    assert said(TRAIN) == []
+    assert said(changed(TRAIN, {'path:pretrain_network_g': 'gone.pth'})) == []
+
+
+STATE = {'epoch': 1, 'iter': 2, 'optimizers': [], 'schedulers': []}
+
+
+@pytest.mark.parametrize(
+    ('state', 'lines'),
+    [
+        (STATE, []),
+        ({**STATE, 'iter': 3}, ['error path:resume_state: is of iteration 3, whose network experiments/tiny/models/']),
+        ({**STATE, 'iter': 4}, ['warning path:resume_state: is of iteration 4, and total_iter is 4', 'error ']),
+        ({'iter': 2}, ['error path:resume_state: a.state is no training state']),
+    ],
+    ids=['fits', 'no-network', 'over', 'no-state'],
+)
+def test_state(place, state, lines):
+    models = place / 'experiments' / 'tiny' / 'models'
+    models.mkdir(parents=True)
+    torch.save({}, models / 'net_g_2.pth')
+    torch.save(copy.deepcopy(state), 'a.state')
+    # It does not fit, and is not read.
+    options = changed(TRAIN, {**save([1]), 'path:resume_state': 'a.state'})
+    found = said(options)
+    assert len(found) == len(lines)
+    assert all(text.startswith(line) for text, line in zip(found, lines, strict=True)), found
