@@ -2,7 +2,7 @@
 #
 #   VENV=DIR       where the environment is, or will be made (.venv in this folder)
 #   PYTHON=FILE    the interpreter to make it with; without it the first of PYTHONS that runs and fits
-#   PYTEST_ARGS=   more arguments for pytest, as in: make test PYTEST_ARGS='-k spin -x'
+#   PYTEST_ARGS=   more arguments for pytest, as in: make test PYTEST_ARGS='-k spin -x'; '-n 0' for one process
 
 VENV ?= .venv
 PYTHON ?=
@@ -75,8 +75,9 @@ install:
 demo: setup
 	@"$(BIN)/python" scripts/demo.py
 
+# A process for each core. The tensors of the tests are small: several threads would get in each other's way.
 test: setup
-	@"$(BIN)/python" -m pytest -m 'not slow and not gpu and not browser' $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n auto -m 'not slow and not gpu and not browser' $(PYTEST_ARGS)
 
 slow: setup
 	@"$(BIN)/python" -m pytest -m 'slow and not gpu and not browser' $(PYTEST_ARGS)

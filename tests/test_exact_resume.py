@@ -21,7 +21,7 @@ from .tiny_project import TRAIN, changed, write_images, write_options
 LONG = {
     'train:total_iter': 11,
     'train:scheduler:milestones': [3, 8],
-    'train:warmup_iter': 4,
+    'train:warmup_iter': 2,
     'logger:save_checkpoint_freq': 3,
     'val:val_freq': 3,
 }
