@@ -77,7 +77,7 @@ demo: setup
 
 # A process for each core. The tensors of the tests are small: several threads would get in each other's way.
 test: setup
-	@OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n auto -m 'not slow and not gpu and not browser' $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n auto --maxprocesses 4 -m 'not slow and not gpu and not browser' $(PYTEST_ARGS)
 
 slow: setup
 	@"$(BIN)/python" -m pytest -m 'slow and not gpu and not browser' $(PYTEST_ARGS)
