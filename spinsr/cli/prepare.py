@@ -10,6 +10,7 @@ examples:
   spinsr prepare sample
   spinsr prepare div2k ~/DIV2K --workers 8
   spinsr prepare benchmark ~/Set5 ~/Urban100/HR --scale 2,3,4
+  spinsr prepare images ~/photos --scale 4 --exclude B100 ~/Set5 -o datasets/photos
 
 A run that was interrupted is continued by the same command; finished outputs are skipped.
 """
@@ -19,7 +20,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the command."""
     parser = commands.add_parser(
         'prepare',
-        help='prepare DIV2K, benchmark folders, or the embedded sample',
+        help='prepare DIV2K, your own images, benchmark folders, or the embedded sample',
         description='Makes LMDBs and benchmark folders, with LR images equal to those of MATLAB.',
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -60,6 +61,31 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     benchmark.add_argument('--overwrite', action='store_true', help='write files anew that exist')
     benchmark.set_defaults(prepare=_benchmark)
+
+    images = _add_kind(
+        kinds,
+        'images',
+        'folders of your own HR images -> LMDBs of whole images for training',
+        'spinsr prepare images ~/photos --scale 4 --min-side 192 --exclude B100 ~/Set5 ~/Set14 -o datasets/photos',
+        out='datasets/images',
+        scales=(2, 3, 4),
+    )
+    images.add_argument('folders', metavar='HR_DIR', type=Path, nargs='+', help='folders of images')
+    images.add_argument(
+        '--min-side',
+        metavar='N',
+        type=_positive,
+        default=1,
+        help='leave out images with a shorter side, after the cut to multiples of 12; at least the gt_size of training',
+    )
+    images.add_argument(
+        '--exclude',
+        metavar='BENCHMARK',
+        nargs='+',
+        default=[],
+        help='leave out images of these benchmarks: folders, whose images are recognised, or B100, by BSDS500 names',
+    )
+    images.set_defaults(prepare=_images)
 
     sample = _add_kind(
         kinds,
@@ -141,6 +167,12 @@ def _benchmark(args: argparse.Namespace) -> list[Path]:
     from spinsr.data.prepare import prepare_benchmark
 
     return prepare_benchmark(args.folders, args.out, args.scales, args.workers, args.overwrite)
+
+
+def _images(args: argparse.Namespace) -> list[Path]:
+    from spinsr.data.own_images import prepare_images
+
+    return prepare_images(args.folders, args.out, args.scales, args.workers, args.min_side, args.exclude)
 
 
 def _sample(args: argparse.Namespace) -> list[Path]:

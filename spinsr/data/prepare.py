@@ -48,9 +48,10 @@ class Source:
     Args:
         key: Its name in the output.
         path: The HR file.
-        size: Height and width of the HR image, after `shrink`.
+        size: Height and width of the HR image, after `shrink` and `multiple`.
         lr_paths: LR files that are to be used, by scale; the LR of other scales is made from HR.
         shrink: HR is the file's image made smaller by this factor.
+        multiple: HR is cut at the bottom and to the right to multiples of this.
     """
 
     key: str
@@ -58,6 +59,7 @@ class Source:
     size: tuple[int, int]
     lr_paths: Mapping[int, Path] = field(default_factory=dict)
     shrink: int = 1
+    multiple: int = 1
 
 
 def check_scales(scales: Iterable[int]) -> tuple[int, ...]:
@@ -328,6 +330,8 @@ def _read_hr(source: Source) -> np.ndarray:
     image = image_file.read(source.path)
     if source.shrink > 1:
         image = downsample(mod_crop(image, source.shrink), source.shrink)
+    if source.multiple > 1:
+        image = mod_crop(image, source.multiple)
     # The file was looked at before, and can have changed since.
     if image.shape[:2] != tuple(source.size):
         raise ValueError(f'{source.path} must be {_hw(source.size)}, got {_hw(image.shape[:2])}')
