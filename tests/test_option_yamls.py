@@ -32,7 +32,7 @@ PARAMETERS = {
     'SAN': {2: 15_674_732, 3: 15_859_372, 4: 15_822_444, 8: 15_970_156},
     'RCAN_spinsr': {2: 15_444_643, 3: 15_629_283, 4: 15_592_355, 8: 15_740_067},
 }
-PATCH_AND_BATCH = {'SPIN': (64, 16), 'SAN': (48, 8), 'RCAN_spinsr': (48, 16), 'sample': (32, 4)}
+PATCH_AND_BATCH = {'SPIN': (64, 16), 'SAN': (48, 8), 'RCAN_spinsr': (48, 16), 'sample': (32, 4), 'release': (32, 8)}
 WARM_STARTED = ['SAN', 'RCAN']
 BENCHMARKS = ['Set5', 'Set14', 'B100', 'Urban100', 'Manga109']
 SECTIONS = {
@@ -111,7 +111,8 @@ def build_once(network_yaml):
 def test_every_arch_and_scale_has_its_files():
     pairs = [(arch.partition('_')[0], scale) for arch, scales in PARAMETERS.items() for scale in scales]
     wanted = {f'{kind}_{arch}_x{scale}' for kind in ('train', 'test') for arch, scale in pairs}
-    assert {path.stem for path in RECIPES} == wanted | {'train_SPIN_x4_sample', 'test_SPIN_x4_sample'}
+    more = {'train_SPIN_x4_sample', 'test_SPIN_x4_sample', 'train_SPIN_x4_release'}
+    assert {path.stem for path in RECIPES} == wanted | more
 
 
 @pytest.mark.parametrize('path', sorted(OPTIONS.rglob('*.yml')), ids=lambda path: path.stem)
@@ -171,7 +172,7 @@ def test_scale_and_names_agree(path):
     scale = opt['scale']
     arch = opt['network_g']['type'].partition('_')[0]
     assert opt['name'] == path.stem
-    assert path.stem.removesuffix('_sample') == f'{phase(path)}_{arch}_x{scale}'
+    assert path.stem.removesuffix('_sample').removesuffix('_release') == f'{phase(path)}_{arch}_x{scale}'
     assert opt['network_g']['upscale'] == scale
     for metric_opt in opt['val']['metrics'].values():
         assert metric_opt['crop_border'] == scale
@@ -208,7 +209,8 @@ def test_patches_fit(path):
 def test_patch_and_batch_are_the_recipe_s(path):
     opt = load(path)
     train = opt['datasets']['train']
-    recipe = 'sample' if path.stem.endswith('_sample') else opt['network_g']['type']
+    own = path.stem.rpartition('_')[2]
+    recipe = own if own in PATCH_AND_BATCH else opt['network_g']['type']
     assert (train['gt_size'] // opt['scale'], train['batch_size_per_gpu']) == PATCH_AND_BATCH[recipe]
 
 

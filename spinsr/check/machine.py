@@ -64,6 +64,8 @@ def _preparation(path: str) -> str:
     parts = PurePosixPath(Path(path).as_posix()).parts
     if parts[:2] == ('datasets', 'div2k'):
         return '; make it with: spinsr prepare div2k PATH_TO_DIV2K'
+    if parts[:2] == ('datasets', 'release'):
+        return '; make it with the command at the top of train_SPIN_x4_release.yml'
     if parts[:2] == ('datasets', 'sample'):
         return '; make it with: spinsr prepare sample'
     if parts[:2] == ('datasets', 'benchmark') and len(parts) > 2:
