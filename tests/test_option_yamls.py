@@ -141,7 +141,8 @@ def test_keys_are_known(path):
         assert set(dataset_opt) <= known, key
     if is_train:
         assert set(opt['val']) == {'val_freq', 'save_img', 'metrics'}
-        assert set(opt['logger']) == {'print_freq', 'save_checkpoint_freq', 'use_tb_logger', 'wandb'}
+        known = {'print_freq', 'save_checkpoint_freq', 'use_tb_logger', 'wandb'}
+        assert known <= set(opt['logger']) <= known | {'keep_last'}
     else:
         assert {'save_img', 'suffix', 'metrics'} <= set(opt['val']) <= {'save_img', 'suffix', 'metrics', 'pbar'}
 
@@ -179,7 +180,7 @@ def test_scale_and_names_agree(path):
         assert metric_opt['test_y_channel'] is True
     for dataset_opt in opt['datasets'].values():
         if 'dataroot_lq' in dataset_opt:
-            assert re.search(r'[/_]X(\d)(_sub\.lmdb)?$', dataset_opt['dataroot_lq']).group(1) == str(scale)
+            assert re.search(r'[/_]X(\d)((_sub)?\.lmdb)?$', dataset_opt['dataroot_lq']).group(1) == str(scale)
         if 'filename_tmpl' in dataset_opt:
             assert dataset_opt['filename_tmpl'] == '{}' + f'x{scale}'
     names = [dataset_opt['name'] for dataset_opt in opt['datasets'].values()]
