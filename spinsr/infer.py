@@ -187,8 +187,11 @@ def scale_of(net: nn.Module) -> int:
     """
     try:
         return super_resolve(torch.zeros(1, 3, 8, 8), net).shape[2] // 8
-    except RuntimeError as error:
-        raise ValueError(f'the network must take RGB images: {str(error).splitlines()[0]}') from error
+    except ValueError:
+        raise
+    except Exception as error:  # networks of others fail in their own ways
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f'the network must take RGB images: {reason}') from error
 
 
 @contextlib.contextmanager

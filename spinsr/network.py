@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,19 +55,23 @@ def load(
     if isinstance(weights, str) and weights == 'default':
         weights = default_weights(arch, scale)
     cls = ARCH_REGISTRY.get(name)
-    net = cls(**{_scale_keyword(cls): scale}, **arch_args)
+    keyword = _scale_keyword(cls)
+    try:
+        net = cls(**{keyword: scale}, **arch_args)
+    except (ValueError, TypeError):
+        raise
+    except Exception as error:  # archs of others do not check their arguments
+        raise ValueError(f'{arch} x{scale} cannot be built: {_reason(error)}') from error
     if weights is None:
         logger.warning('%s has no weights: the network is untrained', arch)
     else:
         state_dict = weights if isinstance(weights, Mapping) else convert.read_checkpoint(weights)
         own = name.removesuffix('_spinsr') in convert.ARCHS
-        state_dict = convert.convert_state_dict(state_dict, name) if own else convert.unwrap(state_dict)
         try:
-            net.load_state_dict(state_dict)
-        except RuntimeError as error:
+            net.load_state_dict(convert.convert_state_dict(state_dict, name) if own else convert.unwrap(state_dict))
+        except (ValueError, TypeError, RuntimeError) as error:
             source = 'the state dict' if isinstance(weights, Mapping) else os.fspath(weights)
-            reason = ' '.join(str(error).split())
-            raise ValueError(f'{source} does not fit {arch} x{scale}: {reason}') from error
+            raise ValueError(f'{source} does not fit {arch} x{scale}: {_reason(error)}') from error
     return net.to(device).eval()
 
 
@@ -81,6 +86,11 @@ def default_weights(arch: str = 'SPIN', scale: int = 4) -> Path:
         shipped = ', '.join(sorted(file.stem for file in WEIGHTS.glob('*.safetensors'))) or 'none yet'
         raise ValueError(f'spinsr ships no weights for {arch} x{scale} (shipped: {shipped}); give a weights file')
     return path
+
+
+def _reason(error: Exception) -> str:
+    # Of another network every name may be wrong, and there are hundreds.
+    return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=' …')
 
 
 def _scale_keyword(arch: type[nn.Module]) -> str:

@@ -5,6 +5,7 @@ where it stands.
 """
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
@@ -57,7 +58,7 @@ def find(name: str | Path) -> Path:
     Raises:
         OptionError: If it is neither; the line names the nearest shipped one.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_file():
         return path
     files = shipped()

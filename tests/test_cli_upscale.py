@@ -83,17 +83,26 @@ def test_flags_reach_the_function(upscale, monkeypatch, flags, options):
     ('arguments', 'message'),
     [
         ('nowhere.png -o out', 'nowhere.png is missing'),
+        ('~nobody-by-this-name.png -o out', '~nobody-by-this-name.png is missing'),
         ('photos -o photos', 'the output folder must be none of the inputs, got photos'),
         ('photos -o net.pth', 'the output must be a folder, net.pth is none'),
         ('photos -o out --tile 8', 'tile must be at least 32, got tile=8'),
         ('photos -o net.pth/out', "[Errno 20] Not a directory: 'net.pth/out'"),
     ],
-    ids=['missing', 'into_input', 'into_file', 'tile', 'below_file'],
+    ids=['missing', 'no_home', 'into_input', 'into_file', 'tile', 'below_file'],
 )
 def test_bad_input_is_one_line_and_exit_status_1(upscale, capfd, arguments, message):
     assert upscale(*arguments.split()) == 1
     assert capfd.readouterr() == ('', f'spinsr upscale: error: {message}\n')
     assert not os.path.exists('out')
+
+
+@pytest.mark.parametrize('code', ['def (', '1 / 0', 'import no_such_module'], ids=['syntax', 'error', 'import'])
+def test_a_plugin_that_fails_is_one_line(upscale, capfd, code):
+    photograph.Path('broken_plugin.py').write_text(code)
+    assert upscale('photos', '-o', 'out', '--import', 'broken_plugin') == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith('spinsr upscale: error: --import broken_plugin: ')
 
 
 def test_without_weights_the_error_says_that_there_are_none(upscale, capsys):

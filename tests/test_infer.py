@@ -393,6 +393,11 @@ def test_a_network_that_takes_no_rgb_has_no_scale():
         scale_of(nn.Conv2d(1, 1, 3))
 
 
+def test_scale_of_a_network_that_gives_several_images_is_refused():
+    with pytest.raises(ValueError, match='the network must take RGB images: .*tuple'):
+        scale_of(nn.MaxPool2d(2, return_indices=True))
+
+
 @pytest.mark.skipif(not Path('/proc/meminfo').exists(), reason='needs Linux')
 class TestLimitedMemory:
     def test_memory_runs_out_with_an_error_and_the_limit_goes_again(self, monkeypatch):

@@ -120,8 +120,14 @@ def test_weights_of_another_scale_are_refused_as_a_state_dict():
 
 def test_weights_of_another_arch_are_refused_with_their_names(tmp_path):
     torch.save(spinsr.load('SAN', scale=2, weights=None, **SMALL['SAN']).state_dict(), tmp_path / 'san.pth')
-    with pytest.raises(ValueError, match='belong to no SPIN: .*gamma'):
+    with pytest.raises(ValueError, match=r'san\.pth does not fit SPIN x2: .* belong to no SPIN: .*gamma') as error:
         spinsr.load('SPIN', scale=2, weights=tmp_path / 'san.pth', **SMALL['SPIN'])
+    assert len(str(error.value)) < 400 + len(str(tmp_path))
+
+
+def test_an_arch_that_refuses_its_arguments_is_named():
+    with pytest.raises(ValueError, match='RRDBNet x2 cannot be built: .*negative'):
+        spinsr.load('RRDBNet', 2, None, num_in_ch=3, num_out_ch=3, num_feat=-8)
 
 
 def test_missing_file_is_named(tmp_path):

@@ -144,7 +144,7 @@ def images(options: Mapping[str, Any], *, decode: bool = False, progress: bool =
         roots = [dataset.get(f'dataroot_{side}') for side in _SIDES.get(str(dataset.get('type')), ())]
         if not is_whole(scale) or scale < 1:
             scale = None
-        if all(isinstance(root, str) and Path(root).expanduser().is_dir() for root in roots) and roots:
+        if all(isinstance(root, str) and Path(os.path.expanduser(root)).is_dir() for root in roots) and roots:
             try:
                 yield where, _look(where, phase, dataset, scale, decode, progress)
             # lmdb's errors derive from Exception alone; all of these come from opening the data set.

@@ -1,5 +1,6 @@
 """An option file against the machine: its devices, and the files that it names."""
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -40,7 +41,7 @@ def files(options: Mapping[str, Any], *, resumes: bool = False) -> Iterator[Find
                     if isinstance(path, str):
                         yield from _data(path, f'{where}:{key}')
     for key, path in section(options, 'path').items():
-        if not path or not isinstance(path, str) or Path(path).expanduser().is_file():
+        if not path or not isinstance(path, str) or Path(os.path.expanduser(path)).is_file():
             continue
         # --auto_resume takes the place of resume_state.
         if key == 'resume_state' and not options.get('auto_resume'):
@@ -50,7 +51,7 @@ def files(options: Mapping[str, Any], *, resumes: bool = False) -> Iterator[Find
 
 
 def _data(path: str, where: str) -> Iterator[Finding]:
-    full = Path(path).expanduser()
+    full = Path(os.path.expanduser(path))
     if full.is_file():
         return
     if not full.exists():

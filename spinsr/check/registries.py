@@ -211,7 +211,7 @@ def _optimizer(model: type, part: Mapping[str, Any], where: str) -> Iterator[Fin
         model.get_optimizer(object.__new__(model), kind, [torch.zeros(1, requires_grad=True)], **_arguments(part))
     except NotImplementedError:
         yield error(f'{where}:type', f'{model.__name__} has no optimizer {kind!r}; BasicSR has Adam only')
-    except (ValueError, TypeError) as problem:
+    except (ValueError, TypeError, IndexError) as problem:
         yield error(where, str(problem))
     except AttributeError:
         # It wants a whole model, so nothing can be said.

@@ -1,5 +1,7 @@
 """The weights that an option file starts from, and the state that it goes on from, against what it builds."""
 
+import os
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ def weights(options: Mapping[str, Any], *, is_train: bool) -> Iterator[Finding]:
     state = path.get('resume_state')
     if is_train and _is_file(state):
         # What is resumed brings its own networks; pretrain_network_* is not read then.
-        yield from _state(options, Path(state).expanduser())
+        yield from _state(options, Path(os.path.expanduser(state)))
         return
     for key, network in options.items():
         name = str(key).removeprefix('network_')
@@ -30,11 +32,11 @@ def weights(options: Mapping[str, Any], *, is_train: bool) -> Iterator[Finding]:
         if name != key and isinstance(network, Mapping) and _is_file(file):
             strict = path.get(f'strict_load_{name}', True)
             wanted = path.get(f'param_key_{name}', 'params')
-            yield from _file(options, key, Path(file).expanduser(), strict, wanted, is_train)
+            yield from _file(options, key, Path(os.path.expanduser(file)), strict, wanted, is_train)
 
 
 def _is_file(path: Any) -> bool:
-    return isinstance(path, str) and Path(path).expanduser().is_file()
+    return isinstance(path, str) and Path(os.path.expanduser(path)).is_file()
 
 
 def _state(options: Mapping[str, Any], file: Path) -> Iterator[Finding]:
@@ -75,7 +77,9 @@ def _file(
         state = checkpoint.get(wanted, checkpoint)
         state = _converted(state, arch.__name__, strict) if converts else convert.unwrap(state)
     except (ValueError, TypeError, ImportError) as problem:
-        yield error(where, f'{file} does not fit {arch.__name__}: {problem}')
+        # Of another network every name may be wrong, and there are hundreds.
+        reason = textwrap.shorten(str(problem), 300, placeholder=' …')
+        yield error(where, f'{file} does not fit {arch.__name__}: {reason}')
         return
     try:
         built = build(options[key]).state_dict()

@@ -60,13 +60,21 @@ def load(args: argparse.Namespace, scale: int) -> Any:
 
 
 def import_modules(args: argparse.Namespace) -> None:
-    """Imports what --import names, from the working directory too, after BasicSR has been made importable."""
+    """Imports what --import names, from the working directory too, after BasicSR has been made importable.
+
+    Raises:
+        ImportError: A module does not exist, or fails.
+    """
     import spinsr.archs  # noqa: F401
 
     if args.imports and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     for module in args.imports:
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever the code of others raises
+            reason = str(error) or type(error).__name__
+            raise ImportError(f'--import {module}: {reason.splitlines()[0]}') from error
 
 
 def device(name: str) -> Any:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser()
+    # Not Path.expanduser, which fails where there is no such user: a name may begin with ~.
+    return Path(os.path.expanduser(text))
 
 
 def _compiled(net: Any, precision: str) -> Any:

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 PNG_END = b'\x00\x00\x00\x00IEND\xaeB`\x82'
 # What Pillow raises on damaged files, depending on where the damage is.
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def list_images(folder: Path, extensions: Collection[str] = EXTENSIONS) -> list[Path]:

@@ -108,6 +108,7 @@ for changes, line, name in [
     ({'train:optim_g:type': 'Adamm'}, "has no optimizer 'Adamm'", 'optimizer'),
     ({'train:optim_g:beta': [0.9, 0.99]}, "Adam has no keyword 'beta'; did you mean 'betas'", 'optimizer-key'),
     ({'train:optim_g:betas': [0.9, 99]}, 'train:optim_g: Invalid beta parameter', 'optimizer-value'),
+    ({'train:optim_g:betas': []}, 'train:optim_g: ', 'optimizer-values-missing'),
     ({'train:optim_g:lr': 0}, 'train:optim_g:lr: must be above 0, got 0', 'lr-zero'),
     ({'train:scheduler:type': 'MultiStep'}, "did you mean 'MultiStepLR'", 'scheduler'),
     ({'train:scheduler:milstones': [1]}, "did you mean 'milestones'", 'scheduler-key'),

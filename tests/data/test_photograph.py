@@ -254,6 +254,15 @@ def test_a_png_with_a_wrong_checksum_is_not_read(tmp_path, bits):
         read(tmp_path / 'a.png')
 
 
+def test_a_tiff_with_a_damaged_second_page_is_not_read(tmp_path):
+    data = bytearray(tiff(noise(9, 14)))
+    (tags,) = struct.unpack_from('<H', data, 8)
+    struct.pack_into('<I', data, 8 + 2 + 12 * tags, len(data))  # where the second page begins: it has no tags
+    (tmp_path / 'a.tif').write_bytes(data + bytes(6))
+    with pytest.raises(ValueError, match='a.tif cannot be read whole'):
+        read(tmp_path / 'a.tif')
+
+
 def test_a_damaged_tiff_of_16_bits_is_not_read(tmp_path):
     data = bytearray(photograph.encode(Photograph(noise(40, 50, 3, dtype=np.uint16)), 'TIFF'))
     data[2000:2010] = bytes(10)
