@@ -71,6 +71,8 @@ class _Run:
                 opt['path'][key] = str(models / Path(value).name)
         # The order of the samples is that of the seed with which training began.
         opt['manual_seed'] = self.state.get('seed', opt['manual_seed'])
+        if distributed.is_main():
+            _make_folders(opt)
         return self.state
 
     def create_train_val_dataloader(self, opt: dict[str, Any], logger: Any) -> tuple:
@@ -166,8 +168,12 @@ def _make_exp_dirs(opt: Mapping[str, Any]) -> None:
     """The folders of a new experiment; an older one of its name is moved aside."""
     if distributed.is_main():
         _make_anew(opt['path']['experiments_root'])
-        for key in ('models', 'training_states', 'visualization'):
-            os.makedirs(opt['path'][key])
+        _make_folders(opt)
+
+
+def _make_folders(opt: Mapping[str, Any]) -> None:
+    for key in ('models', 'training_states', 'visualization'):
+        os.makedirs(opt['path'][key], exist_ok=True)
 
 
 def _make_anew(path: str) -> None:

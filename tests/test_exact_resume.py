@@ -157,10 +157,18 @@ def test_seed_of_the_state_orders_the_samples(project, monkeypatch):
     assert_identical(final('broken'), final('whole'))
 
 
+def flip_a_bit(path):
+    moment = torch.load(path, weights_only=True)['optimizers'][0]['state'][0]['exp_avg']
+    content = bytearray(path.read_bytes())
+    content[content.find(moment.numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     'damage',
     [
         pytest.param(lambda models, states: (states / '9.state').write_bytes(b'PK'), id='state'),
+        pytest.param(lambda models, states: flip_a_bit(states / '9.state'), id='tensor-of-the-state'),
         pytest.param(lambda models, states: (states / '9.state').write_bytes(b''), id='empty-state'),
         pytest.param(lambda models, states: os.truncate(models / 'net_g_9.pth', 500), id='network'),
         pytest.param(lambda models, states: (models / 'net_g_9.pth').unlink(), id='no-network'),
@@ -223,6 +231,19 @@ def test_keep_last_bounds_the_checkpoints(project):
     assert {path.name for path in models.iterdir()} == {'net_g_6.pth', 'net_g_9.pth', 'net_g_latest.pth'}
 
 
+def test_keep_last_leaves_the_checkpoint_just_written_beside_a_later_one_that_is_damaged(project):
+    whole = options(project, 'whole', {'logger:keep_last': 2})
+    assert train.main(['-opt', whole]) == 0
+    models, states = files('whole')
+    os.truncate(states / '9.state', 500)
+
+    shorter = ['logger:save_checkpoint_freq=1', 'logger:keep_last=1', 'train:total_iter=8']
+    assert train.main(['-opt', whole, '--auto_resume', '--force_yml', *shorter]) == 0
+
+    assert {path.name for path in states.iterdir()} == {'8.state', '9.state'}
+    assert checkpoints.newest(states, models)[0] == states / '8.state'
+
+
 def test_full_disk_is_one_line_and_the_checkpoint_before_it_stays(project, monkeypatch, capsys):
     class Full:
         """A file on a disk that is full."""
@@ -276,3 +297,21 @@ def test_best_metrics_are_kept_over_a_resume(project, monkeypatch):
     assert seen == [3, 6, 9, 11, 9, 12, 15, 15]
     state = torch.load(files('whole')[1] / '15.state', weights_only=True)
     assert state['best_metric_results'] == {'pairs_val': {'psnr': {'better': 'higher', 'val': 97.0, 'iter': 3}}}
+
+
+def test_metric_that_is_added_before_a_resume_begins_its_own_record(project):
+    assert train.main(['-opt', options(project, 'whole', {})]) == 0
+    ssim = {'type': 'calculate_ssim', 'crop_border': 2, 'test_y_channel': True}
+    longer = options(project, 'whole', {'val:metrics:ssim': ssim, 'train:total_iter': 15})
+    assert train.main(['-opt', longer, '--auto_resume']) == 0
+
+    best = torch.load(files('whole')[1] / '15.state', weights_only=True)['best_metric_results']['pairs_val']
+    assert best['psnr']['iter'] >= 3 and best['ssim']['iter'] >= 9
+
+
+def test_another_experiment_goes_on_from_a_named_state(project):
+    assert train.main(['-opt', options(project, 'whole', {})]) == 0
+    resume = 'path:resume_state=experiments/whole/training_states/6.state'
+    assert train.main(['-opt', options(project, 'other', {}), '--force_yml', resume]) == 0
+
+    assert_identical(final('other'), final('whole'))
