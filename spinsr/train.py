@@ -17,6 +17,9 @@ from typing import Any
 from spinsr import checkpoints, compat, distributed
 from spinsr.launch import launch, replaced
 
+# The seeds of samples are mixed of (seed, epoch, position); as a fourth number it keeps those of the network apart.
+_OF_NETWORK = 1
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains; writes ./experiments and ./tb_logger. Returns the exit status."""
@@ -95,7 +98,7 @@ class _Run:
         def optimize(current_iter: int) -> None:
             nonlocal epoch, batches
             # Whatever a network or a loss draws depends on the iteration alone, so a resumed training draws the same.
-            _seed(opt['manual_seed'], opt['rank'], current_iter)
+            _seed(opt['manual_seed'], opt['rank'], current_iter, _OF_NETWORK)
             optimize_parameters(current_iter)
             batches = batches + 1 if epoch == self.sampler.epoch else 1
             epoch = self.sampler.epoch

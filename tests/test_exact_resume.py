@@ -14,6 +14,7 @@ from basicsr.utils import logger as basicsr_logger
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from spinsr import checkpoints, train
+from spinsr.data.sampling import mixed_seed
 from spinsr.models.spinsr_model import SpinsrModel
 
 from .tiny_project import TRAIN, changed, write_images, write_options
@@ -315,3 +316,17 @@ def test_another_experiment_goes_on_from_a_named_state(project):
     assert train.main(['-opt', options(project, 'other', {}), '--force_yml', resume]) == 0
 
     assert_identical(final('other'), final('whole'))
+
+
+def test_networks_draw_other_numbers_than_samples(project, monkeypatch):
+    seeds, own = [], SpinsrModel._backward
+
+    def backward(self):
+        seeds.append(torch.initial_seed())
+        return own(self)
+
+    monkeypatch.setattr(SpinsrModel, '_backward', backward)
+    assert train.main(['-opt', options(project, 'whole', {})]) == 0
+
+    assert len(set(seeds)) == LONG['train:total_iter']
+    assert not set(seeds) & {mixed_seed(TRAIN['manual_seed'], 0, position) for position in range(20)}
