@@ -132,6 +132,24 @@ def test_resume_gives_the_same_bits(project, monkeypatch, owner, name, call, net
     assert_identical(final('broken'), final('whole'))
 
 
+def test_resume_twice_in_one_epoch_gives_the_same_bits(project, monkeypatch):
+    long = {'datasets:train:dataset_enlarge_ratio': 4}
+    assert train.main(['-opt', options(project, 'whole', long)]) == 0
+    broken = options(project, 'broken', long)
+    with monkeypatch.context() as patch:
+        crash(patch, SpinsrModel, 'optimize_parameters', 5)
+        with pytest.raises(Stop):
+            train.main(['-opt', broken])
+    with monkeypatch.context() as patch:
+        crash(patch, SpinsrModel, 'optimize_parameters', 5)
+        with pytest.raises(Stop):
+            train.main(['-opt', broken, '--auto_resume'])
+
+    assert train.main(['-opt', broken, '--auto_resume']) == 0
+
+    assert_identical(final('broken'), final('whole'))
+
+
 def test_resume_with_other_workers_gives_the_same_bits(project, monkeypatch):
     whole = options(project, 'whole', {'datasets:train:num_worker_per_gpu': 2})
     assert train.main(['-opt', whole]) == 0
