@@ -300,6 +300,23 @@ def test_full_disk_is_one_line_and_the_checkpoint_before_it_stays(project, monke
     assert train.main(['-opt', whole, '--auto_resume']) == 0
 
 
+def test_what_a_killed_write_left_is_deleted(project):
+    whole = options(project, 'whole', {})
+    assert train.main(['-opt', whole]) == 0
+    left = [folder / '.12.part' for folder in files('whole')]
+    list(map(Path.touch, left))
+    assert train.main(['-opt', whole, '--auto_resume']) == 0
+    assert not any(map(Path.exists, left))
+
+
+def test_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(checkpoints.os, 'fsync', lambda descriptor: calls.append('fsync'))
+    monkeypatch.setattr(checkpoints.os, 'replace', lambda part, path: calls.append('replace'))
+    checkpoints.write(tmp_path / 'a.pth', {})
+    assert calls[:2] == ['fsync', 'replace']
+
+
 def test_best_metrics_are_kept_over_a_resume(project, monkeypatch):
     seen = []
     own = SpinsrModel._update_best_metric_result
