@@ -107,6 +107,12 @@ def test_gradient_is_clipped_to_its_norm(limit):
         torch.testing.assert_close(other.grad, one.grad * factor, rtol=1e-4, atol=1e-9)
 
 
+def test_gradient_of_fp16_is_clipped_without_its_scale():
+    model = train(build(**SCALED, **{'train:precision': 'fp16', 'train:grad_clip': 0.01}), 1)
+    norm = torch.cat([p.grad.flatten() for p in model.net_g.parameters()]).norm().item()
+    assert math.isclose(norm, 0.01, rel_tol=1e-3)
+
+
 @pytest.mark.parametrize(
     ('precision', 'dtype'), [('fp32', torch.float32), ('bf16', torch.bfloat16), ('fp16', torch.float16)]
 )
