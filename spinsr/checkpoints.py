@@ -4,10 +4,12 @@ A checkpoint of iteration N is `models/net_g_N.pth` and `training_states/N.state
 the SHA-256 of the network files that belong to it, so a pair is told from two files that only bear the same number.
 """
 
+import contextlib
 import hashlib
 import io
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,16 +106,20 @@ def newest(states: str | os.PathLike, models: str | os.PathLike) -> tuple[Path |
     return None, damaged
 
 
-def prune(states: str | os.PathLike, models: str | os.PathLike, keep_last: int, labels: Sequence[str]) -> None:
-    """Deletes all checkpoints but the newest ones, the state of each first.
+def prune(
+    states: str | os.PathLike, models: str | os.PathLike, keep_last: int, labels: Sequence[str], iteration: int
+) -> None:
+    """Deletes old checkpoints, the state of each first.
 
     Args:
         states: The folder of the training states.
         models: The folder of the network files.
-        keep_last: How many stay; at least 1.
+        keep_last: How many stay, the one of `iteration` included; at least 1.
         labels: What the network files begin with, as `net_g`.
+        iteration: That of the checkpoint written last. Later ones are of a course of training that was given up, for
+            they are damaged or it went on from an older one: they stay, and do not count.
     """
-    for number, path in _numbered(states)[:-keep_last]:
+    for number, path in [entry for entry in _numbered(states) if entry[0] <= iteration][:-keep_last]:
         path.unlink(missing_ok=True)
         for label in labels:
             (Path(models) / f'{label}_{number}.pth').unlink(missing_ok=True)
@@ -133,9 +139,16 @@ def _numbered(states: str | os.PathLike) -> list[tuple[int, Path]]:
 
 def _load(path: Path) -> Mapping[str, Any]:
     try:
+        # torch reads the tensors of a damaged file without comparing their checksums.
+        with zipfile.ZipFile(path) if zipfile.is_zipfile(path) else contextlib.nullcontext() as archive:
+            record = archive.testzip() if archive else None
+        if record:
+            raise CheckpointError(f'{path} is damaged: {record} has another checksum')
         content = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f'{path} is missing') from error
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         # Not torch's own words: they advise to load the file without this protection.
         raise CheckpointError(f'{path} is damaged, or holds more than tensors and plain values') from error

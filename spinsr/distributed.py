@@ -1,11 +1,16 @@
 """Several processes: torch.distributed started as torchrun expects, on GPUs (NCCL) or on the CPU (gloo)."""
 
+import datetime
 import os
 from typing import Any
 
 import torch
 
 from spinsr.option_files import OptionError
+
+# The first process validates alone, and the others wait; torch gives up after 10 minutes. torchrun ends them at once
+# when one dies.
+_TIMEOUT = datetime.timedelta(hours=12)
 
 
 def init_process(launcher: str, num_gpu: int | str, **params: Any) -> None:
@@ -38,7 +43,21 @@ def init_process(launcher: str, num_gpu: int | str, **params: Any) -> None:
         if local >= count:
             raise OptionError(f'--nproc_per_node must be at most the number of GPUs, {count}, got process {local + 1}')
         torch.cuda.set_device(local)
-    torch.distributed.init_process_group('nccl' if on_gpu else 'gloo')
+    torch.distributed.init_process_group('nccl' if on_gpu else 'gloo', timeout=_TIMEOUT)
+
+
+def require_launcher(launcher: str) -> None:
+    """Refuses several processes of torchrun that do not know of each other: all would write the same files.
+
+    Args:
+        launcher: The flag.
+
+    Raises:
+        OptionError: torchrun started several processes, and the flag says that there is one.
+    """
+    processes = int(os.environ.get('WORLD_SIZE', 1)) if 'TORCHELASTIC_RUN_ID' in os.environ else 1
+    if launcher == 'none' and processes > 1:
+        raise OptionError(f'torchrun started {processes} processes: add --launcher pytorch')
 
 
 def leave() -> None:

@@ -36,6 +36,7 @@ def launch(
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parser(name).parse_args(argv)
     try:
+        distributed.require_launcher(args.launcher)
         args.opt = str(option_files.find(args.opt))
         options = option_files.read(args.opt)
         option_files.force(options, args.force_yml or ())

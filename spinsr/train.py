@@ -17,6 +17,9 @@ from typing import Any
 from spinsr import checkpoints, compat, distributed
 from spinsr.launch import launch, replaced
 
+# The seeds of samples are mixed of (seed, epoch, position); as a fourth number it keeps those of the network apart.
+_OF_NETWORK = 1
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains; writes ./experiments and ./tb_logger. Returns the exit status."""
@@ -71,6 +74,8 @@ class _Run:
                 opt['path'][key] = str(models / Path(value).name)
         # The order of the samples is that of the seed with which training began.
         opt['manual_seed'] = self.state.get('seed', opt['manual_seed'])
+        if distributed.is_main():
+            _make_folders(opt)
         return self.state
 
     def create_train_val_dataloader(self, opt: dict[str, Any], logger: Any) -> tuple:
@@ -93,7 +98,7 @@ class _Run:
         def optimize(current_iter: int) -> None:
             nonlocal epoch, batches
             # Whatever a network or a loss draws depends on the iteration alone, so a resumed training draws the same.
-            _seed(opt['manual_seed'], opt['rank'], current_iter)
+            _seed(opt['manual_seed'], opt['rank'], current_iter, _OF_NETWORK)
             optimize_parameters(current_iter)
             batches = batches + 1 if epoch == self.sampler.epoch else 1
             epoch = self.sampler.epoch
@@ -166,8 +171,12 @@ def _make_exp_dirs(opt: Mapping[str, Any]) -> None:
     """The folders of a new experiment; an older one of its name is moved aside."""
     if distributed.is_main():
         _make_anew(opt['path']['experiments_root'])
-        for key in ('models', 'training_states', 'visualization'):
-            os.makedirs(opt['path'][key])
+        _make_folders(opt)
+
+
+def _make_folders(opt: Mapping[str, Any]) -> None:
+    for key in ('models', 'training_states', 'visualization'):
+        os.makedirs(opt['path'][key], exist_ok=True)
 
 
 def _make_anew(path: str) -> None:

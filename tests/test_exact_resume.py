@@ -14,6 +14,7 @@ from basicsr.utils import logger as basicsr_logger
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from spinsr import checkpoints, train
+from spinsr.data.sampling import mixed_seed
 from spinsr.models.spinsr_model import SpinsrModel
 
 from .tiny_project import TRAIN, changed, write_images, write_options
@@ -131,6 +132,24 @@ def test_resume_gives_the_same_bits(project, monkeypatch, owner, name, call, net
     assert_identical(final('broken'), final('whole'))
 
 
+def test_resume_twice_in_one_epoch_gives_the_same_bits(project, monkeypatch):
+    long = {'datasets:train:dataset_enlarge_ratio': 4}
+    assert train.main(['-opt', options(project, 'whole', long)]) == 0
+    broken = options(project, 'broken', long)
+    with monkeypatch.context() as patch:
+        crash(patch, SpinsrModel, 'optimize_parameters', 5)
+        with pytest.raises(Stop):
+            train.main(['-opt', broken])
+    with monkeypatch.context() as patch:
+        crash(patch, SpinsrModel, 'optimize_parameters', 5)
+        with pytest.raises(Stop):
+            train.main(['-opt', broken, '--auto_resume'])
+
+    assert train.main(['-opt', broken, '--auto_resume']) == 0
+
+    assert_identical(final('broken'), final('whole'))
+
+
 def test_resume_with_other_workers_gives_the_same_bits(project, monkeypatch):
     whole = options(project, 'whole', {'datasets:train:num_worker_per_gpu': 2})
     assert train.main(['-opt', whole]) == 0
@@ -157,10 +176,18 @@ def test_seed_of_the_state_orders_the_samples(project, monkeypatch):
     assert_identical(final('broken'), final('whole'))
 
 
+def flip_a_bit(path):
+    moment = torch.load(path, weights_only=True)['optimizers'][0]['state'][0]['exp_avg']
+    content = bytearray(path.read_bytes())
+    content[content.find(moment.numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     'damage',
     [
         pytest.param(lambda models, states: (states / '9.state').write_bytes(b'PK'), id='state'),
+        pytest.param(lambda models, states: flip_a_bit(states / '9.state'), id='tensor-of-the-state'),
         pytest.param(lambda models, states: (states / '9.state').write_bytes(b''), id='empty-state'),
         pytest.param(lambda models, states: os.truncate(models / 'net_g_9.pth', 500), id='network'),
         pytest.param(lambda models, states: (models / 'net_g_9.pth').unlink(), id='no-network'),
@@ -223,6 +250,19 @@ def test_keep_last_bounds_the_checkpoints(project):
     assert {path.name for path in models.iterdir()} == {'net_g_6.pth', 'net_g_9.pth', 'net_g_latest.pth'}
 
 
+def test_keep_last_leaves_the_checkpoint_just_written_beside_a_later_one_that_is_damaged(project):
+    whole = options(project, 'whole', {'logger:keep_last': 2})
+    assert train.main(['-opt', whole]) == 0
+    models, states = files('whole')
+    os.truncate(states / '9.state', 500)
+
+    shorter = ['logger:save_checkpoint_freq=1', 'logger:keep_last=1', 'train:total_iter=8']
+    assert train.main(['-opt', whole, '--auto_resume', '--force_yml', *shorter]) == 0
+
+    assert {path.name for path in states.iterdir()} == {'8.state', '9.state'}
+    assert checkpoints.newest(states, models)[0] == states / '8.state'
+
+
 def test_full_disk_is_one_line_and_the_checkpoint_before_it_stays(project, monkeypatch, capsys):
     class Full:
         """A file on a disk that is full."""
@@ -260,6 +300,23 @@ def test_full_disk_is_one_line_and_the_checkpoint_before_it_stays(project, monke
     assert train.main(['-opt', whole, '--auto_resume']) == 0
 
 
+def test_what_a_killed_write_left_is_deleted(project):
+    whole = options(project, 'whole', {})
+    assert train.main(['-opt', whole]) == 0
+    left = [folder / '.12.part' for folder in files('whole')]
+    list(map(Path.touch, left))
+    assert train.main(['-opt', whole, '--auto_resume']) == 0
+    assert not any(map(Path.exists, left))
+
+
+def test_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(checkpoints.os, 'fsync', lambda descriptor: calls.append('fsync'))
+    monkeypatch.setattr(checkpoints.os, 'replace', lambda part, path: calls.append('replace'))
+    checkpoints.write(tmp_path / 'a.pth', {})
+    assert calls[:2] == ['fsync', 'replace']
+
+
 def test_best_metrics_are_kept_over_a_resume(project, monkeypatch):
     seen = []
     own = SpinsrModel._update_best_metric_result
@@ -276,3 +333,35 @@ def test_best_metrics_are_kept_over_a_resume(project, monkeypatch):
     assert seen == [3, 6, 9, 11, 9, 12, 15, 15]
     state = torch.load(files('whole')[1] / '15.state', weights_only=True)
     assert state['best_metric_results'] == {'pairs_val': {'psnr': {'better': 'higher', 'val': 97.0, 'iter': 3}}}
+
+
+def test_metric_that_is_added_before_a_resume_begins_its_own_record(project):
+    assert train.main(['-opt', options(project, 'whole', {})]) == 0
+    ssim = {'type': 'calculate_ssim', 'crop_border': 2, 'test_y_channel': True}
+    longer = options(project, 'whole', {'val:metrics:ssim': ssim, 'train:total_iter': 15})
+    assert train.main(['-opt', longer, '--auto_resume']) == 0
+
+    best = torch.load(files('whole')[1] / '15.state', weights_only=True)['best_metric_results']['pairs_val']
+    assert best['psnr']['iter'] >= 3 and best['ssim']['iter'] >= 9
+
+
+def test_another_experiment_goes_on_from_a_named_state(project):
+    assert train.main(['-opt', options(project, 'whole', {})]) == 0
+    resume = 'path:resume_state=experiments/whole/training_states/6.state'
+    assert train.main(['-opt', options(project, 'other', {}), '--force_yml', resume]) == 0
+
+    assert_identical(final('other'), final('whole'))
+
+
+def test_networks_draw_other_numbers_than_samples(project, monkeypatch):
+    seeds, own = [], SpinsrModel._backward
+
+    def backward(self):
+        seeds.append(torch.initial_seed())
+        return own(self)
+
+    monkeypatch.setattr(SpinsrModel, '_backward', backward)
+    assert train.main(['-opt', options(project, 'whole', {})]) == 0
+
+    assert len(set(seeds)) == LONG['train:total_iter']
+    assert not set(seeds) & {mixed_seed(TRAIN['manual_seed'], 0, position) for position in range(20)}

@@ -20,8 +20,10 @@ def logger(monkeypatch):
     logger = logging.getLogger('basicsr')
     monkeypatch.setattr(logger, 'handlers', [Stderr()])
     monkeypatch.setattr(logger, 'propagate', False)
-    monkeypatch.setattr(logger, 'level', logging.INFO)
-    return logger
+    before = logger.level
+    logger.setLevel(logging.INFO)  # not the attribute: a logger remembers what it is enabled for
+    yield logger
+    logger.setLevel(before)
 
 
 def test_bar_shows_loss_rate_and_where_training_stands(logger, capfd):

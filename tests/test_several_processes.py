@@ -1,6 +1,7 @@
 """Training in several processes on the CPU: torchrun and gloo."""
 
 import contextlib
+import datetime
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from spinsr import distributed, train
 
 from .tiny_project import TRAIN, changed, write_images, write_options
 
@@ -87,6 +90,22 @@ def test_launcher_flag_without_a_launcher_is_one_line(tmp_path):
         'torchrun --nproc_per_node=N -m spinsr.train …\n'
     )
     assert run.returncode == 1
+
+
+def test_processes_without_the_launcher_flag_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert train.main(['-opt', 'train_SPIN_x4.yml']) == 1
+    error = capsys.readouterr().err
+    assert error == 'spinsr.train: error: torchrun started 2 processes: add --launcher pytorch\n'
+
+
+def test_processes_wait_for_a_long_validation(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.distributed, 'init_process_group', lambda *args, **params: calls.append((args, params)))
+    monkeypatch.setattr(os, 'environ', {'RANK': '0', 'LOCAL_RANK': '0', 'WORLD_SIZE': '2', 'MASTER_ADDR': 'localhost'})
+    distributed.init_process('pytorch', 0)
+    assert calls == [(('gloo',), {'timeout': datetime.timedelta(hours=12)})]
 
 
 @pytest.mark.slow

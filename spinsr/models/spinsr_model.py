@@ -164,14 +164,16 @@ class SpinsrModel(SRModel):
         # An overflow of the scaled gradient is how fp16 finds its scale; it is an ordinary step that the scaler omits.
         searching = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         regular = torch.stack(list(losses.values())).isfinite().all() if searching else finite
-        if distributed.all_true(regular):
+        regular = distributed.all_true(regular)
+        if regular:
             self.nonfinite_in_a_row = 0
             self.scaler.step(self.optimizer_g)
         else:
             self._skip(current_iter)
         self.scaler.update()
         self.log_dict = self.reduce_loss_dict(losses)
-        if self.ema_decay > 0 and finite:
+        # The loss of another process may be what is not finite.
+        if self.ema_decay > 0 and regular and finite:
             self.model_ema(decay=self.ema_decay)
 
     def _backward(self) -> OrderedDict[str, Tensor]:
@@ -249,6 +251,13 @@ class SpinsrModel(SRModel):
         net = self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
         self.output = infer.super_resolve(self.lq, net, tile=self.tile, self_ensemble=self.self_ensemble)
 
+    def _initialize_best_metric_results(self, dataset_name: str) -> None:
+        """Begins the record of a data set, or goes on with that of the state: metrics may have been added since."""
+        saved = self.best_metric_results.pop(dataset_name, {})
+        super()._initialize_best_metric_results(dataset_name)
+        record = self.best_metric_results[dataset_name]
+        record.update((metric, best) for metric, best in saved.items() if metric in record)
+
     def validation(self, dataloader: DataLoader, current_iter: int, tb_logger: Any, save_img: bool = False) -> None:
         """Validates, and sends some pictures to TensorBoard; BasicSR counts one iteration too many after the last."""
         current_iter = min(current_iter, int(self.opt['train']['total_iter'])) if self.is_train else current_iter
@@ -281,7 +290,7 @@ class SpinsrModel(SRModel):
         super().save(epoch, current_iter)
         if self.keep_last is not None and current_iter != -1 and distributed.is_main():
             path = self.opt['path']
-            checkpoints.prune(path['training_states'], path['models'], self.keep_last, ['net_g'])
+            checkpoints.prune(path['training_states'], path['models'], self.keep_last, ['net_g'], current_iter)
 
     @master_only
     def save_network(

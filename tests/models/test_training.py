@@ -14,6 +14,7 @@ from basicsr.models import build_model
 from basicsr.utils.registry import ARCH_REGISTRY
 
 import spinsr.models.spinsr_model  # noqa: F401
+from spinsr import distributed
 from spinsr.errors import TrainingError
 from spinsr.option_files import OptionError
 
@@ -106,6 +107,12 @@ def test_gradient_is_clipped_to_its_norm(limit):
         torch.testing.assert_close(other.grad, one.grad * factor, rtol=1e-4, atol=1e-9)
 
 
+def test_gradient_of_fp16_is_clipped_without_its_scale():
+    model = train(build(**SCALED, **{'train:precision': 'fp16', 'train:grad_clip': 0.01}), 1)
+    norm = torch.cat([p.grad.flatten() for p in model.net_g.parameters()]).norm().item()
+    assert math.isclose(norm, 0.01, rel_tol=1e-3)
+
+
 @pytest.mark.parametrize(
     ('precision', 'dtype'), [('fp32', torch.float32), ('bf16', torch.bfloat16), ('fp16', torch.float16)]
 )
@@ -170,6 +177,15 @@ def test_step_that_is_not_finite_is_skipped_and_counted(place, value, precision,
         hook.remove()
     train(model, 1)
     assert (model.nonfinite, model.nonfinite_in_a_row) == (1, 0)
+
+
+def test_loss_of_another_process_that_is_not_finite_skips_weights_and_ema(monkeypatch):
+    model = train(build(**SCALED), 1)
+    before = {name: tensor.clone() for name, tensor in weights(model).items()}
+    monkeypatch.setattr(distributed, 'all_true', lambda flag: False)
+    train(model, 1)
+    assert model.nonfinite == 1
+    torch.testing.assert_close(weights(model), before, rtol=0, atol=0)
 
 
 def test_too_many_in_a_row_end_training(tmp_path):
