@@ -100,9 +100,10 @@ def network(nets: Mapping[int, nn.Module], **options: Any) -> Upscaler:
         try:
             y = super_resolve(x, nets[pair.scale], **options)
         # What a network of another plugin does not take (odd sizes, three channels), and a lack of memory.
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError, LookupError, AttributeError, AssertionError) as error:
             size = f'{pair.lr.shape[0]}x{pair.lr.shape[1]} (HxW)'
-            raise ValueError(f'the network fails on the LR image of {size}: {str(error).splitlines()[0]}') from error
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(f'the network fails on the LR image of {size}: {reason}') from error
         if not y.isfinite().all():
             raise ValueError('the output of the network has values that are not finite')
         return (y[0] * 255).clamp(0, 255).permute(1, 2, 0).numpy()

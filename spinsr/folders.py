@@ -53,6 +53,9 @@ def name_outputs(inputs: Iterable[Path], out: Path, scale: int) -> dict[Path, Pa
             if out.exists() and out.samefile(path):
                 raise ValueError(f'the output folder must be none of the inputs, got {out}')
             found = image_file.list_images(path, photograph.FORMATS)
+            others = [file for file in path.iterdir() if file.is_file() and file not in found and file.name[0] != '.']
+            if others:
+                logger.warning('%s: left out, for they are no images of a known kind: %s', path, _names(others))
         elif not path.exists():
             raise ValueError(f'{path} is missing')
         elif path.suffix.lower() not in photograph.FORMATS:
@@ -72,6 +75,11 @@ def name_outputs(inputs: Iterable[Path], out: Path, scale: int) -> dict[Path, Pa
             raise ValueError(f'{target}, the output of {source}, is an input too')
         outputs[source] = target
     return outputs
+
+
+def _names(files: list[Path]) -> str:
+    names = sorted(file.name for file in files)
+    return ', '.join(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
 
 
 def upscale_files(

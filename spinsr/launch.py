@@ -74,7 +74,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
     parser.add_argument('-opt', required=True, help='an option file, or the name of a shipped one')
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='job launcher')
     parser.add_argument('--auto_resume', action='store_true', help='go on from the last state of the experiment')
-    parser.add_argument('--debug', action='store_true', help='validate and save after 8 iterations')
+    parser.add_argument('--debug', action='store_true', help='validate and save every 8 iterations, under another name')
     parser.add_argument('--no-check', action='store_true', help='leave out the checks: BasicSR fails in its own way')
     # torch.distributed.launch passes it with a hyphen since torch 2.0.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by the launcher')

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from spinsr import option_files
+
 logger = logging.getLogger('spinsr')
 
 # The folder of the weights that travel in the wheel.
@@ -51,7 +53,9 @@ def load(
 
     name = 'RCAN_spinsr' if arch == 'RCAN' else arch
     if name not in ARCH_REGISTRY:
-        raise ValueError(f'arch must be SPIN, SAN, RCAN or a name in ARCH_REGISTRY, got {arch!r}')
+        names = ['RCAN', *(known for known, _ in ARCH_REGISTRY)]
+        hint = option_files.nearest(arch, names)
+        raise ValueError(f'arch must be SPIN, SAN, RCAN or a name in ARCH_REGISTRY, got {arch!r}; {hint}')
     if isinstance(weights, str) and weights == 'default':
         weights = default_weights(arch, scale)
     cls = ARCH_REGISTRY.get(name)
@@ -71,7 +75,9 @@ def load(
             net.load_state_dict(convert.convert_state_dict(state_dict, name) if own else convert.unwrap(state_dict))
         except (ValueError, TypeError, RuntimeError) as error:
             source = 'the state dict' if isinstance(weights, Mapping) else os.fspath(weights)
-            raise ValueError(f'{source} does not fit {arch} x{scale}: {_reason(error)}') from error
+            raise ValueError(
+                f'{source} does not fit {arch} x{scale}: {_content(state_dict, arch, scale) or _reason(error)}'
+            ) from error
     return net.to(device).eval()
 
 
@@ -86,6 +92,21 @@ def default_weights(arch: str = 'SPIN', scale: int = 4) -> Path:
         shipped = ', '.join(sorted(file.stem for file in WEIGHTS.glob('*.safetensors'))) or 'none yet'
         raise ValueError(f'spinsr ships no weights for {arch} x{scale} (shipped: {shipped}); give a weights file')
     return path
+
+
+def _content(state_dict: Mapping, arch: str, scale: int) -> str:
+    """What a state dict is of, if it is of another network or scale than was asked for."""
+    from spinsr import convert
+    from spinsr.convert.state_dicts import upscale_of
+
+    try:
+        state_dict = convert.unwrap(state_dict)
+        name = convert.detect_arch(state_dict)
+        found = name, upscale_of(convert.convert_state_dict(state_dict, name))
+    except (ValueError, TypeError):
+        return ''
+    wanted = arch.removesuffix('_spinsr'), scale
+    return f'it is of {found[0]} x{found[1]}' if found != wanted else ''
 
 
 def _reason(error: Exception) -> str:

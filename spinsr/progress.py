@@ -49,6 +49,8 @@ class Progress:
             losses = {name: f'{value:.3e}' for name, value in log.items() if name.startswith('l_')}
             self._bar.set_postfix({**losses, 'lr': f'{rate:.2e}'}, refresh=False)
             self._bar.update()
+            if self._bar.n >= self._bar.total:  # what follows, the last validation, is none of the bar's
+                self.close()
 
     def close(self) -> None:
         """Leaves the bar as it stands."""

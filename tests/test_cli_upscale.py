@@ -48,7 +48,7 @@ def test_second_run_skips_and_overwrite_does_not(upscale, capsys):
     assert upscale('photos', '-o', 'out', '--overwrite') == 0
     assert capsys.readouterr().out.splitlines() == [
         'out: 1 done, 0 skipped, 0 failed',
-        'out: 1 done, 1 skipped, 0 failed (--overwrite makes them anew)',
+        'out: 1 done, 1 skipped (--overwrite makes them anew), 0 failed',
         'out: 2 done, 0 skipped, 0 failed',
     ]
 

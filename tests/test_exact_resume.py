@@ -1,5 +1,6 @@
 """A training that was interrupted ends with the bits of one that was not."""
 
+import math
 import os
 from pathlib import Path
 
@@ -150,7 +151,7 @@ def test_resume_twice_in_one_epoch_gives_the_same_bits(project, monkeypatch):
     assert_identical(final('broken'), final('whole'))
 
 
-def test_resume_with_other_workers_gives_the_same_bits(project, monkeypatch):
+def test_resume_with_other_workers_gives_the_same_bits(project, monkeypatch, capfd):
     whole = options(project, 'whole', {'datasets:train:num_worker_per_gpu': 2})
     assert train.main(['-opt', whole]) == 0
     with monkeypatch.context() as patch:
@@ -161,6 +162,7 @@ def test_resume_with_other_workers_gives_the_same_bits(project, monkeypatch):
     assert train.main(['-opt', options(project, 'broken', {}), '--auto_resume']) == 0
 
     assert_identical(final('broken'), final('whole'))
+    assert 'The schedule is not' not in capfd.readouterr().err
 
 
 def test_seed_of_the_state_orders_the_samples(project, monkeypatch):
@@ -241,6 +243,37 @@ def test_damaged_state_that_was_named_is_one_line(project, capsys):
 
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith('spinsr.train: error: ') and 'net_g_6.pth is damaged' in error
+
+
+@pytest.mark.parametrize(
+    ('first', 'then', 'rates'),
+    [
+        pytest.param(
+            {'type': 'CosineAnnealingRestartLR', 'periods': [6], 'restart_weights': [1]},
+            {'periods': [12]},
+            [0.5 * (1 + math.cos(math.pi * (k - 1) / 12)) * 1e-3 for k in (7, 12)],
+            id='longer-cosine',
+        ),
+        pytest.param(
+            {'type': 'MultiStepLR', 'milestones': [3, 5], 'gamma': 0.5},
+            {'milestones': [3, 5, 9]},
+            [1e-3 / 4, 1e-3 / 8],
+            id='one-more-milestone',
+        ),
+    ],
+)
+def test_schedule_may_change_on_resume(project, capfd, first, then, rates):
+    changes = {'train:total_iter': 6, 'train:warmup_iter': -1, 'logger:save_checkpoint_freq': 6}
+    assert train.main(['-opt', options(project, 'whole', {**changes, 'train:scheduler': first})]) == 0
+    longer = {**changes, 'train:total_iter': 12, 'train:scheduler': {**first, **then}}
+    capfd.readouterr()
+
+    assert train.main(['-opt', options(project, 'whole', longer), '--auto_resume']) == 0
+
+    log = capfd.readouterr().err
+    assert 'The schedule is not that of the state' in log
+    seen = [float(log.split(f'iter:{number:8,d}, lr:(')[1].split(',')[0]) for number in (7, 12)]
+    assert seen == pytest.approx(rates, rel=1e-3)
 
 
 def test_keep_last_bounds_the_checkpoints(project):

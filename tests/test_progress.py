@@ -44,6 +44,15 @@ def test_lines_come_back_when_the_bar_is_closed(logger, capfd):
     assert 'iter:       5' in capfd.readouterr().err
 
 
+def test_bar_ends_with_the_last_iteration(logger, capfd):
+    progress = Progress(10, 9, 'tiny', shown=True)
+    progress.step({}, 2e-4)
+    assert capfd.readouterr().err.endswith('\n')
+    logger.info('Validation Set5')
+    progress.close()
+    assert capfd.readouterr().err == 'Validation Set5\n'
+
+
 def test_nothing_but_lines_in_a_pipe(logger, capfd):
     progress = Progress(total=10, done=4, name='tiny')
     progress.step({'l_pix': 0.0125}, 2e-4)

@@ -165,7 +165,7 @@ def _look(
     if not names and not problems.findings():
         problems.add('error', 'empty', f'there is no image in {next(iter(sources.values())).root}')
     largest = None
-    bar = tqdm(names, desc=where, unit='image', leave=False, disable=not progress)
+    bar = tqdm(names, desc=where, unit='image', leave=False, disable=None if progress else True)
     for pair in bar:
         headers = _headers(dataset['type'], sources, pair, decode, problems)
         if len(headers) < len(sources):

@@ -57,7 +57,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar='HR_DIR',
         type=Path,
         nargs='+',
-        help='gives OUT/<name of HR_DIR, or of its parent if it is HR>',
+        help='images, or a folder HR of them; gives OUT/<name of HR_DIR, or of its parent if it is HR>',
     )
     benchmark.add_argument('--overwrite', action='store_true', help='write files anew that exist')
     benchmark.set_defaults(prepare=_benchmark)

@@ -84,8 +84,8 @@ def run(args: argparse.Namespace) -> int:
             precision=args.precision,
             overwrite=args.overwrite,
         )
-    counts = f'{len(report.done)} done, {len(report.skipped)} skipped, {len(report.failed)} failed'
-    print(f'{args.out}: {counts}{"" if args.overwrite or not report.skipped else " (--overwrite makes them anew)"}')
+    skipped = f'{len(report.skipped)} skipped{" (--overwrite makes them anew)" if report.skipped else ""}'
+    print(f'{args.out}: {len(report.done)} done, {skipped}, {len(report.failed)} failed')
     return 1 if report.failed else 0
 
 

@@ -135,7 +135,7 @@ def prepare_benchmark(
     """
     scales = check_scales(scales)
     targets: dict[Path, list[Source]] = {}
-    for folder in folders:
+    for folder in [folder / 'HR' if _holds_only_hr(folder) else folder for folder in folders]:
         # Resolved, so that '.' and 'HR' have the names they have elsewhere.
         absolute = folder.resolve()
         target = out / (absolute.parent.name if absolute.name == 'HR' else absolute.name)
@@ -170,7 +170,7 @@ def write_benchmark(
         files = _missing_files(source, folder, scales, overwrite)
         if files:
             jobs.append((source, files))
-    logger.info('%s: %d of %d images are complete', folder, len(sources) - len(jobs), len(sources))
+    _say_what_is_left(folder, len(jobs), len(sources))
     for _ in _work(_write_files, jobs, workers, title=folder.name, done=len(sources) - len(jobs)):
         pass
 
@@ -205,7 +205,7 @@ def write_lmdbs(
             todo = tuple(scale for scale, w in writers.items() if not w.holds(source.key, _origin(source, cut, scale)))
             if todo:
                 jobs.append((source, cut, todo))
-        logger.info('%s: %d of %d images are complete', title, len(sources) - len(jobs), len(sources))
+        _say_what_is_left(title, len(jobs), len(sources))
         results = _work(_encode, jobs, workers, title, done=len(sources) - len(jobs))
         for (source, _, _), images in zip(jobs, results, strict=True):
             for scale, encoded in images.items():
@@ -274,6 +274,19 @@ def _check_lr_size(source: Source, scale: int, size: tuple[int, int]) -> None:
                 f'{source.lr_paths[scale]} must be the HR image ({_hw(source.size)}) made {scale} times smaller, '
                 f'got {_hw(size)}'
             )
+
+
+def _holds_only_hr(folder: Path) -> bool:
+    """Whether it is a benchmark folder itself: the HR images lie in HR."""
+    images = (
+        (path for path in folder.iterdir() if path.suffix.lower() in image_file.EXTENSIONS) if folder.is_dir() else ()
+    )
+    return (folder / 'HR').is_dir() and not any(images)
+
+
+def _say_what_is_left(title: object, left: int, total: int) -> None:
+    before = f', {total - left} were made before' if left < total else ''
+    logger.info('%s: %d of %d images are to be made%s', title, left, total, before)
 
 
 def _check_names(sources: Sequence[Source]) -> None:

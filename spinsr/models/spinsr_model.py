@@ -20,6 +20,8 @@ from spinsr.option_files import OptionError
 from spinsr.rules import ABOVE_0, FLAG, one_of, whole
 
 _TYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+# The options of BasicSR's schedulers, as they call them.
+_SCHEDULE = ('milestones', 'gamma', 'restarts', 'restart_weights', 'periods', 'cumulative_period', 'eta_min')
 # Validation pictures that a set sends to TensorBoard.
 _PICTURES = 4
 
@@ -96,6 +98,13 @@ class SpinsrModel(SRModel):
                 find_unused_parameters=self.opt.get('find_unused_parameters', False),
             )
         return DataParallel(net) if self.opt['num_gpu'] > 1 else net
+
+    def print_network(self, net: nn.Module) -> None:
+        """Logs the size of a network; its structure, hundreds of lines of it, at the level DEBUG."""
+        bare = self.get_bare_model(net)
+        count = sum(parameter.numel() for parameter in bare.parameters())
+        get_root_logger().info(f'Network: {type(bare).__name__}, with parameters: {count:,d}')
+        get_root_logger().debug(str(bare))
 
     def get_optimizer(self, optim_type: str, params: list[nn.Parameter], lr: float, **kwargs: Any) -> Any:
         """Adam as BasicSR, and AdamW."""
@@ -209,7 +218,8 @@ class SpinsrModel(SRModel):
 
     def _share(self, criterion: nn.Module) -> float:
         if getattr(criterion, 'reduction', 'mean') == 'sum':
-            return 1.0
+            # DistributedDataParallel takes the mean over the processes.
+            return float(self.opt['world_size']) if self.opt['dist'] else 1.0
         return 1 / self.accumulate
 
     def _no_sync(self, last_comes_later: bool) -> contextlib.AbstractContextManager:
@@ -266,6 +276,7 @@ class SpinsrModel(SRModel):
         if tb_logger and self.is_train:
             for name, picture in self._pictures:
                 tb_logger.add_image(f'{dataloader.dataset.opt["name"]}/{name}', picture, current_iter)
+        self._pictures = []
 
     def get_current_visuals(self) -> OrderedDict[str, Tensor]:
         """The fed image, the result and the target, on the CPU."""
@@ -330,7 +341,16 @@ class SpinsrModel(SRModel):
 
     def resume_training(self, resume_state: Mapping[str, Any]) -> None:
         """Takes up what a state holds; one that BasicSR wrote has the optimizers and schedulers only."""
+        # The schedule is the option file's; what a state holds of it is how far it has come.
+        own = [vars(scheduler).copy() for scheduler in self.schedulers]
         super().resume_training(resume_state)
+        for scheduler, options in zip(self.schedulers, own, strict=True):
+            changed = {
+                key: options[key] for key in _SCHEDULE if key in options and getattr(scheduler, key) != options[key]
+            }
+            if changed:
+                get_root_logger().warning(f'The schedule is not that of the state: {", ".join(changed)} changed.')
+                vars(scheduler).update(changed)
         if resume_state.get('scaler'):
             self.scaler.load_state_dict(resume_state['scaler'])
         self.nonfinite, self.nonfinite_in_a_row = resume_state.get('nonfinite', (0, 0))
