@@ -43,7 +43,12 @@ def init_process(launcher: str, num_gpu: int | str, **params: Any) -> None:
         if local >= count:
             raise OptionError(f'--nproc_per_node must be at most the number of GPUs, {count}, got process {local + 1}')
         torch.cuda.set_device(local)
-    torch.distributed.init_process_group('nccl' if on_gpu else 'gloo', timeout=_TIMEOUT)
+    # After a restart torchrun's store still has the addresses of the processes that have gone, and torch does not keep
+    # the attempts apart (torch 2.15).
+    store, rank, size = next(torch.distributed.rendezvous('env://'))
+    store = torch.distributed.PrefixStore(f'attempt_{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
+    backend = 'nccl' if on_gpu else 'gloo'
+    torch.distributed.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=rank, world_size=size)
 
 
 def require_launcher(launcher: str) -> None:

@@ -117,8 +117,9 @@ def test_dead_process_ends_the_job_and_a_restart_goes_on(tmp_path):
     assert finish(run) and run.returncode == 0
 
     run = start(broken, ['-opt', 'tiny.yml', '--auto_resume'], processes=2, restarts=3)
-    wait_for(broken / 'experiments/tiny/training_states/30.state')
-    kill_rank(broken, 1)
+    for state in (30, 60, 90):
+        wait_for(broken / f'experiments/tiny/training_states/{state}.state')
+        kill_rank(broken, 1)
     output = finish(run)
 
     assert run.returncode == 0, output
