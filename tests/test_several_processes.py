@@ -100,12 +100,19 @@ def test_processes_without_the_launcher_flag_are_refused(tmp_path, monkeypatch, 
     assert error == 'spinsr.train: error: torchrun started 2 processes: add --launcher pytorch\n'
 
 
-def test_processes_wait_for_a_long_validation(monkeypatch):
-    calls = []
+def test_processes_wait_for_a_long_validation_and_forget_a_failed_attempt(monkeypatch):
+    calls, store = [], torch.distributed.HashStore()
     monkeypatch.setattr(torch.distributed, 'init_process_group', lambda *args, **params: calls.append((args, params)))
+    monkeypatch.setattr(torch.distributed, 'rendezvous', lambda url: iter([(store, 0, 2)]))
     monkeypatch.setattr(os, 'environ', {'RANK': '0', 'LOCAL_RANK': '0', 'WORLD_SIZE': '2', 'MASTER_ADDR': 'localhost'})
     distributed.init_process('pytorch', 0)
-    assert calls == [(('gloo',), {'timeout': datetime.timedelta(hours=12)})]
+    os.environ['TORCHELASTIC_RESTART_COUNT'] = '1'
+    distributed.init_process('pytorch', 0)
+    assert [args for args, _ in calls] == [('gloo',)] * 2
+    assert all(params['timeout'] == datetime.timedelta(hours=12) for _, params in calls)
+    first, second = (params['store'] for _, params in calls)
+    first.set('rank0', 'an address')
+    assert first.check(['rank0']) and not second.check(['rank0'])
 
 
 @pytest.mark.slow
