@@ -138,13 +138,13 @@ class Superpixels:
             )
 
 
-def find_superpixels(image: np.ndarray, net: nn.Module, block: int = -1) -> Superpixels:
+def find_superpixels(image: np.ndarray, net: nn.Module, block: int = 0) -> Superpixels:
     """Runs SPIN up to a block, and keeps what the block makes of the image.
 
     Args:
         image: uint8 or uint16; grey (H, W) or (H, W, 1), RGB (H, W, 3), or one of these with alpha, which is left out.
         net: SPIN, with weights.
-        block: Which of its blocks, from 0; -1 is the last one.
+        block: Which of its blocks, from 0.
 
     Raises:
         TypeError: `net` is no SPIN, or the image is neither uint8 nor uint16.
@@ -160,9 +160,8 @@ def find_superpixels(image: np.ndarray, net: nn.Module, block: int = -1) -> Supe
     if not isinstance(net, SPIN):
         raise TypeError(f'superpixels are of SPIN, the network is {type(net).__name__}')
     count = len(net.blocks)
-    if not -1 <= block < count:
-        raise ValueError(f'the block must be 0 to {count - 1}, or -1 for the last, got {block}')
-    block %= count
+    if not 0 <= block < count:
+        raise ValueError(f'the block must be 0 to {count - 1}, got {block}')
     colours, _ = separate_alpha(np.asarray(image))
     white = np.iinfo(colours.dtype).max
     colours = np.broadcast_to(colours, (*colours.shape[:2], 3)).astype(np.float32) / np.float32(white)
@@ -216,12 +215,10 @@ def draw(
     }
     if pixel is not None:
         y, x = pixel
-        here = np.zeros(labels.shape, bool)
         association, attention = found.association_of(y, x), found.attention_of_pixel(y, x)
-        here[y, x] = True
         for name, weights in (('association', association), ('attention', attention)):
-            picture = draw_boundaries(_heat(found.image, weights.reshape(-1)[labels], factor), labels, 0.35)
-            pictures[f'pixel_{y}_{x}_{name}'] = draw_boundaries(picture, here)
+            picture = _heat(found.image, weights.reshape(-1)[labels], factor)
+            pictures[f'pixel_{y}_{x}_{name}'] = _draw_ring(picture, y, x, factor)
     if superpixel is not None:
         chosen = found.top_pixels(superpixel, top)
         own = labels == superpixel
@@ -238,21 +235,21 @@ def enlarge(image: np.ndarray, factor: int) -> np.ndarray:
     return image.repeat(factor, 0).repeat(factor, 1)
 
 
-def draw_boundaries(picture: np.ndarray, labels: np.ndarray, opacity: float = 1.0) -> np.ndarray:
+def draw_boundaries(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Draws the boundaries between regions: a white line beside a black one, so that they show on any ground.
 
     Args:
         picture: (factor * H, factor * W, 3), uint8, RGB; stays as it is.
         labels: (H, W), which region each pixel is in.
-        opacity: Of the lines, 0 to 1.
 
     Returns:
         As `picture`.
     """
     before, after = _steps(enlarge(labels, len(picture) // len(labels)))
-    lines = np.where(before[..., None], 255, 0)
-    drawn = np.rint(picture + opacity * (lines - picture)).astype(np.uint8)
-    return np.where((before | after)[..., None], drawn, picture)
+    drawn = picture.copy()
+    drawn[after] = 0
+    drawn[before] = 255
+    return drawn
 
 
 def write_pictures(pictures: Mapping[Path, np.ndarray], overwrite: bool = False) -> tuple[list[Path], list[Path]]:
@@ -291,6 +288,14 @@ def _steps(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ahead[:-1] |= np.moveaxis(differs, axis, 0)
         behind[1:] |= np.moveaxis(differs, axis, 0)
     return before, after
+
+
+def _draw_ring(picture: np.ndarray, y: int, x: int, factor: int) -> np.ndarray:
+    """Rings a pixel of the image, in white beside black."""
+    centre = (factor * x + factor // 2, factor * y + factor // 2)
+    for radius, colour in ((factor + 4, (255, 255, 255)), (factor + 6, (0, 0, 0))):
+        picture = cv2.circle(picture, centre, radius, colour, 2)
+    return picture
 
 
 def _heat(image: np.ndarray, weights: np.ndarray, factor: int) -> np.ndarray:

@@ -30,9 +30,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument('image', metavar='IMAGE', type=_path, help='image file')
     parser.add_argument('-o', '--out', metavar='DIR', type=_path, required=True, help='folder of the pictures')
     parser.add_argument('--scale', metavar='S', type=int, default=4, help='upscaling factor (default: 4)')
-    parser.add_argument(
-        '--block', metavar='B', type=int, nargs='+', default=[-1], help='blocks, from 0 (default: -1, the last one)'
-    )
+    parser.add_argument('--block', metavar='B', type=int, nargs='+', default=[0], help='blocks, from 0 (default: 0)')
     parser.add_argument(
         '--pixel',
         metavar=('Y', 'X'),
@@ -56,13 +54,15 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     if args.top is not None and args.superpixel is None:
         args.error('--top goes with --superpixel')
-    net = network.load(args, args.scale)
     from spinsr.data import photograph
-    from spinsr.superpixels import draw, find_superpixels, write_pictures
 
+    # Before the network is built: what is mistyped shows at once.
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f'the output must be a folder, {args.out} is none')
     image = photograph.read(args.image).pixels
+    net = network.load(args, args.scale)
+    from spinsr.superpixels import draw, find_superpixels, write_pictures
+
     pictures = {}
     # All is drawn before anything is written: a superpixel may exist in one block and not in another.
     for block in args.block:
