@@ -66,13 +66,7 @@ def upscale(
         (10, 14, 3)
     """
     image = np.asarray(image)
-    if image.dtype not in (np.uint8, np.uint16):
-        raise TypeError(f'image must be uint8 or uint16, got {image.dtype}')
-    if image.ndim not in (2, 3) or 0 in image.shape or (image.ndim == 3 and image.shape[2] > 4):
-        raise ValueError(f'image must have the shape (H, W) or (H, W, 1 to 4), got {image.shape}')
-    pixels = image.reshape(*image.shape[:2], -1)
-    has_alpha = pixels.shape[2] in (2, 4)
-    colours = pixels[..., :-1] if has_alpha else pixels
+    colours, alpha = separate_alpha(image)
     white = np.iinfo(image.dtype).max
 
     x = torch.from_numpy(colours.astype(np.float32) / np.float32(white)).permute(2, 0, 1).unsqueeze(0)
@@ -90,10 +84,25 @@ def upscale(
     if is_grey:
         y = y.mean(1, keepdim=True)
     result = (y[0] * white).round().clamp(0, white).permute(1, 2, 0).contiguous().numpy().astype(image.dtype)
-    if has_alpha:
-        alpha = bicubic.upsample(pixels[..., -1:], result.shape[0] // image.shape[0])
+    if alpha is not None:
+        alpha = bicubic.upsample(alpha, result.shape[0] // image.shape[0])
         result = np.concatenate((result, alpha), axis=2)
     return result.reshape(*result.shape[:2], *image.shape[2:])
+
+
+def separate_alpha(image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """The colours of an image as `upscale` takes it, (H, W, 1 or 3), and its alpha, (H, W, 1), or None.
+
+    Raises:
+        TypeError: The image is neither uint8 nor uint16.
+        ValueError: The image has another shape.
+    """
+    if image.dtype not in (np.uint8, np.uint16):
+        raise TypeError(f'image must be uint8 or uint16, got {image.dtype}')
+    if image.ndim not in (2, 3) or 0 in image.shape or (image.ndim == 3 and image.shape[2] > 4):
+        raise ValueError(f'image must have the shape (H, W) or (H, W, 1 to 4), got {image.shape}')
+    pixels = image.reshape(*image.shape[:2], -1)
+    return (pixels[..., :-1], pixels[..., -1:]) if pixels.shape[2] in (2, 4) else (pixels, None)
 
 
 def super_resolve(

@@ -14,6 +14,7 @@ MODULES = [
     *(f'spinsr.modules.{module.name}' for module in pkgutil.iter_modules(spinsr.modules.__path__)),
     'spinsr.infer',
     'spinsr.network',
+    'spinsr.superpixels',
 ]
 OPS = [
     'associate',

@@ -23,8 +23,11 @@ class SuperpixelCrossAttention(nn.Module):
         self.to_qkv = nn.Linear(dim, sum(self.split), bias=False)
         self.to_token = nn.Linear(dim, qk_dim, bias=False)
 
+    def inputs(self, x: Tensor, association: ops.Association) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the pixels (B, N, D), and the superpixels' tokens (B, K, qk_dim)."""
+        q, k, v = project(x, self.norm, self.to_qkv, self.split)
+        return q, k, v, self.to_token(ops.pool(self.norm(x), association).to(q.dtype))
+
     def forward(self, x: Tensor, association: ops.Association) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        q, k, v = project(x, self.norm, self.to_qkv, self.split)
-        tokens = self.to_token(ops.pool(self.norm(x), association).to(q.dtype))  # (B, K, qk_dim)
-        return ops.superpixel_cross_attention(q, k, v, tokens, self.num_heads).view(x.shape)
+        return ops.superpixel_cross_attention(*self.inputs(x, association), self.num_heads).view(x.shape)

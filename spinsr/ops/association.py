@@ -44,6 +44,10 @@ class SparseAssociation:
         """The log-odds as (B, K, N), -inf outside the 3x3 neighbourhood. Memory O(K N)."""
         return _scatter_dense(self.grid, self._by_pixel(self.log_odds), float('-inf'))
 
+    def by_pixel(self) -> Tensor:
+        """The weights of each pixel for the `grid.neighbors` of its cell: (B, N, 9), 0 where there is none."""
+        return self._by_pixel(self.weights)
+
     def _by_pixel(self, x: Tensor) -> Tensor:
         keep = slice(None) if self.grid.is_pixel is None else self.grid.is_pixel.reshape(-1)
         order = self.grid.pixels.reshape(-1)[keep].argsort()
@@ -71,6 +75,11 @@ class DenseAssociation:
     def dense_log_odds(self) -> Tensor:
         """The log-odds (B, K, N)."""
         return self.log_odds
+
+    def by_pixel(self) -> Tensor:
+        """The weights of each pixel for the `grid.neighbors` of its cell: (B, N, 9), 0 where there is none."""
+        rows, exists = self.grid.neighbors[self.grid.labels], self.grid.is_neighbor[self.grid.labels]  # (N, 9)
+        return self.weights.transpose(1, 2).gather(2, rows.expand(len(self.weights), -1, -1)) * exists
 
 
 Association = SparseAssociation | DenseAssociation
