@@ -239,13 +239,14 @@ def _work(order: Mapping[str, Any]) -> dict[str, Any]:
     """What the process of `measure` does."""
     import importlib
 
+    device = torch.device(order['device'])
+
     import spinsr
     import spinsr.archs  # noqa: F401  before anything of BasicSR
 
     logging.getLogger('spinsr').setLevel(logging.ERROR)  # that it has no weights is as wanted
     for module in order['imports']:
         importlib.import_module(module)
-    device = torch.device(order['device'])
     torch.manual_seed(0)
     net = spinsr.load(order['arch'], order['scale'], None, device, **order['arch_args'])
     x = torch.rand(1, 3, *order['size'], device=device)

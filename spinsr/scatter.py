@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 SIZE = (1200, 800)
 MARGIN = (110, 70, 40, 90)  # left, top, right, bottom
 SMOOTH = 2  # drawn larger and shrunk, for smooth edges
+GAP = 14 * SMOOTH  # between a point and its name
 INK, GRID, PUBLISHED, OURS = '#222222', '#e3e3e3', '#5b7fa6', '#d1495b'
 
 
@@ -68,8 +69,10 @@ def draw(points: Sequence[Point], title: str) -> Image.Image:
 
     centres = [place(x, y) for x, y in zip(xs, ys, strict=True)]
     radius = 9 * SMOOTH
-    taken = [(x - radius, y - radius, x + radius, y + radius) for x, y in centres]
-    for point, (x, y), box in zip(points, centres, list(taken), strict=True):
+    boxes = [(x - radius, y - radius, x + radius, y + radius) for x, y in centres]
+    # As wide as a name keeps away from its own point: a name closer to another would be taken for that one's.
+    taken = [(x - GAP, y - GAP, x + GAP, y + GAP) for x, y in centres]
+    for point, (x, y), box in zip(points, centres, boxes, strict=True):
         colour = OURS if point.ours else PUBLISHED
         if point.ours:
             canvas.polygon([(x, box[1]), (box[2], y), (x, box[3]), (box[0], y)], colour)
@@ -87,17 +90,16 @@ def draw(points: Sequence[Point], title: str) -> Image.Image:
 def _label(canvas, text, centre, colour, taken, frame) -> tuple[float, float, float, float]:
     """Writes a name beside its point, where it covers least of what is there; returns its box."""
     x, y = centre
-    gap = 14 * SMOOTH
     options = []
     for dx, dy, anchor in (
-        (gap, 0, 'lm'),
-        (-gap, 0, 'rm'),
-        (0, -gap, 'mb'),
-        (0, gap, 'mt'),
-        (gap, -gap, 'lb'),
-        (gap, gap, 'lt'),
-        (-gap, -gap, 'rb'),
-        (-gap, gap, 'rt'),
+        (GAP, 0, 'lm'),
+        (-GAP, 0, 'rm'),
+        (0, -GAP, 'mb'),
+        (0, GAP, 'mt'),
+        (GAP, -GAP, 'lb'),
+        (GAP, GAP, 'lt'),
+        (-GAP, -GAP, 'rb'),
+        (-GAP, GAP, 'rt'),
     ):
         box = canvas.textbbox((x + dx, y + dy), text, font=_font(20), anchor=anchor)
         outside = box[0] < frame[0] or box[1] < frame[1] or box[2] > frame[2] or box[3] > frame[3]
