@@ -53,6 +53,7 @@ def test_counts_by_hand():
     }
 
 
+@pytest.mark.slow
 def test_rcan_x4_for_1280x720():
     counted = count(spinsr.load('RCAN', 4, None), 180, 320)
     assert counted['parameters'] == 15_592_355
