@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 import spinsr
-from spinsr import complexity, scatter
+from spinsr import complexity, ops, scatter
 from spinsr.cli import main
 from spinsr.complexity import count, measure, to_markdown
 from spinsr.published import PUBLISHED
@@ -51,6 +51,16 @@ def test_counts_by_hand():
         'convolution_multiply_adds': convolution,
         'activations': 4 * pixels,
     }
+
+
+class Covariance(nn.Conv2d):
+    def forward(self, x):
+        return ops.covariance(super().forward(x))
+
+
+def test_ops_count_as_the_papers_write_them():
+    counted = count(Covariance(3, 4, 1), 5, 6)  # centred by a (30, 30) matrix
+    assert counted['multiply_adds'] - counted['convolution_multiply_adds'] == 4 * 30 * 30 + 4 * 30 * 4
 
 
 @pytest.mark.slow
