@@ -11,19 +11,17 @@ import json
 import logging
 import os
 import platform
-import resource
 import sys
 import textwrap
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode
+
+from spinsr.complexity import Uncounted, peak_rss, timed
 
 PHOTOGRAPH = 'ihc.png'  # a micrograph with fine texture everywhere: in smooth areas near-ties are frequent
 # Matrices that fill the device: a product of 1024 does not fill a GPU.
@@ -184,19 +182,6 @@ class Runner:
         return {'macs': counter.get_total_flops() // 2, 'why': None}
 
 
-class Uncounted(TorchDispatchMode):
-    """Notes the ops, other than torch's own, that FlopCounterMode takes for free."""
-
-    def __init__(self):
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace not in ('aten', 'prim', 'prims') and func._overloadpacket not in flop_registry:
-            self.names.add(str(func._overloadpacket))
-        return func(*args, **(kwargs or {}))
-
-
 def prepare_torch(settings: dict[str, Any]) -> torch.device:
     if settings['threads']:
         torch.set_num_threads(settings['threads'])
@@ -253,28 +238,6 @@ def reflected(start: int, length: int, period: int) -> Tensor:
     """Indices start, start + 1, … that turn round at the ends of 0..period-1."""
     index = torch.arange(start, start + length) % (2 * period)
     return torch.minimum(index, 2 * period - 1 - index)
-
-
-@contextlib.contextmanager
-def timed(device: torch.device) -> Iterator[list[float]]:
-    """Puts the seconds of the with block, the device's work included, into the list it gives."""
-    clock: list[float] = []
-    synchronize(device)
-    start = time.perf_counter()
-    yield clock
-    synchronize(device)
-    clock.append(time.perf_counter() - start)
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type != 'cpu':
-        getattr(torch, device.type).synchronize()
-
-
-def peak_rss() -> int:
-    """Largest resident memory of this process until now, in bytes."""
-    # Kilobytes on Linux, bytes on macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 def cpu_model() -> str:

@@ -4,7 +4,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         args.markdown: evaluate.to_markdown,
     }
     writers.pop(None, None)
-    _check_outputs(writers, args.overwrite)
+    check_outputs(writers, args.overwrite)
     _check_protocols(args, protocols, evaluate.PROTOCOLS)
     metrics = evaluate.load_metrics(_unique(args.metric), network.device(args.device)) if args.metric else {}
     upscaler, method, about = _source(args, scales)
@@ -171,8 +171,12 @@ def _source(args: argparse.Namespace, scales: list[int]) -> tuple[Callable[..., 
     return upscaler, args.arch + '+' * args.self_ensemble, about
 
 
-def _check_outputs(paths: Mapping[Path, Any], overwrite: bool) -> None:
-    """Finds out before the work starts whether its result can be written."""
+def check_outputs(paths: Iterable[Path], overwrite: bool) -> None:
+    """Finds out before the work starts whether its result can be written.
+
+    Raises:
+        OSError: A file exists and may not be replaced, or its folder cannot be written to.
+    """
     for path in paths:
         if path.exists() and (not overwrite or path.is_dir()):
             raise FileExistsError(f'{path} exists{"" if path.is_dir() else "; --overwrite replaces it"}')

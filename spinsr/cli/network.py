@@ -22,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default='default',
         help="BasicSR's .pth, the authors' file, or .safetensors (default: those that spinsr ships; none yet)",
     )
+    add_build_arguments(group)
+
+
+def add_build_arguments(group: argparse._ArgumentGroup) -> None:
+    """Adds --arch-args, --import and --device."""
     group.add_argument(
         '--arch-args',
         metavar='KEY=VALUE',

@@ -1,0 +1,185 @@
+"""`spinsr complexity`: what networks cost, as a table, and PSNR against parameters as a picture."""
+
+import argparse
+import json
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from spinsr.cli import network
+
+EXAMPLE = """\
+examples:
+  spinsr complexity
+  spinsr complexity --arch SPIN SAN RCAN --scale 2 --no-latency --markdown table.md
+  spinsr complexity --arch SPIN RCAN --no-latency --plot figure.png --scores spin.json rcan.json --dataset Set5
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        'complexity',
+        help='parameters, multiply-adds, activations, latency and memory of networks',
+        description='Prints a table of what networks cost for an output of 1280x720 pixels, or another size.',
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    group = parser.add_argument_group('network')
+    group.add_argument(
+        '--arch',
+        metavar='NAME',
+        nargs='+',
+        default=['SPIN'],
+        help="SPIN (the default), SAN, RCAN, or any other names in BasicSR's ARCH_REGISTRY",
+    )
+    network.add_build_arguments(group)
+    parser.add_argument('--scale', metavar='S', type=_positive, default=4, help='upscaling factor (default: 4)')
+    parser.add_argument(
+        '--size', metavar='HxW', type=_size, help='pixels of the input (default: what gives 720x1280, rounded)'
+    )
+    parser.add_argument('--no-latency', action='store_true', help='only count; measure neither time nor memory')
+    parser.add_argument('--runs', metavar='N', type=_positive, default=3, help='timed, after a warm-up (default: 3)')
+    parser.add_argument('--markdown', metavar='FILE', type=Path, help='write the table')
+    parser.add_argument('--json', metavar='FILE', type=Path, help='write every number')
+    parser.add_argument('--plot', metavar='FILE', type=Path, help='draw PSNR against parameters, a .png')
+    parser.add_argument(
+        '--scores',
+        metavar='FILE',
+        type=Path,
+        nargs='+',
+        default=[],
+        help='for --plot: files of `spinsr evaluate --json`, of networks among --arch, drawn beside the published ones',
+    )
+    parser.add_argument('--dataset', metavar='NAME', default='Set5', help='for --plot (default: Set5)')
+    parser.add_argument('--overwrite', action='store_true', help='replace these files where they exist')
+    parser.set_defaults(run=run, error=parser.error)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command.
+
+    Raises:
+        ValueError, OSError, ImportError: Before the work starts: a file exists or cannot be written, a module of
+            --import fails, the device does not exist, or --scores has nothing to draw.
+    """
+    _check_usage(args)
+    from spinsr.cli.evaluate import check_outputs
+
+    outputs = [path for path in (args.markdown, args.json, args.plot) if path]
+    check_outputs(outputs, args.overwrite)
+    network.import_modules(args)
+
+    import spinsr
+    from spinsr import complexity
+    from spinsr.data.image_file import write_bytes
+
+    logging.getLogger('spinsr').setLevel(logging.ERROR)  # that a network has no weights is as wanted here
+    device = str(network.device(args.device))
+    scores = _read_scores(args)
+    height, width = args.size or (round(720 / args.scale), round(1280 / args.scale))
+    rows = []
+    for arch in dict.fromkeys(args.arch):
+        try:
+            net = spinsr.load(arch, args.scale, None, **dict(args.arch_args))
+            row = {'arch': arch, 'scale': args.scale, 'size': [height, width], **complexity.count(net, height, width)}
+            del net
+            if not args.no_latency:
+                row |= complexity.measure(
+                    arch,
+                    args.scale,
+                    height,
+                    width,
+                    runs=args.runs,
+                    device=device,
+                    arch_args=dict(args.arch_args),
+                    imports=args.imports,
+                )
+            rows.append(row)
+        except (ValueError, TypeError) as error:
+            print(f'spinsr complexity: error: {arch}: {error}', file=sys.stderr)
+    failed = len(rows) < len(set(args.arch))
+    if not rows:
+        return 1
+    table = complexity.to_markdown(rows)
+    print(table, end='')
+    if args.markdown:
+        write_bytes(args.markdown, table.encode())
+    if args.json:
+        write_bytes(args.json, (json.dumps(rows, indent=2) + '\n').encode())
+    if args.plot:
+        write_bytes(args.plot, _picture(args, rows, scores))
+    return int(failed)
+
+
+def _check_usage(args: argparse.Namespace) -> None:
+    if args.arch_args and len(set(args.arch)) > 1:
+        args.error(f'argument --arch-args: is for one network, got --arch {" ".join(args.arch)}')
+    if args.scores and not args.plot:
+        args.error('argument --scores: needs --plot')
+    if args.plot and args.plot.suffix.lower() != '.png':
+        args.error(f'argument --plot: must end in .png, got {str(args.plot)!r}')
+    files = [path.resolve() for path in (args.markdown, args.json, args.plot) if path]
+    if len(set(files)) < len(files):
+        args.error('arguments --markdown, --json, --plot: must be different files')
+
+
+def _read_scores(args: argparse.Namespace) -> list[tuple[str, str, float]]:
+    """(arch, method, PSNR) of each result that belongs to the picture."""
+    scores = []
+    for path in args.scores:
+        try:
+            results = json.loads(path.read_text(encoding='utf-8'))
+            found = [
+                (result['arch'], result['method'], float(result['protocols']['y_crop_scale']['psnr']))
+                for result in results
+                if (result['dataset'], result['scale']) == (args.dataset, args.scale)
+            ]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f'{path} must be of spinsr evaluate --json, of a network, with the protocol y_crop_scale'
+            ) from error
+        if not found:
+            raise ValueError(f'{path} has no results for {args.dataset} x{args.scale}')
+        for arch, *_ in found:
+            if arch not in args.arch:
+                raise ValueError(f'{path} is of {arch}, whose parameters are not counted; name it under --arch')
+        scores += found
+    return scores
+
+
+def _picture(args: argparse.Namespace, rows: list[dict[str, Any]], scores: list[tuple[str, str, float]]) -> bytes:
+    import io
+
+    from spinsr import scatter
+    from spinsr.published import PUBLISHED
+
+    points = [
+        scatter.Point(row.name, row.parameters, row.psnr[args.dataset])
+        for row in PUBLISHED
+        if row.scale == args.scale and args.dataset in row.psnr
+    ]
+    parameters = {row['arch']: row['parameters'] for row in rows}
+    points += [
+        scatter.Point(f'{method} (here)', parameters[arch], psnr, ours=True)
+        for arch, method, psnr in scores
+        if arch in parameters
+    ]
+    data = io.BytesIO()
+    scatter.draw(points, f'{args.dataset} x{args.scale}: PSNR on Y against parameters').save(data, 'PNG')
+    return data.getvalue()
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'must be an integer of at least 1, got {text!r}')
+    return int(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text, re.ASCII)
+    if not match:
+        raise argparse.ArgumentTypeError(f'must be HEIGHTxWIDTH in pixels of the input, as 180x320, got {text!r}')
+    return int(match[1]), int(match[2])

@@ -1,0 +1,67 @@
+"""What the papers publish: parameters and PSNR of small and large networks, with where each row was read."""
+
+from typing import NamedTuple
+
+
+class Published(NamedTuple):
+    """One network at one scale.
+
+    Attributes:
+        name: As its paper calls it.
+        scale: Upscaling factor.
+        parameters: As published; for RCAN and SAN, whose papers round to 16M and 15.7M, as their code has them.
+        psnr: dB on Y by dataset, as published. Protocols differ between papers by about 0.01 dB (docs/evaluate.md).
+        source: Where the numbers come from.
+    """
+
+    name: str
+    scale: int
+    parameters: int
+    psnr: dict[str, float]
+    source: str
+
+
+DATASETS = ('Set5', 'Set14', 'B100', 'Urban100', 'Manga109')
+
+
+def _row(name: str, scale: int, parameters: int, psnr: str, source: str) -> Published:
+    numbers = zip(DATASETS, psnr.split(), strict=True)
+    return Published(name, scale, parameters, {key: float(text) for key, text in numbers if text != '-'}, source)
+
+
+_SPIN = 'ICCV 2023, Table 1; x4 on Manga109: Table 2'
+_RCAN = 'ECCV 2018, figures in github.com/yulunzhang/RCAN; parameters counted in its code'
+_SAN = 'SwinIR, ICCVW 2021, Table 2; parameters counted in github.com/daitao/SAN'
+_ELAN = 'ECCV 2022, github.com/xindongzhang/ELAN'
+_SWINIR = 'ICCVW 2021, github.com/JingyunLiang/SwinIR; trained on DIV2K'
+_OMNI = 'CVPR 2023, github.com/Francis0625/Omni-SR; trained on DIV2K'
+_ESRT = 'CVPRW 2022, github.com/luissen/ESRT'
+_RLFN = 'CVPRW 2022, as cited by later papers'
+
+# A dash: not published, or not confirmed by any source.
+PUBLISHED = (
+    _row('SPIN', 2, 497_000, '38.20 33.90 32.31 32.79 -', _SPIN),
+    _row('SPIN', 3, 569_000, '34.65 30.57 29.23 28.71 -', _SPIN),
+    _row('SPIN', 4, 555_000, '32.48 28.80 27.70 26.55 30.98', _SPIN),
+    _row('RCAN', 2, 15_444_667, '38.27 34.12 32.41 33.34 39.44', _RCAN),
+    _row('RCAN', 3, 15_629_307, '34.74 30.65 29.32 29.09 34.44', _RCAN),
+    _row('RCAN', 4, 15_592_379, '32.63 28.87 27.77 26.82 31.22', _RCAN),
+    _row('SAN', 2, 15_712_800, '38.31 34.07 32.42 33.10 39.32', _SAN),
+    _row('SAN', 3, 15_897_440, '34.75 30.59 29.33 28.93 34.30', _SAN),
+    _row('SAN', 4, 15_860_512, '32.64 28.92 27.78 26.79 31.18', _SAN),
+    _row('ELAN-light', 2, 582_000, '38.17 33.94 32.30 32.76 39.11', _ELAN),
+    _row('ELAN-light', 3, 590_000, '34.64 30.55 29.21 28.69 34.00', _ELAN),
+    _row('ELAN-light', 4, 601_000, '32.43 28.78 27.69 26.54 30.92', _ELAN),
+    _row('SwinIR-light', 2, 878_000, '38.14 33.86 32.31 32.76 39.12', _SWINIR),
+    _row('SwinIR-light', 3, 886_000, '34.62 30.54 29.20 28.66 33.98', _SWINIR),
+    _row('SwinIR-light', 4, 897_000, '32.44 28.77 27.69 26.47 30.92', _SWINIR),
+    _row('SwinIR', 4, 11_800_000, '32.72 28.94 27.83 27.07 31.67', _SWINIR),
+    _row('Omni-SR', 2, 772_000, '38.22 33.98 32.36 33.05 39.28', _OMNI),
+    _row('Omni-SR', 3, 780_000, '34.70 30.57 29.28 28.84 34.22', _OMNI),
+    _row('Omni-SR', 4, 792_000, '32.49 28.78 27.71 26.64 31.02', _OMNI),
+    _row('ESRT', 2, 677_000, '38.03 33.75 32.25 32.58 39.12', _ESRT),
+    _row('ESRT', 3, 770_000, '34.42 30.43 29.15 28.46 33.95', _ESRT),
+    _row('ESRT', 4, 751_000, '32.19 28.69 27.69 26.39 30.75', _ESRT),
+    _row('RLFN', 2, 527_000, '38.07 33.72 32.22 32.33 -', _RLFN),
+    _row('RLFN', 4, 543_000, '32.24 28.62 27.60 26.17 -', _RLFN),
+)
