@@ -1,6 +1,7 @@
 """What networks cost: counts known from hand or from the authors' networks, a process that measures, the picture."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -219,3 +220,10 @@ def test_usage(arguments):
     with pytest.raises(SystemExit) as error:
         main(['complexity', *arguments])
     assert error.value.code == 2
+
+
+def test_the_command_leaves_the_logger_as_it_was(capsys):
+    before = logging.getLogger('spinsr').level
+    small = ['--arch-args', 'num_feat=4', 'num_group=1', 'num_block=1', 'squeeze_factor=2']
+    assert main(['complexity', '--arch', 'RCAN', '--size', '8x8', '--no-latency', *small]) == 0
+    assert logging.getLogger('spinsr').level == before

@@ -1,10 +1,12 @@
 """`spinsr complexity`: what networks cost, as a table, and PSNR against parameters as a picture."""
 
 import argparse
+import contextlib
 import json
 import logging
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +78,14 @@ def run(args: argparse.Namespace) -> int:
     from spinsr import complexity
     from spinsr.data.image_file import write_bytes
 
-    logging.getLogger('spinsr').setLevel(logging.ERROR)  # that a network has no weights is as wanted here
     device = str(network.device(args.device))
     scores = _read_scores(args)
     height, width = args.size or (round(720 / args.scale), round(1280 / args.scale))
     rows = []
     for arch in dict.fromkeys(args.arch):
         try:
-            net = spinsr.load(arch, args.scale, None, **dict(args.arch_args))
+            with _errors_only():
+                net = spinsr.load(arch, args.scale, None, **dict(args.arch_args))
             row = {'arch': arch, 'scale': args.scale, 'size': [height, width], **complexity.count(net, height, width)}
             del net
             if not args.no_latency:
@@ -112,6 +114,18 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         write_bytes(args.plot, _picture(args, rows, scores))
     return int(failed)
+
+
+@contextlib.contextmanager
+def _errors_only() -> Iterator[None]:
+    """That a network has no weights is as wanted here."""
+    logger = logging.getLogger('spinsr')
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _check_usage(args: argparse.Namespace) -> None:
