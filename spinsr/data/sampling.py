@@ -14,8 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from spinsr.data import image_file
-from spinsr.errors import DataError
+from spinsr import compat
+
+compat.install()
+
+from basicsr.data.paired_image_dataset import PairedImageDataset  # noqa: E402
+from basicsr.utils import FileClient  # noqa: E402
+
+from spinsr.data import image_file  # noqa: E402
+from spinsr.errors import DataError  # noqa: E402
 
 
 class Place(NamedTuple):
@@ -100,10 +107,9 @@ class ExactDataset(Dataset):
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
-        paths = getattr(dataset, 'paths', None)
-        if isinstance(paths, list) and all(isinstance(path, dict) and 'gt_path' in path for path in paths):
+        if isinstance(dataset, PairedImageDataset):
             # BasicSR lists a folder in the order of the file system, which is another on another machine.
-            paths.sort(key=lambda path: path['gt_path'])
+            dataset.paths.sort(key=lambda path: path['gt_path'])
 
     def __getattr__(self, name: str) -> Any:
         if name == 'dataset':  # while it is being unpickled
@@ -152,15 +158,14 @@ class ExactDataset(Dataset):
         return ' and '.join(dict.fromkeys(names))
 
     def _open(self) -> None:
-        """Opens BasicSR's file client, in the process that reads, and lets nothing damaged through it."""
-        data = self.dataset
-        backend = getattr(data, 'io_backend_opt', None)
-        if backend is None or getattr(data, 'file_client', None) is not None:
-            return
-        from basicsr.utils import FileClient
+        """Opens the file client of BasicSR's pairs, in the process that reads, and lets nothing damaged through it.
 
-        options = {key: value for key, value in backend.items() if key != 'type'}
-        data.file_client = _StrictClient(FileClient(backend['type'], **options))
+        What other data sets read may be no images at all.
+        """
+        data = self.dataset
+        if isinstance(data, PairedImageDataset) and data.file_client is None:
+            options = {key: value for key, value in data.io_backend_opt.items() if key != 'type'}
+            data.file_client = _StrictClient(FileClient(data.io_backend_opt['type'], **options))
 
 
 class _StrictClient:

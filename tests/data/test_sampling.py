@@ -1,5 +1,6 @@
 """Samples by place: the same for any number of workers and processes, and never damaged."""
 
+import io
 import os
 import random
 from collections import Counter
@@ -15,6 +16,7 @@ import spinsr.archs  # noqa: F401
 
 # isort: split
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.utils import FileClient
 
 from spinsr.data.sampling import ExactDataset, Place, PlaceSampler
 from spinsr.errors import DataError
@@ -199,3 +201,22 @@ def test_data_set_without_paths_is_named_by_its_option(tmp_path):
 
     with pytest.raises(DataError, match='^sample 3 of draws: KeyError$'):
         ExactDataset(Broken(), 0)[3]
+
+
+def test_data_set_of_another_kind_reads_what_it_wants_in_its_own_order(tmp_path):
+    """Another plugin's: no images, and a second list that goes with `paths`."""
+
+    class Arrays(Draws):
+        def __init__(self):
+            self.paths = [{'gt_path': str(tmp_path / name)} for name in ('b.npy', 'a.npy')]
+            self.io_backend_opt, self.file_client = {'type': 'disk'}, None
+            for value, path in enumerate(self.paths):
+                np.save(path['gt_path'], np.full(2, value))
+
+        def __getitem__(self, index):
+            if self.file_client is None:
+                self.file_client = FileClient(self.io_backend_opt.pop('type'), **self.io_backend_opt)
+            return np.load(io.BytesIO(self.file_client.get(self.paths[index]['gt_path'], 'gt')))
+
+    data = ExactDataset(Arrays(), 0)
+    assert data[Place(0, 0, 0)].tolist() == [0, 0] and data[Place(0, 1, 1)].tolist() == [1, 1]
