@@ -9,7 +9,6 @@ number means. Exit status: 0 all done, 1 a backend failed or the backends disagr
 
 import argparse
 import contextlib
-import re
 import shlex
 import signal
 import sys
@@ -19,6 +18,8 @@ from typing import Any
 
 from benchmark_report import make_report, print_report, write_json
 from benchmark_session import OUTPUT_LIMITS, RefusedError, Session, Worker, WorkerError, base_of, progress
+
+from spinsr.cli.arguments import positive, size
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,19 +71,6 @@ def make_parser() -> argparse.ArgumentParser:
     add('--import', dest='imports', action='append', default=[], metavar='MODULE', help='registers more archs')
     add('--json', type=new_file, metavar='FILE', help='write all numbers here')
     return parser
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'must be an integer of at least 1, got {text!r}')
-    return int(text)
-
-
-def size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text, re.ASCII)
-    if not match:
-        raise argparse.ArgumentTypeError(f'must be HEIGHTxWIDTH in LR pixels, as 180x320, got {text!r}')
-    return int(match[1]), int(match[2])
 
 
 def names(text: str) -> list[str]:

@@ -4,13 +4,12 @@ import argparse
 import contextlib
 import json
 import logging
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spinsr.cli import network
+from spinsr.cli import arguments, network
 
 EXAMPLE = """\
 examples:
@@ -38,12 +37,16 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="SPIN (the default), SAN, RCAN, or any other names in BasicSR's ARCH_REGISTRY",
     )
     network.add_build_arguments(group)
-    parser.add_argument('--scale', metavar='S', type=_positive, default=4, help='upscaling factor (default: 4)')
     parser.add_argument(
-        '--size', metavar='HxW', type=_size, help='pixels of the input (default: what gives 720x1280, rounded)'
+        '--scale', metavar='S', type=arguments.positive, default=4, help='upscaling factor (default: 4)'
+    )
+    parser.add_argument(
+        '--size', metavar='HxW', type=arguments.size, help='pixels of the input (default: what gives 720x1280, rounded)'
     )
     parser.add_argument('--no-latency', action='store_true', help='only count; measure neither time nor memory')
-    parser.add_argument('--runs', metavar='N', type=_positive, default=3, help='timed, after a warm-up (default: 3)')
+    parser.add_argument(
+        '--runs', metavar='N', type=arguments.positive, default=3, help='timed, after a warm-up (default: 3)'
+    )
     parser.add_argument('--markdown', metavar='FILE', type=Path, help='write the table')
     parser.add_argument('--json', metavar='FILE', type=Path, help='write every number')
     parser.add_argument('--plot', metavar='FILE', type=Path, help='draw PSNR against parameters, a .png')
@@ -68,10 +71,8 @@ def run(args: argparse.Namespace) -> int:
             --import fails, the device does not exist, or --scores has nothing to draw.
     """
     _check_usage(args)
-    from spinsr.cli.evaluate import check_outputs
-
     outputs = [path for path in (args.markdown, args.json, args.plot) if path]
-    check_outputs(outputs, args.overwrite)
+    arguments.check_outputs(outputs, args.overwrite)
     network.import_modules(args)
 
     import spinsr
@@ -184,16 +185,3 @@ def _picture(args: argparse.Namespace, rows: list[dict[str, Any]], scores: list[
     data = io.BytesIO()
     scatter.draw(points, f'{args.dataset} x{args.scale}: PSNR on Y against parameters').save(data, 'PNG')
     return data.getvalue()
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'must be an integer of at least 1, got {text!r}')
-    return int(text)
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text, re.ASCII)
-    if not match:
-        raise argparse.ArgumentTypeError(f'must be HEIGHTxWIDTH in pixels of the input, as 180x320, got {text!r}')
-    return int(match[1]), int(match[2])

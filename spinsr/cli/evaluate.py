@@ -4,12 +4,11 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from spinsr.cli import network
-from spinsr.cli.prepare import parse_scales
+from spinsr.cli import arguments, network
 
 EXAMPLE = """\
 examples:
@@ -45,7 +44,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--scale',
         metavar='S',
-        type=parse_scales,
+        type=arguments.scales,
         nargs='+',
         default=[(4,)],
         help='scales, as 2,4 or 2 4 (default: 4); {scale} in --weights and --sr stands for the scale',
@@ -87,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     _check_usage(args, scales, protocols)
 
     from spinsr import evaluate
+    from spinsr.data.image_file import write_bytes
 
     logging.basicConfig(level=logging.INFO, format='%(message)s')
     writers = {
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         args.markdown: evaluate.to_markdown,
     }
     writers.pop(None, None)
-    check_outputs(writers, args.overwrite)
+    arguments.check_outputs(writers, args.overwrite)
     _check_protocols(args, protocols, evaluate.PROTOCOLS)
     metrics = evaluate.load_metrics(_unique(args.metric), network.device(args.device)) if args.metric else {}
     upscaler, method, about = _source(args, scales)
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         print(evaluate.to_markdown(results), end='')
         results = [result | about[result['scale']] for result in results]
         for path, to_text in writers.items():
-            _write(path, to_text(results))
+            write_bytes(path, to_text(results).encode())
     return int(bool(failures))
 
 
@@ -169,26 +169,6 @@ def _source(args: argparse.Namespace, scales: list[int]) -> tuple[Callable[..., 
         about[scale] = {'arch': args.arch, 'weights': weights, 'self_ensemble': args.self_ensemble}
     upscaler = evaluate.network(nets, self_ensemble=args.self_ensemble)
     return upscaler, args.arch + '+' * args.self_ensemble, about
-
-
-def check_outputs(paths: Iterable[Path], overwrite: bool) -> None:
-    """Finds out before the work starts whether its result can be written.
-
-    Raises:
-        OSError: A file exists and may not be replaced, or its folder cannot be written to.
-    """
-    for path in paths:
-        if path.exists() and (not overwrite or path.is_dir()):
-            raise FileExistsError(f'{path} exists{"" if path.is_dir() else "; --overwrite replaces it"}')
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(path.parent, os.W_OK):
-            raise PermissionError(f'{path.parent} cannot be written to')
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f'.{path.name}.part')
-    part.write_text(text, encoding='utf-8')
-    os.replace(part, path)
 
 
 def _names(text: str) -> list[str]:

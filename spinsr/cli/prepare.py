@@ -5,6 +5,8 @@ import logging
 import os
 from pathlib import Path
 
+from spinsr.cli import arguments
+
 EXAMPLE = """\
 examples:
   spinsr prepare sample
@@ -74,7 +76,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     images.add_argument(
         '--min-side',
         metavar='N',
-        type=_positive,
+        type=arguments.positive,
         default=1,
         help='leave out images with a shorter side, after the cut to multiples of 12; at least the gt_size of training',
     )
@@ -121,7 +123,7 @@ def _add_kind(
     parser.add_argument(
         '--scale',
         metavar='S',
-        type=parse_scales,
+        type=arguments.scales,
         nargs='+',
         default=[scales],
         help=f'scales, as 2,4 or 2 4 (default: {",".join(map(str, scales))})',
@@ -129,26 +131,12 @@ def _add_kind(
     parser.add_argument(
         '--workers',
         metavar='N',
-        type=_positive,
+        type=arguments.positive,
         default=_processors(),
         help='processes (default: %(default)s, all processors)',
     )
     parser.set_defaults(run=run)
     return parser
-
-
-def parse_scales(text: str) -> tuple[int, ...]:
-    """Scales from one word of --scale: 4, or 2,3,4."""
-    try:
-        return tuple(int(part) for part in text.split(',') if part)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f'must be integers, as 2,4 or 2 4, got {text!r}') from None
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'must be an integer of at least 1, got {text!r}')
-    return int(text)
 
 
 def _processors() -> int:

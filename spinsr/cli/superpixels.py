@@ -1,11 +1,9 @@
 """`spinsr superpixels`: pictures of what a block of SPIN does with an image."""
 
 import argparse
-import os
-from pathlib import Path
 from typing import Any
 
-from spinsr.cli import network
+from spinsr.cli import arguments, network
 
 EXAMPLE = """\
 examples:
@@ -27,8 +25,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('image', metavar='IMAGE', type=_path, help='image file')
-    parser.add_argument('-o', '--out', metavar='DIR', type=_path, required=True, help='folder of the pictures')
+    parser.add_argument('image', metavar='IMAGE', type=arguments.path, help='image file')
+    parser.add_argument('-o', '--out', metavar='DIR', type=arguments.path, required=True, help='folder of the pictures')
     parser.add_argument('--scale', metavar='S', type=int, default=4, help='upscaling factor (default: 4)')
     parser.add_argument('--block', metavar='B', type=int, nargs='+', default=[0], help='blocks, from 0 (default: 0)')
     parser.add_argument(
@@ -85,8 +83,3 @@ def _summary(found: Any, pixel: tuple[int, int] | None) -> str:
         shares = (f'{k} by {weights[k]:.2f}' for k in weights.argsort()[::-1] if weights[k] >= 0.005)
         line += f'; pixel {pixel[0]} {pixel[1]} belongs to superpixel {", ".join(shares)}'
     return line
-
-
-def _path(text: str) -> Path:
-    # Not Path.expanduser, which fails where there is no such user: a name may begin with ~.
-    return Path(os.path.expanduser(text))

@@ -3,11 +3,9 @@
 import argparse
 import contextlib
 import logging
-import os
-from pathlib import Path
 from typing import Any
 
-from spinsr.cli import network
+from spinsr.cli import arguments, network
 
 EXAMPLE = """\
 examples:
@@ -32,11 +30,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         'inputs',
         metavar='INPUT',
-        type=_path,
+        type=arguments.path,
         nargs='+',
         help='image files, and folders, of which the images are taken',
     )
-    parser.add_argument('-o', '--out', metavar='DIR', type=_path, required=True, help='folder of the outputs')
+    parser.add_argument('-o', '--out', metavar='DIR', type=arguments.path, required=True, help='folder of the outputs')
     parser.add_argument('--scale', metavar='S', type=int, default=4, help='upscaling factor (default: 4)')
     parser.add_argument(
         '--tile',
@@ -87,11 +85,6 @@ def run(args: argparse.Namespace) -> int:
     skipped = f'{len(report.skipped)} skipped{" (--overwrite makes them anew)" if report.skipped else ""}'
     print(f'{args.out}: {len(report.done)} done, {skipped}, {len(report.failed)} failed')
     return 1 if report.failed else 0
-
-
-def _path(text: str) -> Path:
-    # Not Path.expanduser, which fails where there is no such user: a name may begin with ~.
-    return Path(os.path.expanduser(text))
 
 
 def _compiled(net: Any, precision: str) -> Any:
