@@ -49,6 +49,15 @@ def start(folder, *flags, **keywords):
     )
 
 
+def start_and_save(folder):
+    """Starts a training and waits for its first checkpoint."""
+    process = start(folder)
+    while not saved(folder / 'experiments/tiny'):
+        assert process.poll() is None
+        time.sleep(0.002)
+    return process
+
+
 def project(folder, images=7, **changes):
     folder.mkdir()
     write_images(folder, images)
@@ -117,10 +126,7 @@ def test_full_disk_ends_training_and_leaves_the_last_checkpoint(tmp_path):
     resource = pytest.importorskip('resource')
     experiment = project(tmp_path / 'full', **{'logger:save_checkpoint_freq': 5})
     whole = project(tmp_path / 'whole', **{'logger:save_checkpoint_freq': 5})
-    process = start(tmp_path / 'full')
-    while not saved(experiment):
-        assert process.poll() is None
-        time.sleep(0.002)
+    process = start_and_save(tmp_path / 'full')
     # From now on no file may grow beyond 100 kB: a checkpoint has 10 times as much.
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
     assert process.wait() == 1
@@ -134,11 +140,8 @@ def test_full_disk_ends_training_and_leaves_the_last_checkpoint(tmp_path):
 
 
 def test_dead_worker_ends_training_with_a_line(tmp_path):
-    experiment = project(tmp_path / 'dead')
-    process = start(tmp_path / 'dead')
-    while not saved(experiment):
-        assert process.poll() is None
-        time.sleep(0.002)
+    project(tmp_path / 'dead')
+    process = start_and_save(tmp_path / 'dead')
     children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
     workers = [pid for pid in children if b'spinsr' in Path(f'/proc/{pid}/cmdline').read_bytes()]
     os.kill(int(workers[0]), signal.SIGKILL)
@@ -150,10 +153,7 @@ def test_dead_worker_ends_training_with_a_line(tmp_path):
 
 def test_damaged_sample_ends_training_with_its_name_and_mending_it_goes_on(tmp_path):
     experiment = project(tmp_path / 'damaged')
-    process = start(tmp_path / 'damaged')
-    while not saved(experiment):
-        assert process.poll() is None
-        time.sleep(0.002)
+    process = start_and_save(tmp_path / 'damaged')
     image = tmp_path / 'damaged/hr/3.png'
     content = image.read_bytes()
     image.write_bytes(content[: len(content) // 2])

@@ -15,6 +15,8 @@ import spinsr
 from spinsr.archs import ARCH_REGISTRY
 from spinsr.convert import convert_file, convert_state_dict, read_checkpoint, to_basicsr, to_official, write_checkpoint
 
+from .touch import Touch
+
 EACH_ARCH = ['spin_official_tiny_x4', 'san_official_tiny_x3', 'rcan_official_tiny_x2']
 each_arch = pytest.mark.parametrize('name', EACH_ARCH)
 each_ending = pytest.mark.parametrize('ending', ['.pth', '.pt', '.safetensors'])
@@ -365,16 +367,6 @@ def test_writing_safetensors_without_the_package_says_what_to_install(tmp_path, 
 def test_what_is_no_state_dict_is_refused_with_the_file(content, tmp_path):
     with pytest.raises(ValueError, match=r'a\.pth: a state dict must map names to tensors, got '):
         convert_file(saved(content, tmp_path / 'a.pth'), tmp_path / 'b.pth')
-
-
-class Touch:
-    """Unpickling it makes a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), 'w')
 
 
 @pytest.mark.parametrize(

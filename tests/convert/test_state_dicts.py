@@ -6,9 +6,12 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from spinsr.archs import ARCH_REGISTRY
 from spinsr.convert import convert_state_dict, read_checkpoint, unwrap
+
+from .touch import Touch
 
 NAMES = [
     *(f'spin_official_tiny_x{scale}' for scale in (2, 3, 4)),
@@ -312,16 +315,6 @@ def test_truncated_file_is_refused_with_the_file(path, share):
         read_checkpoint(path)
 
 
-class Touch:
-    """Unpickling it makes a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), 'w')
-
-
 @pytest.mark.parametrize(
     'save', [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x, 2))], ids=['torch', 'pickle']
 )
@@ -333,14 +326,12 @@ def test_code_in_a_file_is_refused_and_never_runs(path, tmp_path, save):
 
 
 def test_safetensors(tmp_path):
-    save_file = pytest.importorskip('safetensors.torch').save_file
     weights = {'a': torch.rand(3), 'b': torch.rand(2, 2)}
     save_file(weights, tmp_path / 'weights.safetensors')
     assert same(read_checkpoint(tmp_path / 'weights.safetensors'), weights)
 
 
 def test_damaged_safetensors_are_refused_with_the_file(tmp_path):
-    pytest.importorskip('safetensors')
     path = tmp_path / 'weights.safetensors'
     path.write_bytes(b'garbage')
     with pytest.raises(ValueError, match='weights.safetensors is no readable checkpoint'):

@@ -7,8 +7,6 @@ import pytest
 from spinsr.data import image_file, sample
 from spinsr.data.bicubic import downsample, mod_crop
 
-pytest.importorskip('skimage')
-
 
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory):
