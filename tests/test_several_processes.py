@@ -128,7 +128,7 @@ def test_dead_process_ends_the_job_and_a_restart_goes_on(tmp_path):
     run = start(broken, ['-opt', 'tiny.yml', '--auto_resume'], processes=2, restarts=3)
     for state in (30, 60, 90):
         wait_for(broken / f'experiments/tiny/training_states/{state}.state')
-        kill_rank(broken, 1)
+        kill_rank(run, 1)
     output = finish(run)
 
     assert run.returncode == 0, output
@@ -140,24 +140,34 @@ def test_dead_process_ends_the_job_and_a_restart_goes_on(tmp_path):
 
     run = start(broken, ['-opt', 'tiny.yml', '--auto_resume', '--force_yml', 'train:total_iter=100000'], processes=2)
     wait_for(broken / 'experiments/tiny/training_states/140.state')
-    kill_rank(broken, 1)
+    kill_rank(run, 1)
     output = finish(run)
     assert run.returncode != 0
     assert 'Signal 9 (SIGKILL) received' in output
 
 
-def wait_for(path, seconds=120):
+def wait_for(path):
+    wait_until(path.exists, f'{path} did not come')
+
+
+def wait_until(condition, failure, seconds=120):
     end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f'{path} did not come'
+    while not condition():
+        assert time.monotonic() < end, failure
         time.sleep(0.02)
 
 
-def kill_rank(folder, rank):
-    for process in Path('/proc').glob('[0-9]*'):
-        with contextlib.suppress(OSError):
-            environment = (process / 'environ').read_bytes().split(b'\0')
-            if (process / 'cwd').resolve() == folder.resolve() and f'RANK={rank}'.encode() in environment:
-                os.kill(int(process.name), signal.SIGKILL)
-                return
-    raise AssertionError(f'no process with RANK={rank}')
+def kill_rank(torchrun, rank):
+    """Kills the process of this rank; after an earlier kill it may have to be started first."""
+
+    def kill():
+        for process in Path('/proc').glob('[0-9]*'):
+            with contextlib.suppress(OSError):
+                parent = int((process / 'stat').read_text().rpartition(')')[2].split()[1])
+                environment = (process / 'environ').read_bytes().split(b'\0')
+                if parent == torchrun.pid and f'RANK={rank}'.encode() in environment:
+                    os.kill(int(process.name), signal.SIGKILL)
+                    return True
+        return torchrun.poll() is not None
+
+    wait_until(kill, f'no process of rank {rank}')
