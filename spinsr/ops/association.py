@@ -21,14 +21,46 @@ from spinsr.ops.grid import Grid, gather_incoming, superpixel_grid, to_cells
 MASS_EPS = 1e-16  # of the authors' code: a superpixel that no pixel belongs to has the centroid 0
 
 
+class Association:
+    """How far each pixel belongs to each superpixel, A[k, n]; what `associate` returns, in one of several forms.
+
+    Attributes:
+        grid: The superpixel grid; its `reach` says which superpixels a pixel can belong to, M of them.
+        batch: B.
+        dtype: The type of the weights, float32 or float64.
+    """
+
+    grid: Grid
+
+    @property
+    def batch(self) -> int:
+        return self.weights.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights.dtype
+
+    def dense(self) -> Tensor:
+        """The association as the paper writes it: (B, K, N), zeros out of reach. Memory O(K N)."""
+        raise NotImplementedError
+
+    def dense_log_odds(self) -> Tensor:
+        """The log-odds as (B, K, N), -inf out of reach. Memory O(K N)."""
+        raise NotImplementedError
+
+    def by_pixel(self) -> Tensor:
+        """The weights of each pixel for the `grid.neighbors` of its cell: (B, N, M), 0 where there is none."""
+        raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class SparseAssociation:
-    """An association stored for the 9 superpixels that a pixel can belong to: memory O(9 N).
+class SparseAssociation(Association):
+    """An association stored for the M superpixels that a pixel can belong to, 9 as a rule: memory O(M N).
 
     Attributes:
         grid: The superpixel grid.
-        weights: (B, K, 9, P) in [0, 1], summing to 1 over the 9 neighbours of a cell, 0 in padding slots.
-        log_odds: (B, K, 9, P), l_k - logsumexp over the other neighbours of l_j; -inf where there is no neighbour, inf
+        weights: (B, K, M, P) in [0, 1], summing to 1 over the neighbours of a cell, 0 in padding slots.
+        log_odds: (B, K, M, P), l_k - logsumexp over the other neighbours of l_j; -inf where there is no neighbour, inf
             where there is no other one, of no meaning in padding slots.
     """
 
@@ -37,31 +69,28 @@ class SparseAssociation:
     log_odds: Tensor
 
     def dense(self) -> Tensor:
-        """The association as the paper writes it: (B, K, N), zeros outside the 3x3 neighbourhood. Memory O(K N)."""
         return _scatter_dense(self.grid, self._by_pixel(self.weights), 0.0)
 
     def dense_log_odds(self) -> Tensor:
-        """The log-odds as (B, K, N), -inf outside the 3x3 neighbourhood. Memory O(K N)."""
         return _scatter_dense(self.grid, self._by_pixel(self.log_odds), float('-inf'))
 
     def by_pixel(self) -> Tensor:
-        """The weights of each pixel for the `grid.neighbors` of its cell: (B, N, 9), 0 where there is none."""
         return self._by_pixel(self.weights)
 
     def _by_pixel(self, x: Tensor) -> Tensor:
         keep = slice(None) if self.grid.is_pixel is None else self.grid.is_pixel.reshape(-1)
         order = self.grid.pixels.reshape(-1)[keep].argsort()
-        return x.transpose(2, 3).flatten(1, 2)[:, keep][:, order]  # (B, N, 9)
+        return x.transpose(2, 3).flatten(1, 2)[:, keep][:, order]  # (B, N, M)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class DenseAssociation:
+class DenseAssociation(Association):
     """An association stored as the paper writes it.
 
     Attributes:
         grid: The superpixel grid.
-        weights: (B, K, N) in [0, 1], zeros outside the 3x3 neighbourhood.
-        log_odds: (B, K, N), -inf outside the 3x3 neighbourhood.
+        weights: (B, K, N) in [0, 1], zeros out of reach.
+        log_odds: (B, K, N), -inf out of reach.
     """
 
     grid: Grid
@@ -69,24 +98,20 @@ class DenseAssociation:
     log_odds: Tensor
 
     def dense(self) -> Tensor:
-        """The association (B, K, N)."""
         return self.weights
 
     def dense_log_odds(self) -> Tensor:
-        """The log-odds (B, K, N)."""
         return self.log_odds
 
     def by_pixel(self) -> Tensor:
-        """The weights of each pixel for the `grid.neighbors` of its cell: (B, N, 9), 0 where there is none."""
-        rows, exists = self.grid.neighbors[self.grid.labels], self.grid.is_neighbor[self.grid.labels]  # (N, 9)
+        rows, exists = self.grid.neighbors[self.grid.labels], self.grid.is_neighbor[self.grid.labels]  # (N, M)
         return self.weights.transpose(1, 2).gather(2, rows.expand(len(self.weights), -1, -1)) * exists
 
 
-Association = SparseAssociation | DenseAssociation
-
-
-def associate(x: Tensor, cell: int, num_iter: int = 3, backend: str | None = None) -> Association:
-    """Associates every pixel with the superpixels around it.
+def associate(
+    x: Tensor, cell: int, num_iter: int = 3, backend: str | None = None, reach: int | None = 1
+) -> Association:
+    """Associates every pixel with the superpixels around it, with all of them, or with its cell alone.
 
     The result is a constant: no gradient flows through it, as in the authors' code.
 
@@ -95,9 +120,12 @@ def associate(x: Tensor, cell: int, num_iter: int = 3, backend: str | None = Non
         cell: Side of a superpixel cell in pixels; a side of the image below it has one cell.
         num_iter: Number of associations, >= 1.
         backend: See `spinsr.ops.backend`.
+        reach: How many cells away a pixel's superpixels are. 1: the 3x3 cells around its own. None: all superpixels;
+            the rounds are then those of expectation and maximisation for a mixture of Gaussians of one weight and one
+            variance (1/2). 0: its own cell, so that the superpixels are regular patches.
 
     Raises:
-        ValueError: `x` has not four dimensions, or `cell` or `num_iter` is below 1.
+        ValueError: `x` has not four dimensions, `cell` or `num_iter` is below 1, or `reach` is below 0.
 
     Example:
         >>> x = torch.rand(1, 16, 24, 8)
@@ -108,15 +136,19 @@ def associate(x: Tensor, cell: int, num_iter: int = 3, backend: str | None = Non
         raise ValueError(f'x must have the shape (B, H, W, C), got {tuple(x.shape)}')
     if num_iter < 1:
         raise ValueError(f'num_iter must be at least 1, got {num_iter=}')
-    run = _implementation(resolve_backend(backend, x.device))
+    run = _implementation(resolve_backend(backend, x.device), reach)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         x = x.detach()
         x = x if x.dtype == torch.float64 else x.float()
-        return run(x, superpixel_grid(x.shape[1], x.shape[2], cell, x.device, x.dtype), num_iter)
+        return run(x, superpixel_grid(x.shape[1], x.shape[2], cell, x.device, x.dtype, reach), num_iter)
 
 
-def _implementation(backend: str) -> Callable[[Tensor, Grid, int], Association]:
-    if backend == 'triton':
+def _implementation(backend: str, reach: int | None) -> Callable[[Tensor, Grid, int], Association]:
+    if reach is None and backend != 'reference':
+        from spinsr.ops.mixture import associate as _associate_mixture
+
+        return _associate_mixture
+    if backend == 'triton' and reach == 1:
         from spinsr.ops.kernels.association import associate as _associate_triton
 
         return _associate_triton
@@ -126,15 +158,16 @@ def _implementation(backend: str) -> Callable[[Tensor, Grid, int], Association]:
 def _associate_reference(x: Tensor, grid: Grid, num_iter: int) -> DenseAssociation:
     tokens = x.flatten(1, 2)  # (B, N, C)
     centroids = initial_centroids(x, grid)
-    nine = grid.neighbors[grid.labels]  # (N, 9)
+    near = grid.neighbors[grid.labels]  # (N, M)
     outside = ~grid.is_neighbor[grid.labels]
+    itself = torch.eye(near.shape[1], dtype=torch.bool, device=x.device)
     for i in range(num_iter):
         if i > 0:
             centroids = matmul_exact(weights, tokens) / (weights.sum(2, keepdim=True) + MASS_EPS)  # noqa: F821
-        distances = [(tokens - centroids.index_select(1, nine[:, j])).square().sum(-1) for j in range(9)]
-        logits = -torch.stack(distances, -1).masked_fill(outside, float('inf'))  # (B, N, 9)
+        distances = [(tokens - centroids.index_select(1, near_j)).square().sum(-1) for near_j in near.t()]
+        logits = -torch.stack(distances, -1).masked_fill(outside, float('inf'))  # (B, N, M)
         weights = _scatter_dense(grid, logits.softmax(-1), 0.0)
-    others = logits.unsqueeze(-2).masked_fill(torch.eye(9, dtype=torch.bool, device=x.device), float('-inf'))
+    others = logits.unsqueeze(-2).masked_fill(itself, float('-inf'))
     log_odds = _difference(logits, others.logsumexp(-1))
     return DenseAssociation(grid, weights, _scatter_dense(grid, log_odds, float('-inf')))
 
@@ -153,13 +186,13 @@ def _associate_torch(x: Tensor, grid: Grid, num_iter: int) -> SparseAssociation:
             centroids = (total - MASS_EPS * mean[:, 0]) / (mass + MASS_EPS)
         # |x|^2 cancels in the softmax; what is left of -|x - c|^2 is linear in (x, 1): 2 c.x - |c|^2.
         bias = -centroids.square().sum(-1, keepdim=True)
-        nine = torch.cat([2 * centroids, bias], -1)[:, grid.neighbors]  # (B, K, 9, C + 1)
-        nine[..., -1].masked_fill_(~grid.is_neighbor, float('-inf'))
-        logits = matmul_exact(nine, cells.transpose(-1, -2))  # (B, K, 9, P)
+        near = torch.cat([2 * centroids, bias], -1)[:, grid.neighbors]  # (B, K, M, C + 1)
+        near[..., -1].masked_fill_(~grid.is_neighbor, float('-inf'))
+        logits = matmul_exact(near, cells.transpose(-1, -2))  # (B, K, M, P)
         weights = logits.softmax(2)
         if grid.is_pixel is not None:
             weights.masked_fill_(~grid.is_pixel[:, None], 0.0)
-    return SparseAssociation(grid, weights, _log_odds(logits))
+    return SparseAssociation(grid, weights, log_odds_of(logits))
 
 
 def homogeneous(x: Tensor, grid: Grid) -> Tensor:
@@ -176,9 +209,9 @@ def homogeneous(x: Tensor, grid: Grid) -> Tensor:
 def weighted_sums(cells: Tensor, weights: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Sums over the pixels of every superpixel: mass (B, K, 1) = sum_n A[k, n], total (B, K, C) = sum_n A[k, n] x_n.
 
-    Each cell adds up what it gives to each of its 9 neighbours (a small matmul); each superpixel then collects 9 sums.
+    Each cell adds up what it gives to each of its neighbours (a small matmul); each superpixel then collects its sums.
     """
-    given = matmul_exact(weights, cells)  # (B, K, 9, C + 1)
+    given = matmul_exact(weights, cells)  # (B, K, M, C + 1)
     got = (gather_incoming(given, grid) * grid.is_neighbor.flip(1).unsqueeze(-1)).sum(2)
     return got[..., -1:], got[..., :-1]
 
@@ -201,7 +234,7 @@ def initial_centroids(x: Tensor, grid: Grid) -> Tensor:
     return pooled.flatten(2).transpose(1, 2)  # (B, K, C)
 
 
-def _log_odds(logits: Tensor) -> Tensor:
+def log_odds_of(logits: Tensor) -> Tensor:
     """l_k - logsumexp over j != k of l_j, over axis 2, without the cancellation of log(p / (1 - p))."""
     top, best = logits.max(2, keepdim=True)
     exps = (logits - top).exp_()
@@ -217,10 +250,10 @@ def _difference(logits: Tensor, rest: Tensor) -> Tensor:
 
 
 def _scatter_dense(grid: Grid, by_pixel: Tensor, fill: float) -> Tensor:
-    """(B, N, 9) for the neighbours of each pixel -> (B, K, N), `fill` elsewhere."""
+    """(B, N, M) for the neighbours of each pixel -> (B, K, N), `fill` elsewhere."""
     b, n, _ = by_pixel.shape
     # Directions without a neighbour are written to an extra row, which is cut off again.
-    rows = grid.neighbors.masked_fill(~grid.is_neighbor, grid.num_cells)[grid.labels]  # (N, 9)
+    rows = grid.neighbors.masked_fill(~grid.is_neighbor, grid.num_cells)[grid.labels]  # (N, M)
     dense = by_pixel.new_full((b, grid.num_cells + 1, n), fill)
     dense.scatter_(1, rows.t().expand(b, -1, -1), by_pixel.transpose(1, 2))
     return dense[:, :-1]
