@@ -73,8 +73,9 @@ def parts(pixels: Tensor, centroids: Tensor) -> Iterator[slice]:
 
 
 def logits_of(pixels: Tensor, centroids: Tensor) -> Tensor:
-    """(B, pixels, C + 1), (B, K, C + 1) -> (B, pixels, K)."""
-    return matmul_exact(pixels, centroids.transpose(1, 2))
+    """(B, pixels, C + 1), (B, K, C + 1) -> (B, pixels, K); autocast is off whenever they are asked for."""
+    with torch.autocast(pixels.device.type, enabled=False):
+        return matmul_exact(pixels, centroids.transpose(1, 2))
 
 
 def associate(x: Tensor, grid: Grid, num_iter: int) -> MixtureAssociation:

@@ -49,4 +49,7 @@ def test_aggregation_hands_on_its_arguments(num_iter):
     association = SuperpixelAggregation(4, num_iter)(x)
     assert association.grid.cell == 4
     assert torch.equal(association.dense().sum(1) > 0.99, torch.ones(1, 117, dtype=torch.bool))
-    assert repr(SuperpixelAggregation(4, num_iter)) == f'SuperpixelAggregation(stoken_size=4, num_iter={num_iter})'
+    assert (
+        repr(SuperpixelAggregation(4, num_iter))
+        == f'SuperpixelAggregation(stoken_size=4, num_iter={num_iter}, reach=1)'
+    )
