@@ -68,7 +68,7 @@ def find(name: str | Path) -> Path:
     for candidate in (wanted, f'{wanted}.yml'):
         if candidate in files or candidate in anywhere:
             return files.get(candidate) or anywhere[candidate]
-    hint = nearest(path.name, files)
+    hint = nearest(path.name, anywhere)
     raise OptionError(f'-opt {name}: no such file, nor a shipped option file; {hint} (spinsr options lists them)')
 
 

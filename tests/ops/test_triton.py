@@ -266,6 +266,14 @@ def test_cross_attention_is_that_of_torch():
     assert torch.equal(*(superpixel_cross_attention(*inputs, backend=backend) for backend in ('triton', 'torch')))
 
 
+@pytest.mark.parametrize('reach', [None, 0, 2], ids=['all', 'patch', '5x5'])
+def test_other_reaches_than_the_3x3_cells_are_torchs(reach, one_case):
+    x = features(one_case('non_divisible_batch'), 3)
+    found = {backend: associate(x, 4, backend=backend, reach=reach) for backend in ('triton', 'torch')}
+    assert torch.equal(*(association.dense() for association in found.values()))
+    assert torch.equal(*(pool(x, association, backend) for backend, association in found.items()))
+
+
 def op_arguments(name, case, dtype=torch.float32):
     """A custom op and arguments for it."""
     sparse = associate(features(case, 3, dtype), case.cell, backend='torch')
