@@ -48,9 +48,13 @@ ABLATION = {
     'rounds5': (555_035, {'num_iter': 5}),
     'top144': (555_035, {'top_n': 144}),
     'top576': (555_035, {'top_n': 576}),
+    'differentiable': (555_035, {'differentiable': True}),
+    'exponential': (555_035, {'association': 'exponential'}),
+    'positions': (555_035, {'position_weight': 1.0}),
+    'ignored_values': (555_035, {'own_values': 'ignored'}),
 }
 # Arguments of the variants, which the option files of the paper's own network leave out.
-VARIANT_KEYS = {'interaction', 'aggregation', 'top_n'}
+VARIANT_KEYS = {'interaction', 'aggregation', 'top_n', 'differentiable', 'association', 'position_weight', 'own_values'}
 WARM_STARTED = ['SAN', 'RCAN']
 BENCHMARKS = ['Set5', 'Set14', 'B100', 'Urban100', 'Manga109']
 SECTIONS = {

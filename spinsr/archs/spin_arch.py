@@ -42,6 +42,8 @@ class SuperpixelInteractionBlock(nn.Module):
         interaction: As of `SPIN`.
         aggregation: As of `SPIN`.
         top_n: As of `SPIN`.
+        differentiable, association, position_weight: See `SuperpixelAggregation`.
+        own_values: See `IntraSuperpixelAttention`.
     """
 
     def __init__(
@@ -55,15 +57,21 @@ class SuperpixelInteractionBlock(nn.Module):
         interaction: str = 'sequential',
         aggregation: str = 'superpixel',
         top_n: int | None = None,
+        differentiable: bool = False,
+        association: str = 'softmax',
+        position_weight: float = 0.0,
+        own_values: str = 'all',
     ):
         super().__init__()
         self.interaction = interaction
-        self.aggregation = SuperpixelAggregation(stoken_size, num_iter, REACH[aggregation])
+        self.aggregation = SuperpixelAggregation(
+            stoken_size, num_iter, REACH[aggregation], differentiable, association, position_weight
+        )
         if interaction != 'only_intra':
             self.cross_attention = SuperpixelCrossAttention(num_feat, num_heads, qk_dim)
             self.cross_feed_forward = FeedForward(num_feat, mlp_dim)
         if interaction != 'only_cross':
-            self.intra_attention = IntraSuperpixelAttention(num_feat, num_heads, qk_dim, top_n)
+            self.intra_attention = IntraSuperpixelAttention(num_feat, num_heads, qk_dim, top_n, own_values)
             self.intra_feed_forward = FeedForward(num_feat, mlp_dim)
         self.local_attention = LocalAttention(num_feat, num_heads, qk_dim, stoken_size)
         self.local_feed_forward = FeedForward(num_feat, mlp_dim)
@@ -115,6 +123,13 @@ class SPIN(nn.Module):
             pixels of its own cell, all of them and for ever.
         top_n: Pixels of a superpixel in ISPA (the paper's N); None means the area of its cell, and with patches the
             whole cell.
+        differentiable: Whether gradients flow through the association of pixels with superpixels, and the centroids;
+            the authors' code takes them for constants.
+        association: 'softmax' of -d^2 over the neighbouring superpixels, the authors' code, or 'exponential', exp(-d^2)
+            as Eq. 3 prints it.
+        position_weight: How much a distance of one cell counts beside the features in d, as in SSN; 0: not at all.
+        own_values: Whose own value enters the result of the attention inside superpixels: that of 'all' pixels, the
+            authors' code, or of those that no superpixel selected, 'ignored', the paper.
 
     Raises:
         ValueError: The arguments do not fit together.
@@ -135,6 +150,10 @@ class SPIN(nn.Module):
         interaction: str = 'sequential',
         aggregation: str = 'superpixel',
         top_n: int | None = None,
+        differentiable: bool = False,
+        association: str = 'softmax',
+        position_weight: float = 0.0,
+        own_values: str = 'all',
     ):
         super().__init__()
         if num_in_ch != num_out_ch:
@@ -165,9 +184,15 @@ class SPIN(nn.Module):
                 raise ValueError(f'top_n has no use with patches or without ISPA, got {interaction=}, {aggregation=}')
         self.upscale = upscale
         self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
+        equations = {
+            'differentiable': differentiable,
+            'association': association,
+            'position_weight': position_weight,
+            'own_values': own_values,
+        }
         self.blocks = nn.ModuleList(
             SuperpixelInteractionBlock(
-                num_feat, num_heads, qk_dim, mlp_dim, size, num_iter, interaction, aggregation, top_n
+                num_feat, num_heads, qk_dim, mlp_dim, size, num_iter, interaction, aggregation, top_n, **equations
             )
             for size in stoken_size
         )

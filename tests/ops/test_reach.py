@@ -135,3 +135,25 @@ def test_patches_are_rectangles_of_one_size_that_cover_their_cells(size, cell):
 def test_reach_below_zero_is_refused(reach):
     with pytest.raises(ValueError, match=f'reach={reach}'):
         associate(torch.rand(1, 4, 4, 3), 2, reach=reach)
+
+
+@pytest.mark.parametrize('options', [{'differentiable': True}, {'association': 'exponential'}], ids=['gradient', 'exp'])
+@BACKENDS
+def test_mixture_is_the_constant_softmax(options, backend):
+    with pytest.raises(ValueError, match="a mixture .* must be a constant 'softmax'"):
+        associate(torch.rand(1, 4, 4, 3), 2, backend=backend, reach=None, **options)
+
+
+@BACKENDS
+@pytest.mark.parametrize('reach', [0, 2])
+def test_other_reaches_take_the_equations_as_printed(reach, backend, one_case, assert_close):
+    x, y = one_case('non_divisible_batch').features(3), one_case('non_divisible_batch').features(2)
+    options = {'differentiable': True, 'association': 'exponential', 'position_weight': 1.5}
+
+    def pooled(x, backend):
+        return pool(y, associate(x, 4, backend=backend, reach=reach, **options))
+
+    assert_close(pooled(x, backend), pooled(x, 'reference'))
+    small = torch.rand(1, 5, 4, 2, dtype=torch.float64, requires_grad=True)
+    y = torch.rand(1, 5, 4, 2, dtype=torch.float64)
+    torch.autograd.gradcheck(lambda x: pool(y, associate(x, 2, backend=backend, reach=reach, **options)), small)
