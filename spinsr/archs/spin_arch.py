@@ -119,8 +119,8 @@ class SPIN(nn.Module):
             superpixels (ISPA). 'parallel': both on the block's input, what they add is summed. 'only_cross' and
             'only_intra': one of them, and the local attention.
         aggregation: What a superpixel is made of. 'superpixel': pixels of the cells around it. 'mixture': pixels of
-            the whole image, as in a mixture of Gaussians (time and top-N of all pixels x superpixels). 'patch': the
-            pixels of its own cell, all of them and for ever.
+            the whole image, as in a mixture of Gaussians; takes time for all pixels x superpixels. 'patch': the pixels
+            of its own cell, whatever they look like.
         top_n: Pixels of a superpixel in ISPA (the paper's N); None means the area of its cell, and with patches the
             whole cell.
         differentiable: Whether gradients flow through the association of pixels with superpixels, and the centroids;
