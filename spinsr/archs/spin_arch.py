@@ -31,14 +31,28 @@ class SuperpixelInteractionBlock(nn.Module):
         mlp_dim: Hidden channels of the feed-forward networks.
         stoken_size: Side of a superpixel cell, and of a local window, in LR pixels.
         num_iter: Association rounds.
+        differentiable, association, position_weight: See `SuperpixelAggregation`.
+        own_values: See `IntraSuperpixelAttention`.
     """
 
-    def __init__(self, num_feat: int, num_heads: int, qk_dim: int, mlp_dim: int, stoken_size: int, num_iter: int):
+    def __init__(
+        self,
+        num_feat: int,
+        num_heads: int,
+        qk_dim: int,
+        mlp_dim: int,
+        stoken_size: int,
+        num_iter: int,
+        differentiable: bool = False,
+        association: str = 'softmax',
+        position_weight: float = 0.0,
+        own_values: str = 'all',
+    ):
         super().__init__()
-        self.aggregation = SuperpixelAggregation(stoken_size, num_iter)
+        self.aggregation = SuperpixelAggregation(stoken_size, num_iter, differentiable, association, position_weight)
         self.cross_attention = SuperpixelCrossAttention(num_feat, num_heads, qk_dim)
         self.cross_feed_forward = FeedForward(num_feat, mlp_dim)
-        self.intra_attention = IntraSuperpixelAttention(num_feat, num_heads, qk_dim)
+        self.intra_attention = IntraSuperpixelAttention(num_feat, num_heads, qk_dim, own_values=own_values)
         self.intra_feed_forward = FeedForward(num_feat, mlp_dim)
         self.local_attention = LocalAttention(num_feat, num_heads, qk_dim, stoken_size)
         self.local_feed_forward = FeedForward(num_feat, mlp_dim)
@@ -70,6 +84,13 @@ class SPIN(nn.Module):
         stoken_size: Side of the superpixel cells of each block, in LR pixels; `num_block` numbers.
         upscale: 2, 3 or 4.
         num_iter: Association rounds.
+        differentiable: Whether gradients flow through the association of pixels with superpixels, and the centroids;
+            the authors' code takes them for constants.
+        association: 'softmax' of -d^2 over the neighbouring superpixels, the authors' code, or 'exponential', exp(-d^2)
+            as Eq. 3 prints it.
+        position_weight: How much a distance of one cell counts beside the features in d, as in SSN; 0: not at all.
+        own_values: Whose own value enters the result of the attention inside superpixels: that of 'all' pixels, the
+            authors' code, or of those that no superpixel selected, 'ignored', the paper.
 
     Raises:
         ValueError: The arguments do not fit together.
@@ -87,6 +108,10 @@ class SPIN(nn.Module):
         stoken_size: Sequence[int] = (12, 16, 20, 24, 12, 16, 20, 24),
         upscale: int = 4,
         num_iter: int = 3,
+        differentiable: bool = False,
+        association: str = 'softmax',
+        position_weight: float = 0.0,
+        own_values: str = 'all',
     ):
         super().__init__()
         if num_in_ch != num_out_ch:
@@ -103,8 +128,15 @@ class SPIN(nn.Module):
             raise ValueError(f'stoken_size and num_iter must be at least 1, got {stoken_size=}, {num_iter=}')
         self.upscale = upscale
         self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
+        equations = {
+            'differentiable': differentiable,
+            'association': association,
+            'position_weight': position_weight,
+            'own_values': own_values,
+        }
         self.blocks = nn.ModuleList(
-            SuperpixelInteractionBlock(num_feat, num_heads, qk_dim, mlp_dim, size, num_iter) for size in stoken_size
+            SuperpixelInteractionBlock(num_feat, num_heads, qk_dim, mlp_dim, size, num_iter, **equations)
+            for size in stoken_size
         )
         self.convs = nn.ModuleList(nn.Conv2d(num_feat, num_feat, 3, 1, 1) for _ in stoken_size)
         self.upsample = TokenUpsample(upscale, num_feat)

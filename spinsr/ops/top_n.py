@@ -11,7 +11,8 @@ def top_n(association: Association, n: int | None = None) -> Tensor:
     """Selects for each superpixel the pixels with the largest association.
 
     Ranked by the log-odds l_k - logsumexp over j != k of l_j, which order pixels as the association does but do not
-    saturate at 1, then by the pixel index: the same logits select the same pixels on every device.
+    saturate at 1, then by the pixel index: the same logits select the same pixels on every device. With the association
+    'exponential' by its logarithm -|x_n - c_k|^2, which does not underflow.
 
     Args:
         association: From `associate`.
