@@ -238,17 +238,17 @@ def _logits(cells: Tensor, centroids: Tensor, grid: Grid) -> Tensor:
     |x|^2 cancels in a softmax over the neighbours.
     """
     bias = -centroids.square().sum(-1, keepdim=True)
-    nine = _nine(torch.cat([2 * centroids, bias], -1), grid)  # (B, K, 9, C + 1)
-    if not nine.requires_grad:
-        nine[..., -1].masked_fill_(~grid.is_neighbor, float('-inf'))
-        return matmul_exact(nine, cells.transpose(-1, -2))
+    near = _near(torch.cat([2 * centroids, bias], -1), grid)  # (B, K, 9, C + 1)
+    if not near.requires_grad:
+        near[..., -1].masked_fill_(~grid.is_neighbor, float('-inf'))
+        return matmul_exact(near, cells.transpose(-1, -2))
     # An infinity inside the product would be a NaN in its gradient.
-    return matmul_exact(nine, cells.transpose(-1, -2)).masked_fill(~grid.is_neighbor.unsqueeze(-1), float('-inf'))
+    return matmul_exact(near, cells.transpose(-1, -2)).masked_fill(~grid.is_neighbor.unsqueeze(-1), float('-inf'))
 
 
-def _nine(x: Tensor, grid: Grid) -> Tensor:
+def _near(x: Tensor, grid: Grid) -> Tensor:
     """Of each superpixel (B, K, D) -> of the 9 neighbours of each cell (B, K, 9, D)."""
-    return x.index_select(1, grid.neighbors.flatten()).unflatten(1, (-1, 9))
+    return x.index_select(1, grid.neighbors.flatten()).unflatten(1, grid.neighbors.shape)
 
 
 def _softmax_over_pixels(logits: Tensor, grid: Grid) -> Tensor:
@@ -258,9 +258,9 @@ def _softmax_over_pixels(logits: Tensor, grid: Grid) -> Tensor:
     seen = grid.is_neighbor.flip(1).unsqueeze(-1)
     top = gather_incoming(logits.detach().amax(3, keepdim=True), grid)  # (B, K, 9, 1)
     top = top.masked_fill(~seen, float('-inf')).amax(2)  # (B, K, 1)
-    exps = (logits - _nine(top, grid)).exp_()
+    exps = (logits - _near(top, grid)).exp_()
     mass = (gather_incoming(exps.sum(3, keepdim=True), grid) * seen).sum(2)  # (B, K, 1), at least 1
-    return exps / _nine(mass, grid)
+    return exps / _near(mass, grid)
 
 
 def homogeneous(x: Tensor, grid: Grid) -> Tensor:

@@ -1,4 +1,4 @@
-"""The association as the paper prints it, differentiable, exponential, with positions: by hand and against the oracle."""
+"""The association as the paper prints it, differentiable and with positions: by hand and against the oracle."""
 
 import math
 
@@ -53,7 +53,7 @@ def test_exponential_moves_its_centroids_by_equation_4(backend, assert_close):
     first, last = one / (1 + one), (four + 3) / (four + 1)
     middle = (1 + 3 * four) / (one + 1 + four)
     distances = [[first, first - 1, math.inf], [middle, middle - 1, middle - 3], [math.inf, last - 1, last - 3]]
-    assert_close(association.dense_log_odds(), -torch.tensor([distances]).double().square())
+    assert_close(association.dense_log_odds(), -torch.tensor([distances], dtype=torch.float64).square())
 
 
 @BACKENDS

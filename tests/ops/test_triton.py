@@ -108,6 +108,35 @@ def test_association_is_stored_as_by_torch(name, one_case, assert_close):
     assert_close(kernel.log_odds, torch_.log_odds)
 
 
+def test_association_with_positions_equals_reference(one_case, assert_close):
+    x = features(one_case('side_below_cell'), 5)
+    sparse, dense = (associate(x, 4, backend=backend, position_weight=2.5) for backend in BACKENDS)
+    assert_close(sparse.dense(), dense.dense())
+
+
+@pytest.mark.parametrize('association', ['softmax', 'exponential'])
+def test_differentiable_association_has_its_gradient(association, one_case, forward_backward, assert_close):
+    case = one_case('side_below_cell')
+    x = features(case, 5)
+
+    def pooled(backend):
+        switches = {'association': association, 'differentiable': True}
+        return lambda x: pool(x, associate(x, case.cell, backend=backend, **switches), backend)
+
+    assert_close(*(forward_backward(pooled(backend), x) for backend in BACKENDS))
+
+
+def test_attention_where_only_ignored_pixels_keep_their_values(one_case, forward_backward, assert_close):
+    case = one_case('non_divisible_batch')
+    indices = top_n(associate(features(case, 3), case.cell, backend='torch'), 3)
+    inputs = [features(case, channels).flatten(1, 2) for channels in (4, 4, 6)]
+
+    def attend(backend):
+        return lambda q, k, v: intra_superpixel_attention(q, k, v, indices, 2, backend, own_values='ignored')
+
+    assert_close(*(forward_backward(attend(backend), *inputs) for backend in BACKENDS))
+
+
 @pytest.mark.parametrize('channels', [1, 15, 16, 40])
 def test_association_of_other_widths_equals_reference(channels, one_case, assert_close):
     x = features(one_case('side_below_cell'), channels)
