@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from spinsr import ops
 from spinsr.modules.projection import project
+from spinsr.ops.attention import check_own_values
 
 
 class IntraSuperpixelAttention(nn.Module):
@@ -22,7 +23,7 @@ class IntraSuperpixelAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, qk_dim: int, num_pixels: int | None = None, own_values: str = 'all'):
         super().__init__()
-        ops.check_own_values(own_values)
+        check_own_values(own_values)
         self.own_values = own_values
         self.split = (qk_dim, qk_dim, dim)
         self.num_heads = num_heads

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from spinsr import ops
+from spinsr.ops.association import check_association
 
 
 class SuperpixelAggregation(nn.Module):
@@ -28,7 +29,7 @@ class SuperpixelAggregation(nn.Module):
         position_weight: float = 0.0,
     ):
         super().__init__()
-        ops.check_association(association, position_weight)
+        check_association(association, position_weight)
         self.stoken_size = stoken_size
         self.num_iter = num_iter
         self.options = {

@@ -6,8 +6,8 @@ association, the pooling and the attention within superpixels and windows are Tr
 The environment variable SPINSR_OPS_BACKEND or the argument `backend` chooses; see `spinsr.ops.backend`.
 """
 
-from spinsr.ops.association import Association, DenseAssociation, SparseAssociation, associate, check_association
-from spinsr.ops.attention import check_own_values, intra_superpixel_attention, superpixel_cross_attention
+from spinsr.ops.association import Association, DenseAssociation, SparseAssociation, associate
+from spinsr.ops.attention import intra_superpixel_attention, superpixel_cross_attention
 from spinsr.ops.backend import BACKENDS, resolve_backend
 from spinsr.ops.covariance import covariance, sqrtm_newton_schulz
 from spinsr.ops.feed_forward import gated_feed_forward
@@ -25,8 +25,6 @@ __all__ = [
     'Grid',
     'SparseAssociation',
     'associate',
-    'check_association',
-    'check_own_values',
     'covariance',
     'gated_feed_forward',
     'intra_superpixel_attention',

@@ -271,13 +271,13 @@ def test_sparse_stores_nothing_of_pixels_times_superpixels(switches, largest_ten
     assert 0 < largest.elements < 96 * 96 * 24 * 24 / 4
 
 
-@each_switch
-def test_gradients_repeat_on_several_threads(switches):
-    x = torch.randn(2, 61, 67, 8, requires_grad=True)
+@KINDS
+def test_gradients_repeat_on_several_threads(association):
+    x = torch.randn(2, 33, 37, 8, requires_grad=True)
 
     def gradient():
-        association = associate(x, 4, differentiable=True, backend='torch', **switches)
-        return torch.autograd.grad(pool(x, association, 'torch').square().sum(), x)[0]
+        shares = associate(x, 4, backend='torch', association=association, differentiable=True)
+        return torch.autograd.grad(pool(x, shares, 'torch').square().sum(), x)[0]
 
     before = torch.get_num_threads()
     torch.set_num_threads(2)
