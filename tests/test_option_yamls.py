@@ -37,7 +37,7 @@ PATCH_AND_BATCH = {'SPIN': (64, 16), 'SAN': (48, 8), 'RCAN_spinsr': (48, 16), 's
 ABLATION = {
     'differentiable': (555_035, {'differentiable': True}),
     'exponential': (555_035, {'association': 'exponential'}),
-    'positions': (555_035, {'position_weight': 2.5}),
+    'positions': (555_035, {'position_weight': 1.0}),
     'ignored_values': (555_035, {'own_values': 'ignored'}),
 }
 # Arguments of the variants, which the option files of the paper's own network leave out.
