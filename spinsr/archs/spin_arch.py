@@ -182,6 +182,8 @@ class SPIN(nn.Module):
                 raise ValueError(f'top_n must be a whole number of at least 1, got {top_n=}')
             if aggregation == 'patch' or interaction == 'only_cross':
                 raise ValueError(f'top_n has no use with patches or without ISPA, got {interaction=}, {aggregation=}')
+        if own_values != 'all' and interaction == 'only_cross':
+            raise ValueError(f'own_values has no use without ISPA, got {interaction=}, {own_values=}')
         self.upscale = upscale
         self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
         equations = {

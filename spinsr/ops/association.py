@@ -9,6 +9,7 @@ prints exp(-d^2) alone (docs/paper.md), which is the association 'exponential'.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -170,7 +171,7 @@ def associate(
     if num_iter < 1:
         raise ValueError(f'num_iter must be at least 1, got {num_iter=}')
     check_association(association, position_weight, differentiable, reach)
-    run = _implementation(resolve_backend(backend, x.device), reach, differentiable or association != 'softmax')
+    run = _implementation(resolve_backend(backend, x.device), reach, association, differentiable)
     with (
         torch.set_grad_enabled(differentiable and torch.is_grad_enabled()),
         torch.autocast(x.device.type, enabled=False),
@@ -180,7 +181,7 @@ def associate(
         grid = superpixel_grid(x.shape[1], x.shape[2], cell, x.device, x.dtype, reach)
         if position_weight:
             x = torch.cat([x, _positions(x, position_weight / cell)], -1)
-        return run(x, grid, num_iter, association)
+        return run(x, grid, num_iter)
 
 
 def check_association(association: str, position_weight: float, differentiable: bool, reach: int | None) -> None:
@@ -198,17 +199,19 @@ def check_association(association: str, position_weight: float, differentiable: 
 
 
 def _implementation(
-    backend: str, reach: int | None, has_no_kernel: bool
-) -> Callable[[Tensor, Grid, int, str], Association]:
-    if reach is None and backend != 'reference':
+    backend: str, reach: int | None, association: str, differentiable: bool
+) -> Callable[[Tensor, Grid, int], Association]:
+    if backend == 'reference':
+        return functools.partial(_associate_reference, association=association)
+    if reach is None:
         from spinsr.ops.mixture import associate as associate_mixture
 
-        return lambda x, grid, num_iter, association: associate_mixture(x, grid, num_iter)
-    if backend == 'triton' and reach == 1 and not has_no_kernel:
+        return associate_mixture
+    if backend == 'triton' and reach == 1 and association == 'softmax' and not differentiable:
         from spinsr.ops.kernels.association import associate as associate_triton
 
-        return lambda x, grid, num_iter, association: associate_triton(x, grid, num_iter)
-    return _associate_reference if backend == 'reference' else _associate_torch
+        return associate_triton
+    return functools.partial(_associate_torch, association=association)
 
 
 def _positions(x: Tensor, scale: float) -> Tensor:

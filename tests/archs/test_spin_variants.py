@@ -183,6 +183,7 @@ def test_cells_are_those_of_the_paper_in_turn(num_block):
         ({'top_n': 'all'}, "top_n='all'"),
         ({'top_n': 9, 'aggregation': 'patch'}, "no use with patches .*aggregation='patch'"),
         ({'top_n': 9, 'interaction': 'only_cross'}, "interaction='only_cross'"),
+        ({'own_values': 'ignored', 'interaction': 'only_cross'}, "own_values has no use .*interaction='only_cross'"),
     ],
     ids=lambda value: '-'.join(f'{k}={v}' for k, v in value.items()) if isinstance(value, dict) else '',
 )
