@@ -50,7 +50,8 @@ def shipped() -> dict[str, Path]:
 def find(name: str | Path) -> Path:
     """The option file for what -opt says: an existing file, else a shipped one.
 
-    A leading `options/` is dropped for the look-up, so the checkout's command works from everywhere.
+    A leading `options/` is dropped for the look-up, so the checkout's command works from everywhere. A name without a
+    folder finds a file in one, too.
 
     Args:
         name: A path, or the name of a shipped option file.
@@ -63,10 +64,11 @@ def find(name: str | Path) -> Path:
         return path
     files = shipped()
     wanted = path.as_posix().removeprefix('./').removeprefix('options/')
+    anywhere = {name.rpartition('/')[2]: path for name, path in files.items()}
     for candidate in (wanted, f'{wanted}.yml'):
-        if candidate in files:
-            return files[candidate]
-    hint = nearest(path.name, files)
+        if candidate in files or candidate in anywhere:
+            return files.get(candidate) or anywhere[candidate]
+    hint = nearest(path.name, anywhere)
     raise OptionError(f'-opt {name}: no such file, nor a shipped option file; {hint} (spinsr options lists them)')
 
 

@@ -33,18 +33,20 @@ class Superpixels:
         image: (H, W, 3), uint8, RGB; what the network saw, in 8 bits.
         block: The block, from 0.
         association: Of the pixels with the K superpixels, B = 1.
-        queries, keys: Of SPCA's pixels, (1, N, num_heads * D).
-        tokens: SPCA's superpixel tokens (1, K, num_heads * D).
+        queries, keys: Of SPCA's pixels, (1, N, num_heads * D); None where the network has no SPCA.
+        tokens: SPCA's superpixel tokens (1, K, num_heads * D), or None.
         num_heads: Heads of SPCA.
+        top_n: Pixels of a superpixel in ISPA; None means as many as `spinsr.ops.top_n` takes.
     """
 
     image: np.ndarray
     block: int
     association: ops.Association
-    queries: Tensor
-    keys: Tensor
-    tokens: Tensor
+    queries: Tensor | None
+    keys: Tensor | None
+    tokens: Tensor | None
     num_heads: int
+    top_n: int | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -55,13 +57,12 @@ class Superpixels:
     def labels(self) -> np.ndarray:
         """(H, W), int64: the superpixel that each pixel belongs to most; of equals, the one with the lowest number."""
         grid = self.association.grid
-        chosen = self._nine.argmax(1)
-        neighbors = grid.neighbors[grid.labels].cpu().numpy()  # (N, 9)
-        return np.take_along_axis(neighbors, chosen[:, None], 1).reshape(grid.size)
+        chosen = self._by_pixel.argmax(1)
+        return grid.neighbors.cpu().numpy()[grid.labels.cpu().numpy(), chosen].reshape(grid.size)
 
     @functools.cached_property
-    def _nine(self) -> np.ndarray:
-        return self.association.by_pixel()[0].cpu().numpy()  # (N, 9)
+    def _by_pixel(self) -> np.ndarray:
+        return self.association.by_pixel()[0].cpu().numpy()  # (N, M)
 
     def boundaries(self) -> np.ndarray:
         """(H, W), bool: the pixels with one of another superpixel above, below, left or right."""
@@ -77,7 +78,7 @@ class Superpixels:
         return np.rint(means).astype(np.uint8)[labels].reshape(self.image.shape)
 
     def association_of(self, y: int, x: int) -> np.ndarray:
-        """(R, C): how far a pixel belongs to each superpixel; sums to 1, 0 outside the 3x3 cells around its own.
+        """(R, C): how far a pixel belongs to each superpixel; sums to 1, 0 out of reach (the 3x3 cells around its own).
 
         Raises:
             ValueError: The pixel is outside the image.
@@ -85,8 +86,8 @@ class Superpixels:
         pixel, grid = self._pixel(y, x), self.association.grid
         cell = grid.labels[pixel]
         exists = grid.is_neighbor[cell]
-        result = np.zeros(grid.num_cells, self._nine.dtype)
-        result[grid.neighbors[cell][exists].cpu().numpy()] = self._nine[pixel][exists.cpu().numpy()]
+        result = np.zeros(grid.num_cells, self._by_pixel.dtype)
+        result[grid.neighbors[cell][exists].cpu().numpy()] = self._by_pixel[pixel][exists.cpu().numpy()]
         return result.reshape(grid.shape)
 
     def top_pixels(self, superpixel: int, n: int | None = None) -> np.ndarray:
@@ -94,23 +95,25 @@ class Superpixels:
 
         Args:
             superpixel: Its number.
-            n: How many; None means the area of a cell, as in ISPA. There may be fewer: see `spinsr.ops.top_n`.
+            n: How many; None means as in ISPA: the area of a cell, or the network's `top_n`. There may be fewer: see
+                `spinsr.ops.top_n`.
 
         Raises:
             ValueError: There is no such superpixel, or `n` is below 1.
         """
         self._check_superpixel(superpixel)
         result = np.zeros(self.association.grid.num_pixels, bool)
-        result[ops.top_n(self.association, n)[0, superpixel].cpu().numpy()] = True
+        result[ops.top_n(self.association, self.top_n if n is None else n)[0, superpixel].cpu().numpy()] = True
         return result.reshape(self.association.grid.size)
 
     def attention_of_superpixel(self, superpixel: int) -> np.ndarray:
         """(H, W): what a superpixel gathers from each pixel in SPCA, its first softmax; sums to 1, mean of the heads.
 
         Raises:
-            ValueError: There is no such superpixel.
+            ValueError: There is no such superpixel, or the network has no SPCA.
         """
         self._check_superpixel(superpixel)
+        self._check_attention()
         weights = _attention(self.tokens[:, superpixel : superpixel + 1], self.keys, self.num_heads)
         return weights.reshape(self.association.grid.size)
 
@@ -118,9 +121,10 @@ class Superpixels:
         """(R, C): what a pixel gathers from each superpixel in SPCA, its second softmax; sums to 1, mean of the heads.
 
         Raises:
-            ValueError: The pixel is outside the image.
+            ValueError: The pixel is outside the image, or the network has no SPCA.
         """
         pixel = self._pixel(y, x)
+        self._check_attention()
         return _attention(self.queries[:, pixel : pixel + 1], self.tokens, self.num_heads).reshape(self.shape)
 
     def _pixel(self, y: int, x: int) -> int:
@@ -128,6 +132,10 @@ class Superpixels:
         if not (0 <= y < height and 0 <= x < width):
             raise ValueError(f'the pixel must be inside the image of {height}x{width} (HxW), got {y=}, {x=}')
         return y * width + x
+
+    def _check_attention(self) -> None:
+        if self.queries is None:
+            raise ValueError("the network has no cross-attention of superpixels (interaction 'only_intra')")
 
     def _check_superpixel(self, superpixel: int) -> None:
         rows, columns = self.shape
@@ -173,11 +181,15 @@ def find_superpixels(image: np.ndarray, net: nn.Module, block: int = 0) -> Super
             x = x + to_tokens(conv(to_image(before(x))))
         if not x.isfinite().all():
             raise ValueError(f'the network must give numbers, got NaN or infinity before {block=}')
-        association = net.blocks[block].aggregation(x)
-        attention = net.blocks[block].cross_attention
-        queries, keys, _, tokens = attention.inputs(x, association)
+        net_block = net.blocks[block]
+        association = net_block.aggregation(x)
+        queries = keys = tokens = None
+        if hasattr(net_block, 'cross_attention'):
+            queries, keys, _, tokens = net_block.cross_attention.inputs(x, association)
     image = np.rint(255 * colours).astype(np.uint8)
-    return Superpixels(image, block, association, queries, keys, tokens, attention.num_heads)
+    heads = net_block.local_attention.num_heads
+    top_n = net_block.intra_attention.num_pixels if hasattr(net_block, 'intra_attention') else None
+    return Superpixels(image, block, association, queries, keys, tokens, heads, top_n)
 
 
 def draw(
@@ -199,7 +211,7 @@ def draw(
     Returns:
         Name -> (factor * H, factor * W, 3), uint8, RGB: `boundaries` and `colours`; with a pixel
         `pixel_<y>_<x>_association` and `pixel_<y>_<x>_attention`; with a superpixel `superpixel_<k>_top` (or
-        `superpixel_<k>_top<n>`) and `superpixel_<k>_attention`.
+        `superpixel_<k>_top<n>`) and `superpixel_<k>_attention`. The `attention` is left out where there is no SPCA.
 
     Raises:
         ValueError: There is no such pixel or superpixel, or `factor` or `top` is below 1.
@@ -215,8 +227,11 @@ def draw(
     }
     if pixel is not None:
         y, x = pixel
-        association, attention = found.association_of(y, x), found.attention_of_pixel(y, x)
-        for name, weights in (('association', association), ('attention', attention)):
+        weights_of = {'association': found.association_of}
+        if found.queries is not None:
+            weights_of['attention'] = found.attention_of_pixel
+        for name, function in weights_of.items():
+            weights = function(y, x)
             picture = _heat(found.image, weights.reshape(-1)[labels], factor)
             pictures[f'pixel_{y}_{x}_{name}'] = _draw_ring(picture, y, x, factor)
     if superpixel is not None:
@@ -225,8 +240,9 @@ def draw(
         dimmed = np.where(chosen[..., None], found.image, found.image // 4)
         name = f'superpixel_{superpixel}'
         pictures[f'{name}_top{top or ""}'] = draw_boundaries(enlarge(dimmed, factor), own)
-        heat = _heat(found.image, found.attention_of_superpixel(superpixel), factor)
-        pictures[f'{name}_attention'] = draw_boundaries(heat, own)
+        if found.queries is not None:
+            heat = _heat(found.image, found.attention_of_superpixel(superpixel), factor)
+            pictures[f'{name}_attention'] = draw_boundaries(heat, own)
     return pictures
 
 

@@ -23,6 +23,26 @@ def test_a_shipped_file_is_found_by_name(tmp_path, monkeypatch, name):
     assert option_files.find(name) == option_files.shipped()['train_SPIN_x4.yml']
 
 
+@pytest.mark.parametrize(
+    'name',
+    ['ablation/train_SPIN_x4_patch.yml', 'options/ablation/train_SPIN_x4_patch', 'train_SPIN_x4_patch.yml']
+    + ['train_SPIN_x4_patch'],
+)
+def test_a_shipped_file_in_a_folder_is_found_with_and_without_it(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert option_files.find(name) == option_files.shipped()['ablation/train_SPIN_x4_patch.yml']
+
+
+def test_an_unknown_name_in_a_folder_names_the_nearest_there():
+    with pytest.raises(OptionError, match="did you mean 'train_SPIN_x4_patch.yml'"):
+        option_files.find('ablation/train_SPIN_x4_patc.yml')
+
+
+def test_names_are_unique_without_their_folder():
+    names = [path.name for path in option_files.shipped().values()]
+    assert len(set(names)) == len(names)
+
+
 @pytest.mark.parametrize('name', ['train_SPN_x4.yml', 'somewhere/train_SPIM_x4.yml'])
 def test_an_unknown_name_names_the_nearest(name):
     with pytest.raises(OptionError, match="did you mean 'train_SPIN_x4.yml'"):

@@ -33,6 +33,28 @@ PARAMETERS = {
     'RCAN_spinsr': {2: 15_444_643, 3: 15_629_283, 4: 15_592_355, 8: 15_740_067},
 }
 PATCH_AND_BATCH = {'SPIN': (64, 16), 'SAN': (48, 8), 'RCAN_spinsr': (48, 16), 'sample': (32, 4), 'release': (32, 8)}
+# The variants of SPIN x4: parameters, and what differs from train_SPIN_x4.yml beside the name.
+PAPER_CELLS = [12, 16, 20, 24]
+ABLATION = {
+    'only_ispa': (605_115, {'num_block': 12, 'stoken_size': 3 * PAPER_CELLS, 'interaction': 'only_intra'}),
+    'only_spca': (616_635, {'num_block': 12, 'stoken_size': 3 * PAPER_CELLS, 'interaction': 'only_cross'}),
+    'parallel': (555_035, {'interaction': 'parallel'}),
+    'mixture': (555_035, {'aggregation': 'mixture'}),
+    'patch': (555_035, {'aggregation': 'patch'}),
+    'blocks4': (336_379, {'num_block': 4, 'stoken_size': PAPER_CELLS}),
+    'blocks6': (445_707, {'num_block': 6, 'stoken_size': PAPER_CELLS + PAPER_CELLS[:2]}),
+    'blocks10': (664_363, {'num_block': 10, 'stoken_size': 2 * PAPER_CELLS + PAPER_CELLS[:2]}),
+    'rounds1': (555_035, {'num_iter': 1}),
+    'rounds5': (555_035, {'num_iter': 5}),
+    'top144': (555_035, {'top_n': 144}),
+    'top576': (555_035, {'top_n': 576}),
+    'differentiable': (555_035, {'differentiable': True}),
+    'exponential': (555_035, {'association': 'exponential'}),
+    'positions': (555_035, {'position_weight': 1.0}),
+    'ignored_values': (555_035, {'own_values': 'ignored'}),
+}
+# Arguments of the variants, which the option files of the paper's own network leave out.
+VARIANT_KEYS = {'interaction', 'aggregation', 'top_n', 'differentiable', 'association', 'position_weight', 'own_values'}
 WARM_STARTED = ['SAN', 'RCAN']
 BENCHMARKS = ['Set5', 'Set14', 'B100', 'Urban100', 'Manga109']
 SECTIONS = {
@@ -123,6 +145,20 @@ def test_file_loads_and_builds(path):
     on_meta(opt['network_g'])
 
 
+def test_every_variant_has_its_file():
+    names = {path.stem for path in (OPTIONS / 'ablation').glob('*.yml')}
+    assert names == {f'train_SPIN_x4_{name}' for name in ABLATION}
+
+
+@pytest.mark.parametrize('name', ABLATION)
+def test_variant_differs_from_the_recipe_by_its_network_alone(name):
+    count, changes = ABLATION[name]
+    opt = load(OPTIONS / 'ablation' / f'train_SPIN_x4_{name}.yml')
+    recipe = load(OPTIONS / 'train_SPIN_x4.yml')
+    assert opt == recipe | {'name': f'train_SPIN_x4_{name}', 'network_g': recipe['network_g'] | changes}
+    assert sum(parameter.numel() for parameter in on_meta(opt['network_g']).parameters()) == count
+
+
 @every_file
 def test_sections_are_all_there_and_in_order(path):
     lines = path.read_text(encoding='utf-8').splitlines()
@@ -162,7 +198,7 @@ def test_network_is_the_paper_s_and_names_every_argument(path):
     opt = load(path)
     network_opt = opt['network_g']
     signature = inspect.signature(ARCH_REGISTRY.get(network_opt['type']))
-    assert set(network_opt) == {'type', *signature.parameters}
+    assert set(network_opt) == {'type', *signature.parameters} - VARIANT_KEYS
     count = sum(parameter.numel() for parameter in on_meta(network_opt).parameters())
     assert count == PARAMETERS[network_opt['type']][opt['scale']]
 

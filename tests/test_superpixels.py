@@ -203,6 +203,51 @@ def test_what_does_not_exist_is_an_error(look, message):
         look(net, find_superpixels(picture(8, 12), net))
 
 
+VARIANTS = {
+    'mixture': {'aggregation': 'mixture'},
+    'patch': {'aggregation': 'patch'},
+    'top_n': {'top_n': 5},
+    'only_cross': {'interaction': 'only_cross'},
+}
+
+
+@pytest.mark.parametrize('variant', VARIANTS.values(), ids=VARIANTS.keys())
+def test_variants_are_shown_as_they_are(variant, image, backend, monkeypatch):
+    net = network(**variant)
+    found = find_superpixels(image, net)
+    monkeypatch.setenv('SPINSR_OPS_BACKEND', 'reference')
+    association = heard(net, image, 0)[1]
+    expected = association.dense()[0].numpy()  # (K, N)
+    actual = np.stack([found.association_of(*pixel).reshape(-1) for pixel in np.ndindex(image.shape[:2])], 1)
+    assert np.abs(actual - expected).max() < 1e-6
+    chosen = np.take_along_axis(expected, found.labels.reshape(1, -1), 0)[0]
+    assert np.abs(chosen - expected.max(0)).max() < 1e-6
+    selected = ops.top_n(association, net.blocks[0].intra_attention.num_pixels if 'top_n' in variant else None)
+    assert found.top_pixels(0).sum() == selected.shape[2]
+    assert len(draw(found, pixel=(0, 0), superpixel=0)) == 6
+
+
+def test_patches_are_the_cells():
+    found = find_superpixels(picture(12, 8), network(aggregation='patch'))
+    assert np.array_equal(found.labels, np.arange(6).reshape(3, 2).repeat(4, 0).repeat(4, 1))
+    assert np.array_equal(found.top_pixels(3), found.labels == 3)
+
+
+def test_without_cross_attention_there_is_no_attention_to_show():
+    found = find_superpixels(picture(8, 12), network(interaction='only_intra', top_n=7))
+    assert found.top_pixels(1).sum() == 7
+    assert sorted(draw(found, pixel=(3, 4), superpixel=1)) == [
+        'boundaries',
+        'colours',
+        'pixel_3_4_association',
+        'superpixel_1_top',
+    ]
+    with pytest.raises(ValueError, match='has no cross-attention of superpixels'):
+        found.attention_of_pixel(3, 4)
+    with pytest.raises(ValueError, match='has no cross-attention of superpixels'):
+        found.attention_of_superpixel(1)
+
+
 def test_other_networks_are_an_error():
     rcan = spinsr.load('RCAN', 2, None, num_feat=4, num_group=1, num_block=1, squeeze_factor=2)
     with pytest.raises(TypeError, match='superpixels are of SPIN, the network is RCAN'):

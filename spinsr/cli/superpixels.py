@@ -80,6 +80,6 @@ def _summary(found: Any, pixel: tuple[int, int] | None) -> str:
     line = f'block {found.block}: {rows}x{columns} superpixels of about {found.association.grid.cell} pixels a side'
     if pixel is not None:
         weights = found.association_of(*pixel).reshape(-1)
-        shares = (f'{k} by {weights[k]:.2f}' for k in weights.argsort()[::-1] if weights[k] >= 0.005)
+        shares = (f'{k} by {weights[k]:.2f}' for k in weights.argsort()[::-1][:9] if weights[k] >= 0.005)
         line += f'; pixel {pixel[0]} {pixel[1]} belongs to superpixel {", ".join(shares)}'
     return line

@@ -188,6 +188,13 @@ def missing(names: Iterable[str], arch: str) -> list[str]:
     ]
 
 
+def without_an_attention(name: str, names: Iterable[str]) -> bool:
+    """Whether a variant of SPIN lacks a name of ours: no block has this attention of superpixels, but the other."""
+    own = re.match(r'blocks\.\d+\.(cross|intra)_', name)
+    there = {match[1] for other in names if (match := re.match(r'blocks\.\d+\.(cross|intra)_', other))}
+    return own is not None and there == {'cross', 'intra'} - {own[1]}
+
+
 def _values(all_fields: Iterable[Mapping[str, str]]) -> dict[str, set[str]]:
     seen: dict[str, set[str]] = {}
     for fields in all_fields:

@@ -12,6 +12,7 @@ from spinsr.ops.backend import BACKENDS, resolve_backend
 from spinsr.ops.covariance import covariance, sqrtm_newton_schulz
 from spinsr.ops.feed_forward import gated_feed_forward
 from spinsr.ops.grid import Grid, superpixel_grid
+from spinsr.ops.mixture import MixtureAssociation
 from spinsr.ops.pooling import pool
 from spinsr.ops.projection import norm_project
 from spinsr.ops.tail import upsampling_tail
@@ -23,6 +24,7 @@ __all__ = [
     'Association',
     'DenseAssociation',
     'Grid',
+    'MixtureAssociation',
     'SparseAssociation',
     'associate',
     'covariance',

@@ -10,6 +10,7 @@ from spinsr.ops import pieces
 from spinsr.ops.backend import resolve_backend
 from spinsr.ops.parts import on_cpu
 
+OWN_VALUES = ('all', 'ignored')
 # With no more weights than these, 4 MB in float32, storing them is faster than computing them in pieces and again.
 FEW_WEIGHTS = 2**20
 
@@ -51,12 +52,24 @@ def superpixel_cross_attention(
 
 
 def intra_superpixel_attention(
-    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, num_heads: int = 1, backend: str | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    num_heads: int = 1,
+    backend: str | None = None,
+    *,
+    own_values: str = 'all',
 ) -> Tensor:
     """Attention among the selected pixels of each superpixel, merged by a mean (ISPA of SPIN).
 
         a_k   = softmax(q_k k_k^T / sqrt(D)) v_k    for the T pixels of superpixel k
         out_n = (v_n + sum of the a_k that hold n) / (1 + number of superpixels that hold n)
+
+    That is the authors' code. With `own_values='ignored'`, as the paper says, only the pixels that no superpixel holds
+    have their own value:
+
+        out_n = sum of the a_k that hold n / number of superpixels that hold n, v_n where there is none
 
     Args:
         q, k: (B, N, num_heads * D).
@@ -64,33 +77,50 @@ def intra_superpixel_attention(
         indices: (B, K, T) int64, the pixels of each superpixel, each at most once; from `top_n`.
         num_heads: Number of heads.
         backend: See `spinsr.ops.backend`.
+        own_values: Whose own values enter the mean, one of `OWN_VALUES`.
 
     Returns:
         (B, N, C).
+
+    Raises:
+        ValueError: `own_values` is none of them, or channels are not divisible by `num_heads`.
 
     Example:
         >>> q, k, v = torch.rand(1, 60, 8), torch.rand(1, 60, 8), torch.rand(1, 60, 12)
         >>> intra_superpixel_attention(q, k, v, torch.arange(60).view(1, 6, 10)).shape
         torch.Size([1, 60, 12])
     """
+    check_own_values(own_values)
     backend = resolve_backend(backend, v.device)
     if backend == 'reference':
-        return _intra_superpixel_attention_reference(q, k, v, indices, num_heads)
+        return _intra_superpixel_attention_reference(q, k, v, indices, num_heads, own_values)
     b, n, c = v.shape
     rows = (indices + n * torch.arange(b, device=v.device).view(b, 1, 1)).flatten(0, 1)  # (B K, T) rows of (B N, C)
     q, k, v = (x.reshape(b * n, -1) for x in (q, k, v))
     if backend == 'triton':
         from spinsr.ops.kernels.attention import intra_superpixel_attention as attend
 
-        return attend(q, k, v, rows, num_heads).view(b, n, c)
-    total = add_attended_rows(q, k, v, rows, num_heads, start=True)
+        return attend(q, k, v, rows, num_heads, own_values).view(b, n, c)
+    total = add_attended_rows(q, k, v, rows, num_heads, start=own_values == 'all')
     rows = rows.flatten()
-    count = v.new_ones(b * n, 1)
+    count = v.new_full((b * n, 1), own_values == 'all')
     count = count.index_add_(0, rows, count.new_ones(1, 1).expand(len(rows), 1))
+    if own_values == 'ignored':
+        return torch.where(count > 0, total / count.clamp(min=1), v).view(b, n, c)
     return (total / count).view(b, n, c)
 
 
-def _intra_superpixel_attention_reference(q, k, v, indices, num_heads):
+def check_own_values(own_values: str) -> None:
+    """Refuses what `intra_superpixel_attention` cannot do.
+
+    Raises:
+        ValueError: `own_values` is none of `OWN_VALUES`.
+    """
+    if own_values not in OWN_VALUES:
+        raise ValueError(f'own_values must be one of {", ".join(OWN_VALUES)}, got {own_values=}')
+
+
+def _intra_superpixel_attention_reference(q, k, v, indices, num_heads, own_values):
     inside = []
     for x in (q, k, v):
         index = indices.unsqueeze(-1).expand(-1, -1, -1, x.shape[2])  # (B, K, T, C)
@@ -98,7 +128,9 @@ def _intra_superpixel_attention_reference(q, k, v, indices, num_heads):
         inside.append(split_heads(pixels.flatten(0, 1), num_heads))
     out = merge_heads(attention_reference(*inside)).reshape(len(v), -1, v.shape[2]).to(v.dtype)  # (B, K T, C)
     index = indices.flatten(1).unsqueeze(-1).expand_as(out)
-    count = torch.ones_like(v).scatter_add(1, index, torch.ones_like(out))
+    count = torch.full_like(v, own_values == 'all').scatter_add(1, index, torch.ones_like(out))
+    if own_values == 'ignored':
+        return torch.where(count > 0, torch.zeros_like(v).scatter_add(1, index, out) / count.clamp(min=1), v)
     return v.scatter_add(1, index, out) / count
 
 

@@ -4,19 +4,23 @@ import torch
 from torch import Tensor
 
 from spinsr.ops.association import Association, DenseAssociation
-from spinsr.ops.grid import gather_incoming
+from spinsr.ops.grid import gather_incoming, patches
+from spinsr.ops.mixture import MixtureAssociation
 
 
 def top_n(association: Association, n: int | None = None) -> Tensor:
     """Selects for each superpixel the pixels with the largest association.
 
     Ranked by the log-odds l_k - logsumexp over j != k of l_j, which order pixels as the association does but do not
-    saturate at 1, then by the pixel index: the same logits select the same pixels on every device.
+    saturate at 1, then by the pixel index: the same logits select the same pixels on every device. With the association
+    'exponential' by its logarithm -|x_n - c_k|^2, which does not underflow.
 
     Args:
         association: From `associate`.
-        n: Pixels a superpixel, >= 1; None means the area of a cell. Never more than the pixels of the smallest 3x3
-            neighbourhood of the grid, which cuts the area of a cell only where a side of the image is below the cell.
+        n: Pixels a superpixel, >= 1; None means the area of a cell. Never more than the pixels within reach of the
+            superpixel that has the fewest, which cuts the area of a cell only where a side of the image is below the
+            cell. Where pixels belong to their cell alone, None means all of the cell; one that is a row or a column
+            shorter than the largest takes in the next (`spinsr.ops.grid.patches`).
 
     Returns:
         (B, K, T) int64, pixel indices in [0, H*W), ascending.
@@ -30,25 +34,28 @@ def top_n(association: Association, n: int | None = None) -> Tensor:
         torch.Size([1, 6, 64])
     """
     grid = association.grid
+    if n is None and grid.reach == 0:
+        return patches(*grid.size, grid.cell, grid.labels.device, association.dtype).expand(association.batch, -1, -1)
     n = grid.cell**2 if n is None else n
     if n < 1:
         raise ValueError(f'n must be at least 1, got {n=}')
     n = min(n, grid.num_pixels, grid.smallest_neighborhood)
     if isinstance(association, DenseAssociation):
         return _top_n_reference(association.log_odds, n)
-    candidates = association.log_odds  # (B, K, 9, P)
+    if isinstance(association, MixtureAssociation):
+        return _top_n_mixture(association, n)
+    candidates = association.log_odds  # (B, K, M, P)
     if grid.is_pixel is not None:
         candidates = candidates.masked_fill(~grid.is_pixel[:, None], float('-inf'))
-    candidates = gather_incoming(candidates, grid)  # (B, K, 9, P)
+    candidates = gather_incoming(candidates, grid)  # (B, K, M, P)
     candidates = candidates.masked_fill_(~grid.is_neighbor.flip(1).unsqueeze(-1), float('-inf')).flatten(2)
-    pixels = grid.pixels[grid.neighbors.flip(1)].flatten(1)  # (K, 9 P)
+    pixels = grid.pixels[grid.neighbors.flip(1)].flatten(1)  # (K, M P)
     if candidates.dtype == torch.float64:
         order = pixels.argsort(stable=True, dim=-1)
         ranked = candidates.gather(-1, order.expand_as(candidates)).sort(dim=-1, descending=True, stable=True).indices
         selected = order.expand_as(candidates).gather(-1, ranked[..., :n])
         return pixels.expand_as(candidates).gather(-1, selected).sort(-1).values
-    keys = (_ordered_int(candidates) << 32) | (_LOW - pixels)
-    return (_LOW - (keys.topk(n, -1, sorted=False).values & _LOW)).sort(-1).values
+    return _pixels_of(_keys(candidates, pixels).topk(n, -1, sorted=False).values)
 
 
 def _top_n_reference(log_odds: Tensor, n: int) -> Tensor:
@@ -61,7 +68,37 @@ def _top_n_reference(log_odds: Tensor, n: int) -> Tensor:
     return indices.sort(-1).values
 
 
+def _top_n_mixture(association: MixtureAssociation, n: int) -> Tensor:
+    """The best of the pixels so far and of the next part, part by part."""
+    best = None
+    for part in association.parts():
+        log_odds = association.log_odds_of(part).transpose(1, 2)  # (B, K, pixels)
+        pixels = torch.arange(part.start, part.stop, device=log_odds.device)
+        if log_odds.dtype == torch.float64:
+            pixels = pixels.expand_as(log_odds)
+            if best is not None:
+                log_odds, pixels = torch.cat([best[0], log_odds], -1), torch.cat([best[1], pixels], -1)
+            # Of equals, those so far come first, in the order of their pixels.
+            log_odds, order = log_odds.sort(dim=-1, descending=True, stable=True)
+            best = log_odds[..., :n], pixels.gather(-1, order[..., :n])
+        else:
+            keys = _keys(log_odds, pixels)
+            keys = keys if best is None else torch.cat([best, keys], -1)
+            best = keys.topk(min(n, keys.shape[-1]), -1, sorted=False).values
+    return best[1].sort(-1).values if isinstance(best, tuple) else _pixels_of(best)
+
+
 _LOW = 0xFFFFFFFF
+
+
+def _keys(log_odds: Tensor, pixels: Tensor) -> Tensor:
+    """float32 log-odds and their pixels as int64: the larger is the better of two."""
+    return (_ordered_int(log_odds) << 32) | (_LOW - pixels)
+
+
+def _pixels_of(keys: Tensor) -> Tensor:
+    """The pixels of keys, ascending."""
+    return (_LOW - (keys & _LOW)).sort(-1).values
 
 
 def _ordered_int(x: Tensor) -> Tensor:

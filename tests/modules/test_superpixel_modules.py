@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from spinsr import ops
 from spinsr.modules.intra_superpixel_attention import IntraSuperpixelAttention
 from spinsr.modules.local_attention import LocalAttention
 from spinsr.modules.superpixel_aggregation import SuperpixelAggregation
@@ -49,4 +50,29 @@ def test_aggregation_hands_on_its_arguments(num_iter):
     association = SuperpixelAggregation(4, num_iter)(x)
     assert association.grid.cell == 4
     assert torch.equal(association.dense().sum(1) > 0.99, torch.ones(1, 117, dtype=torch.bool))
-    assert repr(SuperpixelAggregation(4, num_iter)) == f'SuperpixelAggregation(stoken_size=4, num_iter={num_iter})'
+    assert f'(stoken_size=4, num_iter={num_iter}, reach=1, differentiable=False, ' in repr(
+        SuperpixelAggregation(4, num_iter)
+    )
+
+
+@pytest.mark.parametrize(
+    'switches',
+    [{'differentiable': True}, {'association': 'exponential'}, {'position_weight': 2.5}],
+    ids=lambda switches: next(iter(switches)),
+)
+def test_aggregation_hands_on_its_switches(switches):
+    x = torch.randn(1, 9, 13, 8, requires_grad=True)
+    association, expected = SuperpixelAggregation(4, **switches)(x), ops.associate(x, 4, **switches)
+    assert torch.equal(association.weights, expected.weights)
+    assert association.kind == expected.kind
+    assert association.weights.requires_grad == expected.weights.requires_grad
+
+
+def test_values_of_ignored_pixels_change_the_result():
+    x = torch.randn(1, 9, 13, 8)
+    all_values, ignored = (IntraSuperpixelAttention(8, 1, 4, 3, own_values) for own_values in ('all', 'ignored'))
+    ignored.load_state_dict(all_values.state_dict())
+    association = SuperpixelAggregation(4)(x)
+    differs = (all_values(x, association) != ignored(x, association)).any(-1).flatten()
+    selected = torch.zeros(117, dtype=torch.bool).index_fill(0, ops.top_n(association, 3).flatten(), True)
+    assert torch.equal(differs, selected)

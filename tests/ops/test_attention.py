@@ -1,5 +1,6 @@
 """Attention between and inside superpixels; that the fused forms equal the reference is in test_in_parts.py."""
 
+import functools
 import math
 
 import pytest
@@ -56,6 +57,21 @@ def test_intra_by_hand(backend, assert_close):
 
 
 @BACKENDS
+def test_intra_where_only_ignored_pixels_keep_their_values(backend, assert_close):
+    q, v = torch.zeros(1, 4, 1).double(), column(0, 4, 10, 5)
+    indices = torch.tensor([[[0, 1], [1, 2]]])
+    out = intra_superpixel_attention(q, q, v, indices, backend=backend, own_values='ignored')
+    assert_close(out, column(2, (2 + 7) / 2, 7, 5))
+
+
+@BACKENDS
+def test_intra_refuses_other_own_values(backend):
+    q = torch.zeros(1, 4, 1)
+    with pytest.raises(ValueError, match="must be one of all, ignored, got own_values='none'"):
+        intra_superpixel_attention(q, q, q, torch.tensor([[[0, 1]]]), backend=backend, own_values='none')
+
+
+@BACKENDS
 def test_intra_scales_by_the_width(backend, assert_close):
     unit = torch.tensor([1.0, 0, 0, 0], dtype=torch.float64)
     q, k = column(1, 0) * unit, column(0, 2 * math.log(3)) * unit
@@ -73,6 +89,14 @@ def test_cross_reference_gradcheck(num_heads, one_case):
 def test_intra_reference_gradcheck(num_heads, one_case):
     inputs, indices = intra_inputs(one_case('one_row')._replace(batch=2, cell=3), (4, 2))
     assert torch.autograd.gradcheck(intra(indices, 'reference', num_heads), [x.requires_grad_() for x in inputs])
+
+
+def test_intra_reference_gradcheck_with_ignored_pixels(one_case):
+    inputs, indices = intra_inputs(one_case('one_row')._replace(batch=2, cell=3), (4, 2))
+    attend = functools.partial(intra_superpixel_attention, backend='reference', own_values='ignored')
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: attend(q, k, v, indices[..., :2]), [x.requires_grad_() for x in inputs]
+    )
 
 
 @BACKENDS

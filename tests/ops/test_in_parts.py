@@ -104,12 +104,14 @@ def cross(num_heads, qk, values):
     return make
 
 
-def intra(num_heads, qk, values):
+def intra(num_heads, qk, values, n=None, own_values='all'):
     def make(case, dtype) -> Op:
-        indices = top_n(associate(case.features(3), case.cell))
+        indices = top_n(associate(case.features(3), case.cell), n)
 
         def of(backend):
-            return lambda q, k, v: intra_superpixel_attention(q, k, v, indices, num_heads, backend)
+            return lambda q, k, v: intra_superpixel_attention(
+                q, k, v, indices, num_heads, backend, own_values=own_values
+            )
 
         return Op(of('torch'), of('reference'), [case.tokens(c, dtype) for c in (qk, qk, values)])
 
@@ -143,6 +145,7 @@ OPS = {
     'intra-one_head-wide_v': intra(1, 4, 6),
     'intra-two_heads-equal': intra(2, 6, 6),
     'intra-two_heads-narrow_v': intra(2, 8, 4),
+    'intra-ignored_values': intra(2, 4, 6, n=3, own_values='ignored'),
     'windows-one_head': windows(1, overlap=2),
     'windows-two_heads-no_overlap': windows(2, overlap=0),
 }

@@ -108,6 +108,35 @@ def test_association_is_stored_as_by_torch(name, one_case, assert_close):
     assert_close(kernel.log_odds, torch_.log_odds)
 
 
+def test_association_with_positions_equals_reference(one_case, assert_close):
+    x = features(one_case('side_below_cell'), 5)
+    sparse, dense = (associate(x, 4, backend=backend, position_weight=2.5) for backend in BACKENDS)
+    assert_close(sparse.dense(), dense.dense())
+
+
+@pytest.mark.parametrize('association', ['softmax', 'exponential'])
+def test_differentiable_association_has_its_gradient(association, one_case, forward_backward, assert_close):
+    case = one_case('side_below_cell')
+    x = features(case, 5)
+
+    def pooled(backend):
+        switches = {'association': association, 'differentiable': True}
+        return lambda x: pool(x, associate(x, case.cell, backend=backend, **switches), backend)
+
+    assert_close(*(forward_backward(pooled(backend), x) for backend in BACKENDS))
+
+
+def test_attention_where_only_ignored_pixels_keep_their_values(one_case, forward_backward, assert_close):
+    case = one_case('non_divisible_batch')
+    indices = top_n(associate(features(case, 3), case.cell, backend='torch'), 3)
+    inputs = [features(case, channels).flatten(1, 2) for channels in (4, 4, 6)]
+
+    def attend(backend):
+        return lambda q, k, v: intra_superpixel_attention(q, k, v, indices, 2, backend, own_values='ignored')
+
+    assert_close(*(forward_backward(attend(backend), *inputs) for backend in BACKENDS))
+
+
 @pytest.mark.parametrize('channels', [1, 15, 16, 40])
 def test_association_of_other_widths_equals_reference(channels, one_case, assert_close):
     x = features(one_case('side_below_cell'), channels)
@@ -264,6 +293,14 @@ def test_channels_that_heads_do_not_divide_are_refused(op, one_case):
 def test_cross_attention_is_that_of_torch():
     inputs = [torch.randn(1, n, 8, device=DEVICE) for n in (60, 60, 60, 6)]
     assert torch.equal(*(superpixel_cross_attention(*inputs, backend=backend) for backend in ('triton', 'torch')))
+
+
+@pytest.mark.parametrize('reach', [None, 0, 2], ids=['all', 'patch', '5x5'])
+def test_other_reaches_than_the_3x3_cells_are_torchs(reach, one_case):
+    x = features(one_case('non_divisible_batch'), 3)
+    found = {backend: associate(x, 4, backend=backend, reach=reach) for backend in ('triton', 'torch')}
+    assert torch.equal(*(association.dense() for association in found.values()))
+    assert torch.equal(*(pool(x, association, backend) for backend, association in found.items()))
 
 
 def op_arguments(name, case, dtype=torch.float32):

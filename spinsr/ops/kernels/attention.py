@@ -322,11 +322,16 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, row_map: RowMap, num_heads: int) ->
     return attend_rows(*heads, row_map.rows, row_map.places, row_map.starts)[0]
 
 
-def intra_superpixel_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, num_heads: int) -> Tensor:
+def intra_superpixel_attention(
+    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, num_heads: int, own_values: str
+) -> Tensor:
     """ISPA on rows (B N, heads * D) and (B N, C) with groups (B K, T) of them: (B N, C)."""
     row_map = RowMap.build(rows, len(v))
     out = _attend(q, k, v, row_map, num_heads)
-    return mean_rows(out, v, row_map.rows, row_map.places, row_map.starts)
+    if own_values == 'all':
+        return mean_rows(out, v, row_map.rows, row_map.places, row_map.starts)
+    mean = mean_rows(out, None, row_map.rows, row_map.places, row_map.starts)  # 0 where nothing came
+    return torch.where(row_map.starts.diff().unsqueeze(1) > 0, mean, v)
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, windows: Windows, num_heads: int) -> Tensor:

@@ -121,7 +121,7 @@ def mean_rows(x: Tensor, own: Tensor | None, rows: Tensor, places: Tensor, start
 
     Args:
         x: What went to the rows of groups, (G * T, C), any float type.
-        own: (R, C) in the type of `x`, or None; then every row occurs among `rows`.
+        own: (R, C) in the type of `x`, or None; then a row that nothing came to is 0.
         rows, places, starts: See `RowMap`.
 
     Returns:
