@@ -44,7 +44,7 @@ setup(
         'tqdm',
     ],
     extras_require={
-        'dev': ['build', 'pytest>=8', 'pytest-xdist', 'ruff'],
+        'dev': ['build', 'matplotlib', 'pytest>=8', 'pytest-xdist', 'ruff'],
         'metrics': ['pyiqa'],
     },
     entry_points={'console_scripts': ['spinsr=spinsr.cli:main']},

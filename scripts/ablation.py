@@ -1,0 +1,344 @@
+"""How much the choices in SPIN and in its training matter: small networks, equal budget, several seeds.
+
+    spinsr prepare images T91 BSDS500 DIV2K_test_LRx4 -o datasets/release --scale 4 --min-side 128
+    python scripts/ablation.py --data datasets/release --benchmark datasets/benchmark/Set5 datasets/benchmark/Set14
+
+trains each row of ROWS with each seed by `python -m spinsr.train`, in OUT/experiments, scores it, and writes
+OUT/ablation.md, .json and .png with what is there. The same command goes on where it was stopped. A row that is done is
+not done again, unless its options have changed.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import copy
+import hashlib
+import json
+import math
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spinsr import option_files
+from spinsr.cli.arguments import path, positive
+from spinsr.data.image_file import write_bytes
+
+SCALE = 4
+PROTOCOL = 'y_crop_scale'
+DEFAULT = 'SPIN'
+# A SPIN for patches of 24x24: as many superpixels in a patch as the paper's network has in its 64x64.
+SMALL = {'num_feat': 24, 'num_block': 4, 'qk_dim': 12, 'mlp_dim': 40, 'stoken_size': [6, 8, 10, 12]}
+LONGER = {'network_g:num_block': 6, 'network_g:stoken_size': [6, 8, 10, 12, 6, 8]}
+# What a row changes of the small network's recipe.
+ROWS: dict[str, dict[str, Any]] = {
+    DEFAULT: {},
+    'only ISPA, 6 blocks': LONGER | {'network_g:interaction': 'only_intra'},
+    'only SPCA, 6 blocks': LONGER | {'network_g:interaction': 'only_cross'},
+    'parallel': {'network_g:interaction': 'parallel'},
+    'mixture (SVQ)': {'network_g:aggregation': 'mixture'},
+    'patches': {'network_g:aggregation': 'patch'},
+    '1 round': {'network_g:num_iter': 1},
+    '5 rounds': {'network_g:num_iter': 5},
+    'top 36': {'network_g:top_n': 36},
+    'top 144': {'network_g:top_n': 144},
+    'differentiable': {'network_g:differentiable': True},
+    'exponential': {'network_g:association': 'exponential'},
+    'positions': {'network_g:position_weight': 1.0},
+    'values of ignored pixels only': {'network_g:own_values': 'ignored'},
+    'L2 loss': {'train:pixel_opt:type': 'MSELoss'},
+    'constant learning rate': {'train:scheduler:eta_min': 1e-3},
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    for folder in (*args.benchmark, args.data):
+        if not folder.is_dir():
+            sys.stderr.write(f'ablation.py: error: {folder} is no folder\n')
+            return 1
+    runs = [(row, seed) for seed in args.seeds for row in args.rows]
+    for name in ('options', 'logs', 'scores'):
+        (args.out / name).mkdir(parents=True, exist_ok=True)
+    workers = Workers(args)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        try:
+            failures = sum(pool.map(lambda run: workers.finish(*run), runs))
+        except KeyboardInterrupt:
+            workers.stop()
+            sys.stderr.write('ablation.py: interrupted; the same command goes on\n')
+            failures = len(runs)
+    report(args, [(row, seed) for row, seed in runs if is_done(args, row, seed)])
+    return int(failures > 0)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument('--data', metavar='DIR', type=path, required=True, help='made by `spinsr prepare images`, x4')
+    parser.add_argument(
+        '--benchmark',
+        metavar='DIR',
+        type=path,
+        nargs='+',
+        required=True,
+        help='folders of the scores, the first counts',
+    )
+    parser.add_argument('-o', '--out', metavar='DIR', type=path, default='ablation', help='default: %(default)s')
+    parser.add_argument('--rows', metavar='NAME', nargs='+', choices=ROWS, default=list(ROWS), help='default: all rows')
+    parser.add_argument('--seeds', metavar='N', type=int, nargs='+', default=[0, 1, 2], help='default: 0 1 2')
+    parser.add_argument('--iterations', metavar='N', type=positive, default=2000, help='default: %(default)s')
+    parser.add_argument(
+        '--jobs', metavar='N', type=positive, default=os.cpu_count() or 1, help='trainings at once, with a thread each'
+    )
+    args = parser.parse_args(argv)
+    args.rows = [row for row in ROWS if row in (*args.rows, DEFAULT)]
+    args.seeds = sorted(set(args.seeds))
+    return args
+
+
+def options(args: argparse.Namespace, row: str, seed: int) -> dict[str, Any]:
+    """The option file of one training: the release recipe, smaller, with what the row changes."""
+    opt = option_files.read(option_files.find(f'train_SPIN_x{SCALE}_release.yml'))
+    opt |= {'name': f'{slug(row)}_{seed}', 'manual_seed': seed, 'num_gpu': 0}
+    del opt['datasets']['val'], opt['val']
+    data = args.data.resolve()
+    changes = {
+        'datasets:train:dataroot_gt': str(data / 'train_HR.lmdb'),
+        'datasets:train:dataroot_lq': str(data / f'train_LR_bicubic_X{SCALE}.lmdb'),
+        'datasets:train:gt_size': 24 * SCALE,
+        'datasets:train:batch_size_per_gpu': 4,
+        'train:precision': 'fp32',
+        'train:ema_decay': 0.99,
+        'train:scheduler:periods': [args.iterations],
+        'train:total_iter': args.iterations,
+        'train:warmup_iter': min(100, args.iterations),
+        'logger:print_freq': 100,
+        'logger:save_checkpoint_freq': 250,
+        'logger:keep_last': 1,
+        **{f'network_g:{key}': value for key, value in SMALL.items()},
+        **ROWS[row],
+    }
+    for key, value in changes.items():
+        *sections, last = key.split(':')
+        section = opt
+        for name in sections:
+            section = section[name]
+        section[last] = copy.copy(value)
+    return opt
+
+
+class Workers:
+    """Trains and scores; several at once, each a process."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.processes: set[subprocess.Popen] = set()
+        self.lock = threading.Lock()
+        self.stopped = False
+
+    def finish(self, row: str, seed: int) -> bool:
+        """Does what is still to do of one training; whether it failed."""
+        if self.stopped or is_done(self.args, row, seed):
+            return False
+        opt = options(self.args, row, seed)
+        out = self.args.out.resolve()
+        file = out / 'options' / f'{opt["name"]}.yml'
+        text = yaml.safe_dump(opt, sort_keys=False)
+        resume = ['--auto_resume'] if file.exists() and file.read_text(encoding='utf-8') == text else []
+        write_bytes(file, text.encode())
+        start = time.monotonic()
+        status = self.run([sys.executable, '-m', 'spinsr.train', '-opt', str(file), *resume], out, opt['name'])
+        if status:
+            if not self.stopped:
+                sys.stderr.write(f'ablation.py: {opt["name"]} failed, see {out / "logs" / opt["name"]}.log\n')
+            return True
+        scores = evaluate(opt, out, self.args.benchmark)
+        write_bytes(result_file(self.args, opt), json.dumps({'options': digest(opt), 'psnr': scores}).encode())
+        print(f'{opt["name"]}: {scores} ({time.monotonic() - start:.0f} s)', flush=True)
+        return False
+
+    def run(self, command: list[str], folder: Path, name: str) -> int:
+        with (folder / 'logs' / f'{name}.log').open('ab') as output:
+            with self.lock:
+                if self.stopped:
+                    return 1
+                process = subprocess.Popen(
+                    command, cwd=folder, stdout=output, stderr=output, env={**os.environ, 'OMP_NUM_THREADS': '1'}
+                )
+                self.processes.add(process)
+            status = process.wait()
+        with self.lock:
+            self.processes.discard(process)
+        return status
+
+    def stop(self) -> None:
+        with self.lock:
+            self.stopped = True
+            for process in self.processes:
+                with contextlib.suppress(OSError):
+                    process.terminate()
+
+
+def evaluate(opt: Mapping[str, Any], out: Path, benchmarks: Sequence[Path]) -> dict[str, float]:
+    """Mean PSNR on each benchmark, of the EMA weights."""
+    import spinsr
+    from spinsr import evaluate
+
+    arch_args = {key: value for key, value in opt['network_g'].items() if key not in ('type', 'upscale')}
+    weights = out / 'experiments' / opt['name'] / 'models' / 'net_g_latest.pth'
+    net = spinsr.load('SPIN', SCALE, weights, **arch_args)
+    results = evaluate.evaluate(benchmarks, [SCALE], evaluate.network({SCALE: net}), protocols=[PROTOCOL])
+    return {result['dataset']: result['protocols'][PROTOCOL]['psnr'] for result in results}
+
+
+def slug(row: str) -> str:
+    return ''.join(c if c.isalnum() else '_' for c in row)
+
+
+def digest(opt: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(opt, sort_keys=True).encode()).hexdigest()
+
+
+def result_file(args: argparse.Namespace, opt: Mapping[str, Any]) -> Path:
+    return args.out.resolve() / 'scores' / f'{opt["name"]}.json'
+
+
+def read_scores(args: argparse.Namespace, row: str, seed: int) -> dict[str, float] | None:
+    opt = options(args, row, seed)
+    file = result_file(args, opt)
+    if not file.exists():
+        return None
+    result = json.loads(file.read_text(encoding='utf-8'))
+    names = {folder.resolve().name for folder in args.benchmark}
+    return result['psnr'] if result['options'] == digest(opt) and names <= set(result['psnr']) else None
+
+
+def is_done(args: argparse.Namespace, row: str, seed: int) -> bool:
+    return read_scores(args, row, seed) is not None
+
+
+def summarize(scores: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
+    """Means, spreads, and which differences from the default are larger than chance makes them.
+
+    A row and the default are compared seed by seed: with one seed both see the same patches in the same order. How much
+    these differences spread is one number s for all rows, the root of their mean variance, since three seeds say little
+    about the variance of one row. A mean is called a difference if it exceeds t s / sqrt(seeds), t the 97.5 % quantile
+    of Student's distribution: one row in 20 that change nothing is called one.
+
+    Args:
+        scores: Row -> seed -> PSNR, dB.
+    """
+    from scipy.stats import t
+
+    base = scores[DEFAULT]
+    differences = {
+        row: [psnr - base[seed] for seed, psnr in values.items() if seed in base]
+        for row, values in scores.items()
+        if row != DEFAULT
+    }
+    squares = [(one - statistics.mean(values)) ** 2 for values in differences.values() for one in values]
+    degrees = sum(len(values) - 1 for values in differences.values() if values)
+    spread = math.sqrt(sum(squares) / degrees) if degrees else math.nan
+    rows = {}
+    for row, values in scores.items():
+        psnr = list(values.values())
+        rows[row] = {
+            'seeds': len(psnr),
+            'mean': statistics.mean(psnr),
+            'sd': statistics.stdev(psnr) if len(psnr) > 1 else math.nan,
+        }
+        if differences.get(row):
+            mean = statistics.mean(differences[row])
+            limit = float(t.ppf(0.975, degrees)) * spread / math.sqrt(len(differences[row])) if degrees else math.nan
+            rows[row] |= {'difference': mean, 'limit': limit, 'is_difference': abs(mean) > limit}
+    return {'spread_of_differences': spread, 'rows': rows}
+
+
+def report(args: argparse.Namespace, done: Sequence[tuple[str, int]]) -> None:
+    scores: dict[str, dict[str, dict[int, float]]] = {}
+    for row, seed in sorted(done, key=lambda run: (list(ROWS).index(run[0]), run[1])):
+        for name, psnr in (read_scores(args, row, seed) or {}).items():
+            scores.setdefault(name, {}).setdefault(row, {})[seed] = psnr
+    scores = {name: rows for name, rows in scores.items() if DEFAULT in rows}
+    if not scores:
+        return
+    summaries = {name: summarize(rows) for name, rows in scores.items()}
+    write_bytes(args.out / 'ablation.md', table(args, summaries).encode())
+    write_bytes(args.out / 'ablation.json', json.dumps({'psnr': scores, 'summary': summaries}, indent=1).encode())
+    draw(args.out / 'ablation.png', scores, summaries)
+    print(table(args, summaries), end='')
+
+
+def table(args: argparse.Namespace, summaries: Mapping[str, Any]) -> str:
+    """Markdown: mean and standard deviation of each row, and its difference from the default."""
+    heads = [cell for name in summaries for cell in (f'{name}, dB', f'to {DEFAULT}, dB')]
+    lines = [
+        f'PSNR x{SCALE} ({PROTOCOL}) after {args.iterations} iterations: mean and standard deviation over the seeds;',
+        f'mean difference to {DEFAULT} with the same seed, with what it must exceed (95 %) to be one.',
+        '',
+        f'| row | seeds | {" | ".join(heads)} |',
+        f'| --- | --- |{" --- |" * len(heads)}',
+    ]
+    for row in next(iter(summaries.values()))['rows']:
+        cells, seeds = [], 0
+        for summary in summaries.values():
+            values = summary['rows'].get(row, {})
+            seeds = max(seeds, values.get('seeds', 0))
+            cells.append(f'{values["mean"]:.3f} ({values["sd"]:.3f})' if values else '')
+            inside = '' if values.get('is_difference') else ', inside the spread'
+            difference = (
+                f'{values["difference"]:+.3f} ± {values["limit"]:.3f}{inside}' if 'difference' in values else ''
+            )
+            cells.append(difference)
+        lines.append(f'| {row} | {seeds} | {" | ".join(cells)} |')
+    return '\n'.join(lines) + '\n'
+
+
+def draw(
+    file: Path, scores: Mapping[str, Mapping[str, Mapping[int, float]]], summaries: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Differences from the default: a dot for each seed, a bar for the mean, grey what chance would make, too."""
+    import io
+
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    rows = [row for row in next(iter(scores.values())) if row != DEFAULT]
+    figure, axes = pyplot.subplots(
+        1, len(scores), sharey=True, squeeze=False, figsize=(3 + 3.5 * len(scores), 1 + 0.3 * len(rows)), dpi=110
+    )
+    for axis, (name, values) in zip(axes[0], scores.items(), strict=True):
+        axis.axvline(0, color='0.5', lw=1)
+        for place, row in enumerate(rows):
+            summary = summaries[name]['rows'].get(row, {})
+            if 'difference' not in summary:
+                continue
+            axis.barh(place, 2 * summary['limit'], left=-summary['limit'], height=0.7, color='0.9')
+            dots = [psnr - values[DEFAULT][seed] for seed, psnr in values[row].items() if seed in values[DEFAULT]]
+            axis.plot(dots, [place] * len(dots), 'o', ms=4, mfc='none', color='tab:blue')
+            axis.plot([summary['difference']], [place], '|', ms=14, mew=2, color='tab:red')
+        axis.set_xlabel(f'{name} x{SCALE}: dB to {DEFAULT}')
+        axis.set_yticks(range(len(rows)), rows)
+    axes[0][0].invert_yaxis()
+    figure.tight_layout()
+    data = io.BytesIO()
+    figure.savefig(data, format='png')
+    pyplot.close(figure)
+    write_bytes(file, data.getvalue())
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""scripts/ablation.py: what its rows build, what it calls a difference, and that it goes on where it stopped."""
+
+import importlib
+import inspect
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spinsr.cli import main as spinsr
+from spinsr.data import image_file
+
+from ..tiny_benchmark import photo, write_benchmark
+
+SCRIPT = Path(__file__).parents[2] / 'scripts' / 'ablation.py'
+sys.path.insert(0, str(SCRIPT.parent))
+ablation = importlib.import_module('ablation')
+
+
+def arguments(folder, *more):
+    data, benchmark = folder / 'data', folder / 'Tiny'
+    return ['--data', str(data), '--benchmark', str(benchmark), '-o', str(folder / 'out'), *more]
+
+
+@pytest.mark.parametrize('row', ablation.ROWS, ids=ablation.slug)
+def test_every_row_builds_and_differs_from_the_default_as_it_says(row, tmp_path):
+    from spinsr.archs.spin_arch import SPIN
+
+    args = ablation.parse(arguments(tmp_path))
+    opt, default = ablation.options(args, row, 1), ablation.options(args, ablation.DEFAULT, 1)
+    network = {key: value for key, value in opt['network_g'].items() if key != 'type'}
+    assert set(network) <= set(inspect.signature(SPIN).parameters)
+    with torch.device('meta'):
+        SPIN(**network)
+    changed = {key for key in opt if opt[key] != default[key]} - {'name'}
+    assert changed == {key.partition(':')[0] for key in ablation.ROWS[row]}
+    assert opt['manual_seed'] == 1
+
+
+def test_means_and_differences_by_hand():
+    scores = {'SPIN': {0: 30.0, 1: 32.0}, 'parallel': {0: 30.5, 1: 32.7}, 'patches': {0: 29.9, 1: 32.1}}
+    summary = ablation.summarize(scores)
+    # Differences 0.5, 0.7 and -0.1, 0.1: squares 0.02 + 0.02 over two degrees of freedom; t = 4.3027.
+    spread = math.sqrt(0.04 / 2)
+    assert summary['spread_of_differences'] == pytest.approx(spread)
+    rows = summary['rows']
+    assert rows['SPIN'] == {'seeds': 2, 'mean': 31.0, 'sd': pytest.approx(math.sqrt(2))}
+    assert rows['parallel']['difference'] == pytest.approx(0.6)
+    assert rows['parallel']['limit'] == pytest.approx(4.30265 * spread / math.sqrt(2), rel=1e-5)
+    assert [rows[row]['is_difference'] for row in ('parallel', 'patches')] == [True, False]
+
+
+def test_one_seed_is_never_a_difference():
+    summary = ablation.summarize({'SPIN': {0: 30.0}, 'parallel': {0: 35.0, 1: 36.0}})
+    assert summary['rows']['parallel']['difference'] == 5
+    assert not summary['rows']['parallel']['is_difference']
+
+
+def test_folder_that_is_missing_is_one_line(tmp_path, capsys):
+    assert ablation.main(arguments(tmp_path)) == 1
+    assert capsys.readouterr().err == f'ablation.py: error: {tmp_path / "Tiny"} is no folder\n'
+
+
+@pytest.mark.slow
+def test_rows_are_trained_scored_and_not_done_again(tmp_path):
+    write_benchmark(tmp_path / 'Tiny', {'a': (52, 48)}, scales=[4])
+    for name in range(3):
+        image_file.write_png(tmp_path / 'images' / f'{name}.png', photo(108, 120, name))
+    assert spinsr(['prepare', 'images', str(tmp_path / 'images'), '-o', str(tmp_path / 'data'), '--scale', '4']) == 0
+    rows = ['--rows', 'patches', '--seeds', '0', '1', '--iterations', '2', '--jobs', '2']
+    command = [sys.executable, str(SCRIPT), *arguments(tmp_path, *rows)]
+
+    first = subprocess.run(command, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    out = tmp_path / 'out'
+    summary = json.loads((out / 'ablation.json').read_text())
+    assert set(summary['psnr']['Tiny']) == {'SPIN', 'patches'}
+    assert all(np.isfinite(list(seeds.values())).all() for seeds in summary['psnr']['Tiny'].values())
+    assert '| patches | 2 | ' in (out / 'ablation.md').read_text()
+    assert image_file.read(out / 'ablation.png').shape[2] == 3
+
+    (out / 'scores' / 'patches_1.json').unlink()
+    before = {path: path.stat().st_mtime_ns for path in (out / 'scores').iterdir()}
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert [line.partition(':')[0] for line in again.stdout.splitlines() if line.startswith('patches_')] == [
+        'patches_1'
+    ]
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert json.loads((out / 'ablation.json').read_text()) == summary
