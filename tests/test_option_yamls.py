@@ -21,18 +21,14 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGIS
 
 from spinsr.launch import register
 
+from .networks import NETWORKS, bare
+
 register()
 
 OPTIONS = Path(__file__).parents[1] / 'options'
 RECIPES = sorted(OPTIONS.glob('*.yml'))
 TRAIN = [path for path in RECIPES if path.name.startswith('train_')]
 TEST = [path for path in RECIPES if path.name.startswith('test_')]
-PARAMETERS = {
-    'SPIN': {2: 497_275, 3: 569_475, 4: 555_035},
-    'SAN': {2: 15_674_732, 3: 15_859_372, 4: 15_822_444, 8: 15_970_156},
-    'RCAN_spinsr': {2: 15_444_643, 3: 15_629_283, 4: 15_592_355, 8: 15_740_067},
-}
-PATCH_AND_BATCH = {'SPIN': (64, 16), 'SAN': (48, 8), 'RCAN_spinsr': (48, 16), 'sample': (32, 4), 'release': (32, 8)}
 # The variants of SPIN x4: parameters, and what differs from train_SPIN_x4.yml beside the name.
 PAPER_CELLS = [12, 16, 20, 24]
 ABLATION = {
@@ -55,7 +51,8 @@ ABLATION = {
 }
 # Arguments of the variants, which the option files of the paper's own network leave out.
 VARIANT_KEYS = {'interaction', 'aggregation', 'top_n', 'differentiable', 'association', 'position_weight', 'own_values'}
-WARM_STARTED = ['SAN', 'RCAN']
+# Recipes with patches and batches of their own: (LR pixels of a side, images).
+OWN_PATCH_AND_BATCH = {'sample': (32, 4), 'release': (32, 8)}
 BENCHMARKS = ['Set5', 'Set14', 'B100', 'Urban100', 'Manga109']
 SECTIONS = {
     'train': [
@@ -131,7 +128,7 @@ def build_once(network_yaml):
 
 
 def test_every_arch_and_scale_has_its_files():
-    pairs = [(arch.partition('_')[0], scale) for arch, scales in PARAMETERS.items() for scale in scales]
+    pairs = [(bare(name), scale) for name, network in NETWORKS.items() for scale in network.parameters]
     wanted = {f'{kind}_{arch}_x{scale}' for kind in ('train', 'test') for arch, scale in pairs}
     more = {'train_SPIN_x4_sample', 'test_SPIN_x4_sample', 'train_SPIN_x4_release'}
     assert {path.stem for path in RECIPES} == wanted | more
@@ -200,14 +197,14 @@ def test_network_is_the_paper_s_and_names_every_argument(path):
     signature = inspect.signature(ARCH_REGISTRY.get(network_opt['type']))
     assert set(network_opt) == {'type', *signature.parameters} - VARIANT_KEYS
     count = sum(parameter.numel() for parameter in on_meta(network_opt).parameters())
-    assert count == PARAMETERS[network_opt['type']][opt['scale']]
+    assert count == NETWORKS[network_opt['type']].parameters[opt['scale']]
 
 
 @every_file
 def test_scale_and_names_agree(path):
     opt = load(path)
     scale = opt['scale']
-    arch = opt['network_g']['type'].partition('_')[0]
+    arch = bare(opt['network_g']['type'])
     assert opt['name'] == path.stem
     assert path.stem.removesuffix('_sample').removesuffix('_release') == f'{phase(path)}_{arch}_x{scale}'
     assert opt['network_g']['upscale'] == scale
@@ -247,8 +244,9 @@ def test_patch_and_batch_are_the_recipe_s(path):
     opt = load(path)
     train = opt['datasets']['train']
     own = path.stem.rpartition('_')[2]
-    recipe = own if own in PATCH_AND_BATCH else opt['network_g']['type']
-    assert (train['gt_size'] // opt['scale'], train['batch_size_per_gpu']) == PATCH_AND_BATCH[recipe]
+    network = NETWORKS[opt['network_g']['type']]
+    recipe = OWN_PATCH_AND_BATCH.get(own, (network.patch, network.batch))
+    assert (train['gt_size'] // opt['scale'], train['batch_size_per_gpu']) == recipe
 
 
 @every_train_file
@@ -288,11 +286,11 @@ def test_test_file_tests_what_the_train_file_trains(path):
 @every_train_file
 def test_warm_start_is_from_x2_for_rcan_and_san(path):
     opt = load(path)
-    arch = opt['network_g']['type'].partition('_')[0]
-    if arch not in WARM_STARTED or opt['scale'] == 2:
+    arch = opt['network_g']['type']
+    if not NETWORKS[arch].warm_start or opt['scale'] == 2:
         assert opt['path']['pretrain_network_g'] is None
     else:
-        start = load(OPTIONS / f'train_{arch}_x2.yml')['name']
+        start = load(OPTIONS / f'train_{bare(arch)}_x2.yml')['name']
         assert opt['path']['pretrain_network_g'] == f'experiments/{start}/models/net_g_latest.pth'
         assert opt['path']['strict_load_g'] is False
 
@@ -306,7 +304,7 @@ def test_warm_start_is_from_x2_for_rcan_and_san(path):
     ],
     ids=['x3', 'x4', 'x8'],
 )
-@pytest.mark.parametrize('arch', WARM_STARTED)
+@pytest.mark.parametrize('arch', [bare(name) for name, network in NETWORKS.items() if network.warm_start])
 def test_warm_start_keeps_all_but_the_upsampler(arch, scale, afresh):
     """What the comments in the option files promise."""
     start = on_meta(load(OPTIONS / f'train_{arch}_x2.yml')['network_g']).state_dict()
