@@ -66,8 +66,7 @@ class Superpixels:
 
     def boundaries(self) -> np.ndarray:
         """(H, W), bool: the pixels with one of another superpixel above, below, left or right."""
-        before, after = _steps(self.labels)
-        return before | after
+        return find_boundaries(self.labels)
 
     def mean_colours(self) -> np.ndarray:
         """(H, W, 3), uint8, RGB: each superpixel filled with the mean colour of its pixels."""
@@ -244,6 +243,12 @@ def draw(
             heat = _heat(found.image, found.attention_of_superpixel(superpixel), factor)
             pictures[f'{name}_attention'] = draw_boundaries(heat, own)
     return pictures
+
+
+def find_boundaries(labels: np.ndarray) -> np.ndarray:
+    """(H, W) -> (H, W), bool: the pixels with one of another region above, below, left or right."""
+    before, after = _steps(labels)
+    return before | after
 
 
 def enlarge(image: np.ndarray, factor: int) -> np.ndarray:

@@ -105,3 +105,19 @@ def test_the_ends_of_a_short_side_are_seen(height, row):
     brighter[:, :, row] += 1
     other = (row + 1) % height
     assert net(brighter)[0, 0, other, 0] > net(x)[0, 0, other, 0]
+
+
+def test_without_fusion_only_the_long_skip_is_left(assert_close):
+    net, x = RDBESA(num_feat=8, num_block=2, squeeze_factor=2, upscale=3), torch.rand(1, 3, 5, 7)
+    nn.init.zeros_(net.fuse.weight)
+    nn.init.zeros_(net.fuse.bias)
+    assert_close(net(x), F.pixel_shuffle(net.conv_last(F.relu(net.conv_first(x))), 3))
+
+
+def test_all_blocks_are_fused(assert_close):
+    net, x = RDBESA(num_feat=8, num_block=2, squeeze_factor=2, upscale=2), torch.rand(1, 3, 5, 7)
+    shallow = F.relu(net.conv_first(x))
+    first = net.blocks[0](shallow)
+    second = net.blocks[1](first)
+    fused = F.conv2d(torch.cat([first, second], 1), net.fuse.weight, net.fuse.bias)
+    assert_close(net(x), F.pixel_shuffle(net.conv_last(shallow + net.attention(fused)), 2))
