@@ -74,9 +74,7 @@ def measured(paths: Sequence[Path], weights: str, scale: int) -> list[dict[str, 
     from spinsr.superpixel_quality import compare
 
     net = spinsr.load('SPIN', scale, weights)
-    return [
-        {'image': path.stem, **row} for path in tqdm(paths, disable=None) for row in compare(image_file.read(path), net)
-    ]
+    return [{'image': path.stem, **row} for path in tqdm(paths) for row in compare(image_file.read(path), net)]
 
 
 if __name__ == '__main__':
