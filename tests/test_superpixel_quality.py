@@ -143,6 +143,12 @@ def test_slic_has_nearly_as_many_regions(regions, connected):
     assert not connected or found.parts == found.regions
 
 
+def test_free_slic_leaves_regions_in_pieces():
+    image = photo(60, 50)
+    found = quality.evaluate(image, quality.slic(image, 20, connected=False))
+    assert found.parts > 2 * found.regions
+
+
 def test_slic_beats_the_grid_and_finds_an_edge():
     image = halves(48, 19)
     slic, grid = quality.slic(image, 16), quality.grid(48, 48, 4, 4)
