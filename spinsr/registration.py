@@ -1,4 +1,4 @@
-"""Our archs, models and datasets, put into BasicSR's registries."""
+"""Our archs, models, datasets and losses, put into BasicSR's registries."""
 
 import importlib
 import pkgutil
@@ -8,7 +8,7 @@ from spinsr.option_files import OptionError
 
 
 def register() -> None:
-    """Registers our archs, models and datasets in BasicSR: the files that end in _arch.py, _model.py and _dataset.py.
+    """Registers our archs, models, datasets and losses in BasicSR: the files that end in _arch.py, _model.py and so on.
 
     Raises:
         OptionError: If BasicSR cannot be imported, for the reason that compat names.
@@ -19,9 +19,10 @@ def register() -> None:
         raise OptionError(str(error)) from error
     import spinsr.archs
     import spinsr.data
+    import spinsr.losses
     import spinsr.models
 
-    for package, ending in ((spinsr.data, '_dataset'), (spinsr.models, '_model')):
+    for package, ending in ((spinsr.data, '_dataset'), (spinsr.losses, '_loss'), (spinsr.models, '_model')):
         for module in pkgutil.iter_modules(package.__path__):
             if module.name.endswith(ending):
                 importlib.import_module(f'{package.__name__}.{module.name}')

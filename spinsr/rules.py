@@ -1,6 +1,6 @@
 """What a value of an option file may be: a predicate, and how an error says it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 
@@ -38,6 +38,8 @@ def one_of(*values: str) -> Rule:
 
 FLAG = Rule(lambda value: isinstance(value, bool), 'true or false', False)
 ABOVE_0 = Rule(lambda value: value is None or (is_number(value) and value > 0), 'a number above 0, or ~')
+
+SECTION = Rule(lambda value: value is None or isinstance(value, Mapping), 'a section (key: value), or ~')
 
 
 def is_whole(value: Any) -> bool:

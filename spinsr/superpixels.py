@@ -6,7 +6,8 @@ R x C superpixels is numbered row by row. See Sections 3.2 and 3.3 of the paper,
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import cv2
@@ -66,8 +67,7 @@ class Superpixels:
 
     def boundaries(self) -> np.ndarray:
         """(H, W), bool: the pixels with one of another superpixel above, below, left or right."""
-        before, after = _steps(self.labels)
-        return before | after
+        return find_boundaries(self.labels)
 
     def mean_colours(self) -> np.ndarray:
         """(H, W, 3), uint8, RGB: each superpixel filled with the mean colour of its pixels."""
@@ -165,31 +165,50 @@ def find_superpixels(image: np.ndarray, net: nn.Module, block: int = 0) -> Super
         >>> found.shape, found.labels.shape
         ((2, 3), (24, 40))
     """
-    if not isinstance(net, SPIN):
-        raise TypeError(f'superpixels are of SPIN, the network is {type(net).__name__}')
+    _check_network(net)
     count = len(net.blocks)
     if not 0 <= block < count:
         raise ValueError(f'the block must be 0 to {count - 1}, got {block}')
+    return next(itertools.islice(each_block(image, net), block, None))
+
+
+def each_block(image: np.ndarray, net: nn.Module) -> Iterator[Superpixels]:
+    """What `find_superpixels` finds for all blocks in turn, in one run of the network.
+
+    Args:
+        image, net: As there.
+
+    Raises:
+        TypeError, ValueError: As there.
+    """
+    _check_network(net)
     colours, _ = separate_alpha(np.asarray(image))
     white = np.iinfo(colours.dtype).max
     colours = np.broadcast_to(colours, (*colours.shape[:2], 3)).astype(np.float32) / np.float32(white)
+    image = np.rint(255 * colours).astype(np.uint8)
     parameter = next(net.parameters())
+    # Not around the yield: the caller would be in inference mode, too.
     with torch.inference_mode():
         x = torch.from_numpy(colours).permute(2, 0, 1).unsqueeze(0).to(parameter.device, parameter.dtype)
         x = to_tokens(net.conv_first(x))
-        for before, conv in zip(net.blocks[:block], net.convs[:block], strict=True):
-            x = x + to_tokens(conv(to_image(before(x))))
+    for index, (block, conv) in enumerate(zip(net.blocks, net.convs, strict=True)):
         if not x.isfinite().all():
-            raise ValueError(f'the network must give numbers, got NaN or infinity before {block=}')
-        net_block = net.blocks[block]
-        association = net_block.aggregation(x)
-        queries = keys = tokens = None
-        if hasattr(net_block, 'cross_attention'):
-            queries, keys, _, tokens = net_block.cross_attention.inputs(x, association)
-    image = np.rint(255 * colours).astype(np.uint8)
-    heads = net_block.local_attention.num_heads
-    top_n = net_block.intra_attention.num_pixels if hasattr(net_block, 'intra_attention') else None
-    return Superpixels(image, block, association, queries, keys, tokens, heads, top_n)
+            raise ValueError(f'the network must give numbers, got NaN or infinity before block={index}')
+        with torch.inference_mode():
+            association = block.aggregation(x)
+            queries = keys = tokens = None
+            if hasattr(block, 'cross_attention'):
+                queries, keys, _, tokens = block.cross_attention.inputs(x, association)
+        heads = block.local_attention.num_heads
+        top_n = block.intra_attention.num_pixels if hasattr(block, 'intra_attention') else None
+        yield Superpixels(image, index, association, queries, keys, tokens, heads, top_n)
+        with torch.inference_mode():
+            x = x + to_tokens(conv(to_image(block(x))))
+
+
+def _check_network(net: nn.Module) -> None:
+    if not isinstance(net, SPIN):
+        raise TypeError(f'superpixels are of SPIN, the network is {type(net).__name__}')
 
 
 def draw(
@@ -244,6 +263,12 @@ def draw(
             heat = _heat(found.image, found.attention_of_superpixel(superpixel), factor)
             pictures[f'{name}_attention'] = draw_boundaries(heat, own)
     return pictures
+
+
+def find_boundaries(labels: np.ndarray) -> np.ndarray:
+    """(H, W) -> (H, W), bool: the pixels with one of another region above, below, left or right."""
+    before, after = _steps(labels)
+    return before | after
 
 
 def enlarge(image: np.ndarray, factor: int) -> np.ndarray:

@@ -133,6 +133,50 @@ def test_resume_gives_the_same_bits(project, monkeypatch, owner, name, call, net
     assert_identical(final('broken'), final('whole'))
 
 
+LOSSES = {
+    'train:tv_opt': {'type': 'WeightedTVLoss', 'loss_weight': 0.1},
+    'train:contrastive_opt': {'type': 'ContrastiveLoss', 'loss_weight': 0.01, 'num_feat': 4},
+}
+UNCERTAINTY = {
+    'model_type': 'UncertaintyModel',
+    'network_s': {'type': 'RDBESA', 'num_feat': 4, 'num_block': 1, 'squeeze_factor': 2, 'upscale': 2},
+    'train:pixel_opt:type': 'UncertaintyEstimationLoss',
+}
+
+
+@pytest.mark.parametrize(
+    ('changes', 'labels'),
+    [
+        pytest.param(LOSSES, ['net_g'], id='more-losses'),
+        pytest.param(UNCERTAINTY, ['net_g', 'net_s'], id='uncertainty-estimation'),
+        pytest.param(
+            {
+                **UNCERTAINTY,
+                'train:pixel_opt:type': 'UncertaintyDrivenLoss',
+                'path:pretrain_network_s': 'experiments/first/models/net_s_latest.pth',
+            },
+            ['net_g', 'net_s'],
+            id='uncertainty-driven',
+        ),
+    ],
+)
+def test_resume_with_losses_of_ours_gives_the_same_bits(project, monkeypatch, changes, labels):
+    if 'path:pretrain_network_s' in changes:
+        assert train.main(['-opt', options(project, 'first', UNCERTAINTY)]) == 0
+    assert train.main(['-opt', options(project, 'whole', changes)]) == 0
+    broken = options(project, 'broken', changes)
+    with monkeypatch.context() as patch:
+        crash(patch, SpinsrModel, 'optimize_parameters', 5)
+        with pytest.raises(Stop):
+            train.main(['-opt', broken])
+
+    assert train.main(['-opt', broken, '--auto_resume']) == 0
+
+    assert_identical(final('broken'), final('whole'))
+    ends = [files(name)[0] / f'{labels[-1]}_latest.pth' for name in ('broken', 'whole')]
+    assert_identical(*(torch.load(path, weights_only=True) for path in ends))
+
+
 def test_resume_twice_in_one_epoch_gives_the_same_bits(project, monkeypatch):
     long = {'datasets:train:dataset_enlarge_ratio': 4}
     assert train.main(['-opt', options(project, 'whole', long)]) == 0

@@ -12,11 +12,8 @@ from spinsr import infer
 from spinsr.data import bicubic
 from spinsr.infer import scale_of, super_resolve
 
-SMALL = {
-    'SPIN': {'num_feat': 16, 'num_block': 1, 'qk_dim': 8, 'mlp_dim': 24, 'stoken_size': (4,)},
-    'SAN': {'num_feat': 16, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 4},
-    'RCAN': {'num_feat': 16, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 4},
-}
+from .networks import SMALL
+
 each_arch = pytest.mark.parametrize('arch', SMALL)
 
 

@@ -13,7 +13,7 @@ import yaml
 import spinsr.archs  # noqa: F401
 
 # isort: split
-from basicsr.archs import build_network
+from basicsr.archs import build_network, vgg_arch
 from basicsr.losses import build_loss
 from basicsr.models import lr_scheduler
 from basicsr.utils.options import ordered_yaml, parse_options
@@ -21,18 +21,14 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGIS
 
 from spinsr.launch import register
 
+from .networks import NETWORKS, bare
+
 register()
 
 OPTIONS = Path(__file__).parents[1] / 'options'
 RECIPES = sorted(OPTIONS.glob('*.yml'))
 TRAIN = [path for path in RECIPES if path.name.startswith('train_')]
 TEST = [path for path in RECIPES if path.name.startswith('test_')]
-PARAMETERS = {
-    'SPIN': {2: 497_275, 3: 569_475, 4: 555_035},
-    'SAN': {2: 15_674_732, 3: 15_859_372, 4: 15_822_444, 8: 15_970_156},
-    'RCAN_spinsr': {2: 15_444_643, 3: 15_629_283, 4: 15_592_355, 8: 15_740_067},
-}
-PATCH_AND_BATCH = {'SPIN': (64, 16), 'SAN': (48, 8), 'RCAN_spinsr': (48, 16), 'sample': (32, 4), 'release': (32, 8)}
 # The variants of SPIN x4: parameters, and what differs from train_SPIN_x4.yml beside the name.
 PAPER_CELLS = [12, 16, 20, 24]
 ABLATION = {
@@ -55,7 +51,32 @@ ABLATION = {
 }
 # Arguments of the variants, which the option files of the paper's own network leave out.
 VARIANT_KEYS = {'interaction', 'aggregation', 'top_n', 'differentiable', 'association', 'position_weight', 'own_values'}
-WARM_STARTED = ['SAN', 'RCAN']
+# Recipes with patches and batches of their own: (LR pixels of a side, images).
+OWN_PATCH_AND_BATCH = {'sample': (32, 4), 'release': (32, 8), 'l2': (120, 4)}
+# Training strategies (docs/strategies.md): what they start from, and what else is not the plain recipe's.
+STRATEGIES = {
+    'train_SPIN_x3_from_x2': ('train_SPIN_x2', {'path:strict_load_g'}),
+    'train_SPIN_x4_from_x3': ('train_SPIN_x3_from_x2', {'path:strict_load_g'}),
+    'train_SPIN_x4_l2': (
+        'train_SPIN_x4',
+        {'datasets:train', 'train:pixel_opt', 'train:optim_g', 'train:scheduler', 'train:total_iter'},
+    ),
+    'train_SPIN_x4_contrastive': ('train_SPIN_x4', {'train:contrastive_opt'}),
+    'train_SPIN_x4_perceptual': (
+        'train_SPIN_x4',
+        {'train:perceptual_opt', 'train:tv_opt', 'train:optim_g', 'train:scheduler', 'train:total_iter'},
+    ),
+    'train_SPIN_x4_uncertainty1': (
+        None,
+        {'model_type', 'network_s', 'train:pixel_opt'},
+    ),
+    'train_SPIN_x4_uncertainty2': (
+        'train_SPIN_x4_uncertainty1',
+        {'model_type', 'network_s', 'path:pretrain_network_s', 'train:pixel_opt'},
+    ),
+    'train_SPIN_x4_cosine': (None, {'train:scheduler'}),
+    'train_SPIN_x4_multistep': (None, {'train:scheduler', 'train:total_iter'}),
+}
 BENCHMARKS = ['Set5', 'Set14', 'B100', 'Urban100', 'Manga109']
 SECTIONS = {
     'train': [
@@ -85,7 +106,7 @@ DATASET_KEYS = {
 }
 TRAINING_DATASET_KEYS = DATASET_KEYS['PairedImageDataset'] | LOADER_KEYS | {'gt_size', 'use_hflip', 'use_rot'}
 TOP_KEYS = {'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'path', 'val'}
-PATH_KEYS = {'pretrain_network_g', 'param_key_g', 'strict_load_g', 'resume_state'}
+PATH_KEYS = {'pretrain_network_g', 'param_key_g', 'strict_load_g', 'pretrain_network_s', 'resume_state'}
 
 every_file = pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
 every_train_file = pytest.mark.parametrize('path', TRAIN, ids=lambda path: path.stem)
@@ -112,6 +133,15 @@ def leaves(tree, at=''):
         yield at, tree
 
 
+def parts(opt):
+    """section:key -> value for the sections that the strategies change in part; other keys as they are."""
+    for key, value in opt.items():
+        if key in ('datasets', 'path', 'train'):
+            yield from ((f'{key}:{name}', part) for name, part in value.items())
+        else:
+            yield key, value
+
+
 def is_number(text):
     try:
         float(text)
@@ -131,10 +161,10 @@ def build_once(network_yaml):
 
 
 def test_every_arch_and_scale_has_its_files():
-    pairs = [(arch.partition('_')[0], scale) for arch, scales in PARAMETERS.items() for scale in scales]
+    pairs = [(bare(name), scale) for name, network in NETWORKS.items() for scale in network.parameters]
     wanted = {f'{kind}_{arch}_x{scale}' for kind in ('train', 'test') for arch, scale in pairs}
     more = {'train_SPIN_x4_sample', 'test_SPIN_x4_sample', 'train_SPIN_x4_release'}
-    assert {path.stem for path in RECIPES} == wanted | more
+    assert {path.stem for path in RECIPES} == wanted | more | set(STRATEGIES)
 
 
 @pytest.mark.parametrize('path', sorted(OPTIONS.rglob('*.yml')), ids=lambda path: path.stem)
@@ -170,7 +200,9 @@ def test_sections_are_all_there_and_in_order(path):
 def test_keys_are_known(path):
     opt = load(path)
     is_train = phase(path) == 'train'
-    assert set(opt) == TOP_KEYS | ({'train', 'logger', 'dist_params'} if is_train else set())
+    more = {'train', 'logger', 'dist_params'} if is_train else set()
+    assert set(opt) - {'network_s'} == TOP_KEYS | more
+    assert ('network_s' in opt) == (opt['model_type'] == 'UncertaintyModel')
     assert set(opt['path']) <= PATH_KEYS
     for key, dataset_opt in opt['datasets'].items():
         known = TRAINING_DATASET_KEYS if key == 'train' else DATASET_KEYS[dataset_opt['type']]
@@ -200,16 +232,16 @@ def test_network_is_the_paper_s_and_names_every_argument(path):
     signature = inspect.signature(ARCH_REGISTRY.get(network_opt['type']))
     assert set(network_opt) == {'type', *signature.parameters} - VARIANT_KEYS
     count = sum(parameter.numel() for parameter in on_meta(network_opt).parameters())
-    assert count == PARAMETERS[network_opt['type']][opt['scale']]
+    assert count == NETWORKS[network_opt['type']].parameters[opt['scale']]
 
 
 @every_file
 def test_scale_and_names_agree(path):
     opt = load(path)
     scale = opt['scale']
-    arch = opt['network_g']['type'].partition('_')[0]
+    arch = bare(opt['network_g']['type'])
     assert opt['name'] == path.stem
-    assert path.stem.removesuffix('_sample').removesuffix('_release') == f'{phase(path)}_{arch}_x{scale}'
+    assert re.fullmatch(rf'{phase(path)}_{arch}_x{scale}(_\w+)?', path.stem)
     assert opt['network_g']['upscale'] == scale
     for metric_opt in opt['val']['metrics'].values():
         assert metric_opt['crop_border'] == scale
@@ -247,14 +279,17 @@ def test_patch_and_batch_are_the_recipe_s(path):
     opt = load(path)
     train = opt['datasets']['train']
     own = path.stem.rpartition('_')[2]
-    recipe = own if own in PATCH_AND_BATCH else opt['network_g']['type']
-    assert (train['gt_size'] // opt['scale'], train['batch_size_per_gpu']) == PATCH_AND_BATCH[recipe]
+    network = NETWORKS[opt['network_g']['type']]
+    recipe = OWN_PATCH_AND_BATCH.get(own, (network.patch, network.batch))
+    assert (train['gt_size'] // opt['scale'], train['batch_size_per_gpu']) == recipe
 
 
 @every_train_file
 def test_optimizer_scheduler_and_loss_build(path):
     train = load(path)['train']
-    assert isinstance(build_loss(train['pixel_opt']), torch.nn.Module)
+    losses = {key: part for key, part in train.items() if key.endswith('_opt') and key != 'perceptual_opt'}
+    assert 'pixel_opt' in losses
+    assert all(isinstance(build_loss(part), torch.nn.Module) for part in losses.values())
     assert train['optim_g'].pop('type') == 'Adam', 'BasicSR 1.4.2 knows no other'
     lr = train['optim_g']['lr']
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], **train['optim_g'])
@@ -285,14 +320,44 @@ def test_test_file_tests_what_the_train_file_trains(path):
     assert names == (['sample_val'] if path.stem.endswith('_sample') else BENCHMARKS)
 
 
-@every_train_file
+def test_perceptual_loss_builds(monkeypatch):
+    """But for the weights, which torchvision would download."""
+    wanted = []
+    vgg19 = vgg_arch.vgg.vgg19
+    monkeypatch.setattr(vgg_arch.vgg, 'vgg19', lambda pretrained: wanted.append(pretrained) or vgg19(weights=None))
+    with torch.device('meta'):
+        build_loss(load(OPTIONS / 'train_SPIN_x4_perceptual.yml')['train']['perceptual_opt'])
+    assert wanted == [True]
+
+
+@pytest.mark.parametrize('name', STRATEGIES)
+def test_strategy_starts_from_what_another_file_trains(name):
+    opt, start = load(OPTIONS / f'{name}.yml'), STRATEGIES[name][0]
+    weights = start and f'experiments/{start}/models/net_g_latest.pth'
+    estimator = start and weights.replace('net_g', 'net_s')
+    network = load(OPTIONS / f'{start}.yml')['network_g'] if start else opt['network_g']
+    assert opt['path']['pretrain_network_g'] == weights
+    assert opt['path'].get('pretrain_network_s', estimator) == estimator
+    assert opt['path']['strict_load_g'] is (opt['network_g'] == network)
+
+
+@pytest.mark.parametrize('name', STRATEGIES)
+def test_strategy_changes_what_it_says_and_nothing_else(name):
+    opt, (start, changes) = load(OPTIONS / f'{name}.yml'), STRATEGIES[name]
+    plain = load(OPTIONS / f'train_SPIN_x{opt["scale"]}.yml')
+    own, others = dict(parts(opt)), dict(parts(plain))
+    differ = {key for key in own | others if own.get(key) != others.get(key)}
+    assert differ == changes | {'name'} | ({'path:pretrain_network_g'} if start else set())
+
+
+@pytest.mark.parametrize('path', [path for path in TRAIN if path.stem not in STRATEGIES], ids=lambda path: path.stem)
 def test_warm_start_is_from_x2_for_rcan_and_san(path):
     opt = load(path)
-    arch = opt['network_g']['type'].partition('_')[0]
-    if arch not in WARM_STARTED or opt['scale'] == 2:
+    arch = opt['network_g']['type']
+    if not NETWORKS[arch].warm_start or opt['scale'] == 2:
         assert opt['path']['pretrain_network_g'] is None
     else:
-        start = load(OPTIONS / f'train_{arch}_x2.yml')['name']
+        start = load(OPTIONS / f'train_{bare(arch)}_x2.yml')['name']
         assert opt['path']['pretrain_network_g'] == f'experiments/{start}/models/net_g_latest.pth'
         assert opt['path']['strict_load_g'] is False
 
@@ -306,7 +371,7 @@ def test_warm_start_is_from_x2_for_rcan_and_san(path):
     ],
     ids=['x3', 'x4', 'x8'],
 )
-@pytest.mark.parametrize('arch', WARM_STARTED)
+@pytest.mark.parametrize('arch', [bare(name) for name, network in NETWORKS.items() if network.warm_start])
 def test_warm_start_keeps_all_but_the_upsampler(arch, scale, afresh):
     """What the comments in the option files promise."""
     start = on_meta(load(OPTIONS / f'train_{arch}_x2.yml')['network_g']).state_dict()

@@ -8,7 +8,7 @@ import spinsr
 from spinsr import ops
 from spinsr.data import image_file
 from spinsr.ops.attention import attention_reference
-from spinsr.superpixels import draw, draw_boundaries, enlarge, find_superpixels, write_pictures
+from spinsr.superpixels import draw, draw_boundaries, each_block, enlarge, find_superpixels, write_pictures
 
 TINY = {'num_feat': 8, 'num_block': 2, 'qk_dim': 4, 'mlp_dim': 8, 'stoken_size': (4, 3), 'num_iter': 2}
 SIZES = {'one_pixel': (1, 1), 'one_row': (1, 9), 'odd': (13, 11), 'divisible': (12, 8), 'side_below_cell': (2, 14)}
@@ -257,7 +257,7 @@ def test_other_networks_are_an_error():
 def test_a_network_that_gives_no_numbers_is_an_error():
     net = network()
     torch.nn.init.constant_(net.conv_first.bias, float('nan'))
-    with pytest.raises(ValueError, match='got NaN or infinity before block=1'):
+    with pytest.raises(ValueError, match='got NaN or infinity before block=0'):
         find_superpixels(picture(4, 4), net, 1)
 
 
@@ -269,3 +269,17 @@ def test_files_that_are_there_stay(tmp_path):
     assert np.array_equal(image_file.read(here), old)
     assert write_pictures({here: new, there: old}, overwrite=True) == ([here, there], [])
     assert np.array_equal(image_file.read(here), new)
+
+
+def test_all_blocks_in_one_run_are_the_same_as_one_at_a_time():
+    net, image = network(), picture(13, 11)
+    found = list(each_block(image, net))
+    assert [one.block for one in found] == [0, 1]
+    assert not torch.is_inference_mode_enabled()
+    assert torch.equal(found[1].association.dense(), find_superpixels(image, net, 1).association.dense())
+    assert torch.equal(found[1].tokens, find_superpixels(image, net, 1).tokens)
+
+
+def test_between_the_blocks_the_caller_is_not_in_inference_mode():
+    modes = [torch.is_inference_mode_enabled() for _ in each_block(picture(8, 8), network())]
+    assert modes == [False, False]

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from spinsr import option_files
-from spinsr.check.finding import Finding, datasets, error, section
+from spinsr.check.finding import Finding, datasets, error, section, warning
 from spinsr.rules import is_whole
 
 
@@ -48,6 +48,30 @@ def files(options: Mapping[str, Any], *, resumes: bool = False) -> Iterator[Find
             yield error(f'path:{key}', f'{path} does not exist')
         if str(key).startswith('pretrain_network') and not resumes:
             yield error(f'path:{key}', f'{path} does not exist{_maker(path)}')
+    yield from _vgg(section(options, 'train', 'perceptual_opt'))
+
+
+def _vgg(part: Mapping[str, Any]) -> Iterator[Finding]:
+    """Finds that the weights of BasicSR's PerceptualLoss would be downloaded."""
+    if part.get('type') != 'PerceptualLoss':
+        return
+    import torch
+    from basicsr.archs.vgg_arch import VGG_PRETRAIN_PATH
+    from torchvision.models import get_model_weights
+
+    kind = part.get('vgg_type', 'vgg19')
+    try:
+        url = get_model_weights(kind).DEFAULT.url
+    except (ValueError, TypeError):
+        yield error('train:perceptual_opt:vgg_type', f'torchvision has no {kind!r}')
+        return
+    name = PurePosixPath(url).name
+    places = [Path(torch.hub.get_dir(), 'checkpoints', name)]
+    if PurePosixPath(VGG_PRETRAIN_PATH).name == name:
+        places.append(Path(VGG_PRETRAIN_PATH))
+    if not any(place.is_file() for place in places):
+        reason = f'torchvision downloads {url} when training starts, for it is not here'
+        yield warning('train:perceptual_opt', f'{reason} ({" or ".join(map(str, places))})')
 
 
 def _data(path: str, where: str) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from spinsr.check.finding import Finding, datasets, error, section
 from spinsr.option_files import nearest
 from spinsr.rules import is_number
 
-# Built without data or downloads.
+# BasicSR's losses that are built without data or downloads.
 _PLAIN_LOSSES = ('L1Loss', 'MSELoss', 'CharbonnierLoss', 'WeightedTVLoss', 'GANLoss')
 _SCHEDULERS = {
     'MultiStepLR': 'MultiStepRestartLR',
@@ -152,7 +152,7 @@ def _losses(options: Mapping[str, Any]) -> Iterator[Finding]:
         if loss is not None:
             found = list(signature(loss, part, where))
             yield from found
-            if not found and part['type'] in _PLAIN_LOSSES:
+            if not found and (part['type'] in _PLAIN_LOSSES or loss.__module__.startswith('spinsr.')):
                 yield from _tried(loss, where, **_arguments(part))
     model = find('MODEL', options.get('model_type'))
     if train and model is not None and model.__name__ in ('SRModel', 'SpinsrModel'):

@@ -6,14 +6,13 @@ from typing import Any
 
 from spinsr.check import registries
 from spinsr.check.finding import Finding, datasets, error, section, warning
-from spinsr.rules import ABOVE_0, FLAG, Rule, is_number, is_whole, whole
+from spinsr.rules import ABOVE_0, FLAG, SECTION, Rule, is_number, is_whole, whole
 
 _METRICS_WITH_A_BORDER = ('calculate_psnr', 'calculate_ssim', 'calculate_psnr_pt', 'calculate_ssim_pt')
 
 
 _TEXT = Rule(lambda value: isinstance(value, str) and value != '', 'text')
 _TEXT_OR_NONE = Rule(lambda value: value is None or isinstance(value, str), 'text, or ~')
-_SECTION_OR_NONE = Rule(lambda value: value is None or isinstance(value, Mapping), 'a section (key: value), or ~')
 _SECTION_RULES = {
     '': {'name': _TEXT, 'scale': whole(1), 'manual_seed': whole(0, None)},
     'train': {
@@ -26,7 +25,7 @@ _SECTION_RULES = {
         'save_img': FLAG,
         'suffix': _TEXT_OR_NONE,
         'pbar': FLAG,
-        'metrics': _SECTION_OR_NONE,
+        'metrics': SECTION,
     },
     'logger': {'print_freq': whole(1), 'save_checkpoint_freq': whole(1), 'use_tb_logger': FLAG},
 }

@@ -68,7 +68,8 @@ def _file(
     model = registries.find('MODEL', options.get('model_type'))
     if arch is None or model is None:
         return
-    converts = model.__module__.startswith('spinsr.') and arch.__module__.startswith('spinsr.archs.')
+    ours = arch.__module__.startswith('spinsr.archs.') and arch.__name__ in convert.ARCHS
+    converts = ours and model.__module__.startswith('spinsr.')
     try:
         checkpoint = convert.read_checkpoint(file)
         if not isinstance(checkpoint, Mapping):

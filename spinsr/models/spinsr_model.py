@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from basicsr.losses import build_loss
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
@@ -17,9 +18,11 @@ from torch.utils.data import DataLoader
 from spinsr import checkpoints, convert, distributed, infer
 from spinsr.errors import TrainingError
 from spinsr.option_files import OptionError
-from spinsr.rules import ABOVE_0, FLAG, one_of, whole
+from spinsr.rules import ABOVE_0, FLAG, SECTION, one_of, whole
 
 _TYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+# Section of train -> what its loss is called with.
+_MORE_LOSSES = {'tv_opt': ('output',), 'contrastive_opt': ('output', 'gt', 'lq')}
 # The options of BasicSR's schedulers, as they call them.
 _SCHEDULE = ('milestones', 'gamma', 'restarts', 'restart_weights', 'periods', 'cumulative_period', 'eta_min')
 # Validation pictures that a set sends to TensorBoard.
@@ -39,6 +42,8 @@ class SpinsrModel(SRModel):
       after so many in a row training stops.
     - `train: compile: false`, `train: channels_last: false`.
     - `train: optim_g: type:` takes AdamW, too.
+    - `train: tv_opt: ~`, `train: contrastive_opt: ~`: a loss each beside `pixel_opt` and `perceptual_opt`, of the
+      result alone (WeightedTVLoss) and of result, target and LR image (ContrastiveLoss).
     - `val: tile: ~`, `val: self_ensemble: false`: as for `spinsr.infer.super_resolve`.
     - `logger: keep_last: ~`: as many checkpoints stay, older ones are deleted.
     - `path: pretrain_network_g` may be a file of the authors of SPIN, SAN or RCAN.
@@ -50,6 +55,8 @@ class SpinsrModel(SRModel):
         OptionError: An option has a value that is not allowed, or a file does not fit the network.
     """
 
+    # What the network files of a checkpoint begin with.
+    LABELS = ('net_g',)
     # Section -> option -> what it may be; each is an attribute of the model.
     OPTIONS = {
         'train': {
@@ -59,6 +66,7 @@ class SpinsrModel(SRModel):
             'max_nonfinite': whole(1, default=10),
             'compile': FLAG,
             'channels_last': FLAG,
+            **{name: SECTION for name in _MORE_LOSSES},
         },
         'val': {'tile': whole(infer.SMALLEST_TILE, None), 'self_ensemble': FLAG},
         'logger': {'keep_last': whole(1, None)},
@@ -82,7 +90,13 @@ class SpinsrModel(SRModel):
         self.scaler = torch.amp.GradScaler(device, enabled=self.precision == 'fp16')
         super().__init__(opt)
 
-    # Network and optimizer
+    # Network, losses and optimizer
+
+    def init_training_settings(self) -> None:
+        """Builds what training needs: SRModel's, and the losses that it does not have."""
+        sections = {name: getattr(self, name) for name in _MORE_LOSSES}
+        self.more_losses = {name: build_loss(part).to(self.device) for name, part in sections.items() if part}
+        super().init_training_settings()
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """Moves a network to the device, as the options ask, and wraps it for several GPUs or processes."""
@@ -197,24 +211,31 @@ class SpinsrModel(SRModel):
             with self._no_sync(index < len(parts) - 1):
                 with self._autocast():
                     output = self.net_g(lq)
-                losses = self._losses(output.float(), gt)
+                losses = self._losses(output.float(), gt, lq)
                 self.scaler.scale(sum(losses.values())).backward()
             for name, loss in losses.items():
                 total[name] = total.get(name, 0) + loss.detach()
         self.output = output.detach()
         return total
 
-    def _losses(self, output: Tensor, gt: Tensor) -> dict[str, Tensor]:
+    def _losses(self, output: Tensor, gt: Tensor, lq: Tensor) -> dict[str, Tensor]:
         """The losses of a part, weighted so that those of all parts add up to the loss of the batch."""
         losses = {}
         if self.cri_pix:
-            losses['l_pix'] = self.cri_pix(output, gt) * self._share(self.cri_pix)
+            losses['l_pix'] = self._pixel_loss(output, gt, lq) * self._share(self.cri_pix)
         if self.cri_perceptual:
             share = self._share(self.cri_perceptual)
             for name, loss in zip(('l_percep', 'l_style'), self.cri_perceptual(output, gt), strict=True):
                 if loss is not None:
                     losses[name] = loss * share
+        given = {'output': output, 'gt': gt, 'lq': lq}
+        for name, criterion in self.more_losses.items():
+            loss = criterion(*(given[argument] for argument in _MORE_LOSSES[name]))
+            losses[f'l_{name.removesuffix("_opt")}'] = loss * self._share(criterion)
         return losses
+
+    def _pixel_loss(self, output: Tensor, gt: Tensor, lq: Tensor) -> Tensor:
+        return self.cri_pix(output, gt)
 
     def _share(self, criterion: nn.Module) -> float:
         if getattr(criterion, 'reduction', 'mean') == 'sum':
@@ -301,7 +322,7 @@ class SpinsrModel(SRModel):
         super().save(epoch, current_iter)
         if self.keep_last is not None and current_iter != -1 and distributed.is_main():
             path = self.opt['path']
-            checkpoints.prune(path['training_states'], path['models'], self.keep_last, ['net_g'], current_iter)
+            checkpoints.prune(path['training_states'], path['models'], self.keep_last, self.LABELS, current_iter)
 
     @master_only
     def save_network(

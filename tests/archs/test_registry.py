@@ -1,10 +1,9 @@
-"""Every registered network of spinsr, at every scale, on small and odd images. A new arch is added to ARCHS below."""
+"""Every registered network of spinsr, at every scale, on small and odd images; tests/networks.py lists them."""
 
 import copy
 import io
 import pickle
 import shutil
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,30 +11,10 @@ from torch import Tensor, nn
 
 from spinsr.archs import ARCH_REGISTRY
 
+from ..networks import NETWORKS
 
-class Arch(NamedTuple):
-    """`small`: arguments that make the network small; `parameters`: exact numbers by scale, at the defaults."""
-
-    small: dict
-    parameters: dict[int, int]
-
-
-ARCHS = {
-    'SPIN': Arch(
-        small={'num_feat': 16, 'num_block': 2, 'num_heads': 2, 'qk_dim': 8, 'mlp_dim': 24, 'stoken_size': (4, 6)},
-        parameters={2: 497_275, 3: 569_475, 4: 555_035},
-    ),
-    'SAN': Arch(
-        small={'num_feat': 16, 'num_group': 2, 'num_block': 2, 'squeeze_factor': 4},
-        parameters={2: 15_674_732, 3: 15_859_372, 4: 15_822_444, 8: 15_970_156},
-    ),
-    'RCAN_spinsr': Arch(
-        small={'num_feat': 16, 'num_group': 2, 'num_block': 2, 'squeeze_factor': 4},
-        parameters={2: 15_444_643, 3: 15_629_283, 4: 15_592_355, 8: 15_740_067},
-    ),
-}
 REGISTERED = sorted(name for name, cls in ARCH_REGISTRY if cls.__module__.startswith('spinsr.archs.'))
-SCALES = [(name, scale) for name in REGISTERED for scale in (ARCHS[name].parameters if name in ARCHS else [4])]
+SCALES = [(name, scale) for name in REGISTERED for scale in (NETWORKS[name].parameters if name in NETWORKS else [4])]
 WITH_MEAN = ['RCAN_spinsr', 'SAN']
 
 SIZES = {'1x1': (1, 1), '1x7': (1, 7), '5x1': (5, 1), '2x2': (2, 2), '3x4': (3, 4), '23x37': (23, 37)}
@@ -46,9 +25,9 @@ HALF_TYPES = pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], i
 
 
 def build(name: str, scale: int = 2, **arguments) -> nn.Module:
-    if name not in ARCHS:
-        pytest.fail(f'{name} is registered but not tested: add it to ARCHS in tests/archs/test_registry.py')
-    return ARCH_REGISTRY.get(name)(**{**ARCHS[name].small, 'upscale': scale, **arguments})
+    if name not in NETWORKS:
+        pytest.fail(f'{name} is registered but not tested: add it to tests/networks.py')
+    return ARCH_REGISTRY.get(name)(**{**NETWORKS[name].small, 'upscale': scale, **arguments})
 
 
 def away_from_zero(net: nn.Module) -> nn.Module:
@@ -192,11 +171,11 @@ def test_gradients_are_deterministic_on_several_threads(name):
 
 @each_scale
 def test_number_of_parameters(name, scale):
-    if name not in ARCHS:
+    if name not in NETWORKS:
         build(name)
     with torch.device('meta'):
         net = ARCH_REGISTRY.get(name)(upscale=scale)
-    assert sum(parameter.numel() for parameter in net.parameters()) == ARCHS[name].parameters[scale]
+    assert sum(parameter.numel() for parameter in net.parameters()) == NETWORKS[name].parameters[scale]
 
 
 @each_arch
@@ -301,7 +280,7 @@ def test_mean_is_a_buffer_and_no_parameter(name):
 
 @pytest.mark.parametrize('scale', [2, 3, 4, 8])
 def test_weights_of_basicsrs_rcan_load_and_give_its_image(scale):
-    theirs = ARCH_REGISTRY.get('RCAN')(num_in_ch=3, num_out_ch=3, **ARCHS['RCAN_spinsr'].small, upscale=scale)
+    theirs = ARCH_REGISTRY.get('RCAN')(num_in_ch=3, num_out_ch=3, **NETWORKS['RCAN_spinsr'].small, upscale=scale)
     ours = build('RCAN_spinsr', scale)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     x = torch.rand(2, 3, 9, 14)

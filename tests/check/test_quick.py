@@ -1,6 +1,7 @@
 """The checks of the option file alone: each mistake gives its line, and a good file gives none."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -339,3 +340,33 @@ def test_files(data, changes, resumes, line):
     found = [str(finding) for finding in files(changed(TRAIN, changes), resumes=resumes)]
     assert [text for text in found if text.endswith(line) or line in text] == found
     assert bool(found) == bool(line)
+
+
+def perceptual(kind='vgg19'):
+    return {'train:perceptual_opt': {'type': 'PerceptualLoss', 'layer_weights': {'conv5_4': 1}, 'vgg_type': kind}}
+
+
+@pytest.mark.parametrize(
+    ('changes', 'there', 'lines'),
+    [
+        ({}, None, []),
+        (perceptual(), None, ['warning train:perceptual_opt: torchvision downloads https://']),
+        (perceptual(), 'torch/hub/checkpoints/vgg19-dcbb9e9d.pth', []),
+        (perceptual(), 'experiments/pretrained_models/vgg19-dcbb9e9d.pth', []),
+        (
+            perceptual('vgg16'),
+            'experiments/pretrained_models/vgg19-dcbb9e9d.pth',
+            ['warning train:perceptual_opt: torchvision downloads https://'],
+        ),
+        (perceptual('vgg20'), None, ["has no 'vgg20'"]),
+    ],
+    ids=['no-loss', 'download', 'cached', 'beside', 'another-vgg', 'no-vgg'],
+)
+def test_weights_of_the_perceptual_loss(data, monkeypatch, changes, there, lines):
+    monkeypatch.setenv('TORCH_HOME', 'torch')
+    if there:
+        Path(there).parent.mkdir(parents=True)
+        Path(there).touch()
+    found = [f'{finding.level} {finding}' for finding in files(changed(TRAIN, changes))]
+    assert len(found) == len(lines)
+    assert all(line in text for line, text in zip(lines, found, strict=True))

@@ -7,6 +7,7 @@ import torch
 
 import spinsr.archs  # noqa: F401
 
+from ..networks import NETWORKS
 from ..tiny_project import SPIN, TEST, TRAIN, changed
 
 # isort: split
@@ -43,6 +44,13 @@ def save(content, name='a.pth'):
 def test_weights_that_fit(place, model, key):
     changes = save({'params': network()} if key else network())
     assert said(changed(TRAIN, {'model_type': model, **changes, 'path:param_key_g': key})) == []
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_weights_of_each_network_fit(place, name):
+    small = {**NETWORKS[name].small, 'upscale': 2}
+    changes = save({'params': ARCH_REGISTRY.get(name)(**small).state_dict()})
+    assert said(changed(TRAIN, {**changes, 'network_g': {'type': name, **small}})) == []
 
 
 @pytest.mark.parametrize(

@@ -13,22 +13,11 @@ from basicsr.models import build_model
 import spinsr.models.spinsr_model  # noqa: F401
 from spinsr.option_files import OptionError
 
-TINY = {
-    'SPIN': {'num_feat': 8, 'num_block': 1, 'qk_dim': 4, 'mlp_dim': 8, 'stoken_size': [4]},
-    'SAN': {'num_feat': 16, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 4},
-    'RCAN_spinsr': {
-        'num_in_ch': 3,
-        'num_out_ch': 3,
-        'num_feat': 16,
-        'num_group': 1,
-        'num_block': 1,
-        'squeeze_factor': 4,
-    },
-}
+from ..networks import NETWORKS
 
 
 def network(arch, upscale=2):
-    return {'type': arch, **TINY[arch], 'upscale': upscale}
+    return {'type': arch, **NETWORKS[arch].small, 'upscale': upscale}
 
 
 def model(network_g, path, strict=True, model_type='SpinsrModel', key='params'):
@@ -68,7 +57,7 @@ def test_starts_from_a_training_file_of_spin(tmp_path, official):
     assert (net(theirs.images[0].double()) - theirs.results[0]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize('arch', TINY)
+@pytest.mark.parametrize('arch', NETWORKS)
 @pytest.mark.parametrize('model_type', ['SpinsrModel', 'SRModel'])
 def test_starts_from_basicsrs_file(tmp_path, arch, model_type):
     weights = build_network(network(arch)).state_dict()
@@ -79,7 +68,7 @@ def test_starts_from_basicsrs_file(tmp_path, arch, model_type):
     torch.testing.assert_close(loaded.net_g.state_dict(), weights, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('arch', TINY)
+@pytest.mark.parametrize('arch', NETWORKS)
 def test_warm_start_x2_to_x4(tmp_path, arch):
     weights = build_network(network(arch)).state_dict()
     torch.save({'params': weights}, tmp_path / 'net_g_5.pth')
@@ -87,7 +76,7 @@ def test_warm_start_x2_to_x4(tmp_path, arch):
     state = model(network(arch, 4), tmp_path / 'net_g_5.pth', strict=False).net_g.state_dict()
 
     same = [name for name, value in weights.items() if name in state and value.shape == state[name].shape]
-    assert 'conv_last.weight' in same and len(same) > 5
+    assert 'conv_first.weight' in same and len(same) > 5
     torch.testing.assert_close({name: state[name] for name in same}, {name: weights[name] for name in same})
 
 

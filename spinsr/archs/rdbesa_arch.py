@@ -1,0 +1,118 @@
+"""RDBESA: residual distillation blocks, fused, under enhanced spatial attention; the survey's own proposal.
+
+The text names it "Possible Architecture" and gives the figure, no code and no weights: channels C, number of blocks,
+reduction of the channel attention and width of the spatial attention are not in it. Ours are C = 64, 4 blocks,
+reduction 16 and max(C / 4, 16), which make 527,068 parameters at x2, near RLFN's 526,856. The spatial attention is
+RLFN's (https://github.com/bytedance/RLFN, Apache-2.0; nothing is copied), the channel attention BasicSR's.
+"""
+
+import torch
+import torch.nn.functional as F
+from basicsr.archs.rcan_arch import ChannelAttention
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+
+class ResidualDistillationBlock(nn.Module):
+    """Three convolutions in series, all three results distilled into C channels, channel attention, and the input.
+
+    Args:
+        num_feat: Channels C.
+        squeeze_factor: Channel reduction of the attention, in 1..num_feat.
+    """
+
+    def __init__(self, num_feat: int, squeeze_factor: int):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(num_feat, num_feat, 3, 1, 1) for _ in range(3))
+        self.distill = nn.Conv2d(3 * num_feat, num_feat, 1)
+        self.attention = ChannelAttention(num_feat, squeeze_factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        parts, y = [], x
+        for conv in self.convs:
+            y = F.relu(conv(y))
+            parts.append(y)
+        return x + self.attention(self.distill(torch.cat(parts, dim=1)))
+
+
+class EnhancedSpatialAttention(nn.Module):
+    """ESA in RLFN's form: a factor in (0, 1) for every pixel and channel, from a wide, coarse view.
+
+    The coarse view is a convolution of stride 2 and the maximum over 7 x 7 of its pixels every 3, which together need
+    15 pixels. A shorter side has the maximum over all that the convolution leaves of it, so one factor along that side;
+    below 3 pixels it is framed with zeros for the convolution.
+
+    Args:
+        num_feat: Channels C.
+        num_mid: Channels of the coarse view.
+    """
+
+    def __init__(self, num_feat: int, num_mid: int):
+        super().__init__()
+        self.conv_in = nn.Conv2d(num_feat, num_mid, 1)
+        self.conv_skip = nn.Conv2d(num_mid, num_mid, 1)
+        self.conv_stride = nn.Conv2d(num_mid, num_mid, 3, stride=2)
+        self.conv_coarse = nn.Conv2d(num_mid, num_mid, 3, 1, 1)
+        self.conv_out = nn.Conv2d(num_mid, num_feat, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        height, width = x.shape[2:]
+        fine = self.conv_in(x)
+        tall, wide = int(height < 3), int(width < 3)
+        coarse = self.conv_stride(F.pad(fine, (wide, wide, tall, tall)))
+        coarse = F.max_pool2d(coarse, (min(7, coarse.shape[2]), min(7, coarse.shape[3])), stride=3)
+        coarse = F.interpolate(self.conv_coarse(coarse), (height, width), mode='bilinear', align_corners=False)
+        return x * torch.sigmoid(self.conv_out(coarse + self.conv_skip(fine)))
+
+
+@ARCH_REGISTRY.register()
+class RDBESA(nn.Module):
+    """Residual distillation blocks with channel attention, fusion, ESA, a long skip and a pixel shuffle.
+
+    Args:
+        num_in_ch: Channels of the input image.
+        num_out_ch: Channels of the output image.
+        num_feat: Channels C.
+        num_block: Residual distillation blocks.
+        squeeze_factor: Channel reduction of the channel attention, in 1..num_feat.
+        upscale: 1 or more.
+
+    Raises:
+        ValueError: The arguments do not fit together.
+    """
+
+    def __init__(
+        self,
+        num_in_ch: int = 3,
+        num_out_ch: int = 3,
+        num_feat: int = 64,
+        num_block: int = 4,
+        squeeze_factor: int = 16,
+        upscale: int = 4,
+    ):
+        super().__init__()
+        if min(num_in_ch, num_out_ch, num_feat, num_block, upscale) < 1:
+            raise ValueError(
+                'channels, num_block and upscale must be at least 1, '
+                f'got {num_in_ch=}, {num_out_ch=}, {num_feat=}, {num_block=}, {upscale=}'
+            )
+        if not 1 <= squeeze_factor <= num_feat:
+            raise ValueError(f'squeeze_factor must be in 1..num_feat, got {num_feat=}, {squeeze_factor=}')
+        self.upscale = upscale
+        self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
+        self.blocks = nn.ModuleList(ResidualDistillationBlock(num_feat, squeeze_factor) for _ in range(num_block))
+        self.fuse = nn.Conv2d(num_block * num_feat, num_feat, 1)
+        self.attention = EnhancedSpatialAttention(num_feat, max(num_feat // 4, 16))
+        self.conv_last = nn.Conv2d(num_feat, num_out_ch * upscale**2, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W)."""
+        shallow = F.relu(self.conv_first(x.contiguous(memory_format=torch.channels_last)))
+        parts, y = [], shallow
+        for block in self.blocks:
+            y = block(y)
+            parts.append(y)
+        deep = shallow + self.attention(self.fuse(torch.cat(parts, dim=1)))
+        return F.pixel_shuffle(self.conv_last(deep), self.upscale)  # (B, num_out_ch, upscale*H, upscale*W)

@@ -1,0 +1,1 @@
+"""Loss classes for BasicSR's registry: only what BasicSR does not have."""

@@ -1,0 +1,169 @@
+"""The losses that SRModel does not have, in training: SpinsrModel's, and the two steps of UncertaintyModel."""
+
+import copy
+
+import pytest
+import torch
+
+import spinsr.archs  # noqa: F401
+
+# isort: split
+from basicsr.losses import build_loss
+from basicsr.models import build_model
+
+from spinsr.option_files import OptionError
+from spinsr.registration import register
+
+from ..tiny_project import TRAIN, changed
+
+register()
+
+TV = {'train:tv_opt': {'type': 'WeightedTVLoss', 'loss_weight': 0.5}}
+CONTRASTIVE = {'train:contrastive_opt': {'type': 'ContrastiveLoss', 'loss_weight': 0.1, 'num_feat': 4}}
+SMALL = {'num_feat': 4, 'num_block': 1, 'squeeze_factor': 2, 'upscale': 2}
+ESTIMATION = {
+    'model_type': 'UncertaintyModel',
+    'network_s': {'type': 'RDBESA', **SMALL},
+    'train:pixel_opt:type': 'UncertaintyEstimationLoss',
+}
+DRIVEN = {**ESTIMATION, 'train:pixel_opt:type': 'UncertaintyDrivenLoss', 'path:pretrain_network_s': 'net_s.pth'}
+
+
+def build(**changes):
+    options = changed(TRAIN, {'dist': False, 'is_train': True, 'rank': 0, **changes})
+    torch.manual_seed(0)
+    return build_model({**copy.deepcopy(options), 'num_gpu': 0, 'world_size': 1})
+
+
+def batch(size=4):
+    generator = torch.Generator().manual_seed(1)
+    return {name: torch.rand(size, 3, side, side, generator=generator) for name, side in (('lq', 8), ('gt', 16))}
+
+
+def step(model, data=None):
+    model.update_learning_rate(1)
+    model.feed_data(data or batch())
+    model.optimize_parameters(1)
+    return model
+
+
+def gradients(model):
+    return [parameter.grad for parameter in model.net_g.parameters()]
+
+
+@pytest.fixture
+def estimator(tmp_path, monkeypatch):
+    """The file of an estimator, as DRIVEN names it."""
+    monkeypatch.chdir(tmp_path)
+    net = build(**ESTIMATION).net_s
+    torch.save({'params': net.state_dict()}, 'net_s.pth')
+    return net
+
+
+def test_losses_are_called_with_what_they_need():
+    model = build(**TV, **CONTRASTIVE)
+    data = batch()
+    with torch.no_grad():
+        output = model.net_g(data['lq'])
+    expected = {
+        'l_pix': (output - data['gt']).abs().mean(),
+        'l_tv': build_loss(TV['train:tv_opt'])(output),
+        'l_contrastive': build_loss(CONTRASTIVE['train:contrastive_opt'])(output, data['gt'], data['lq']),
+    }
+    assert step(model, data).log_dict == pytest.approx({key: loss.item() for key, loss in expected.items()}, rel=1e-5)
+
+
+@pytest.mark.parametrize('loss', [TV, CONTRASTIVE], ids=['tv', 'contrastive'])
+def test_a_loss_more_changes_the_gradient(loss):
+    plain, more = step(build()), step(build(**loss))
+    assert not torch.allclose(gradients(plain)[0], gradients(more)[0], rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [TV, CONTRASTIVE, ESTIMATION, {**ESTIMATION, 'train:pixel_opt:reduction': 'sum'}],
+    ids=['tv', 'contrastive', 'estimation', 'estimation-sum'],
+)
+def test_accumulated_parts_give_the_batch(changes):
+    whole, parted = step(build(**changes)), step(build(**changes, **{'train:accumulate': 2}))
+    one, other = (torch.cat([gradient.flatten() for gradient in gradients(model)]) for model in (whole, parted))
+    torch.testing.assert_close(one, other, rtol=0, atol=3e-6 * one.abs().max().item())
+    assert whole.log_dict == pytest.approx(parted.log_dict, rel=1e-5)
+
+
+@pytest.mark.parametrize('precision', ['bf16', 'fp16'])
+@pytest.mark.parametrize('changes', [{**TV, **CONTRASTIVE}, ESTIMATION], ids=['more', 'estimation'])
+def test_losses_are_in_float32_under_autocast(changes, precision):
+    exact, half = step(build(**changes)), step(build(**changes, **{'train:precision': precision}))
+    assert half.log_dict == pytest.approx(exact.log_dict, rel=2e-2)
+    assert half.nonfinite == 0
+
+
+def test_estimator_learns_with_the_network_in_the_first_step():
+    model = build(**ESTIMATION)
+    before = copy.deepcopy(model.net_s.state_dict())
+    step(model)
+    after = model.net_s.state_dict()
+    assert not any(torch.equal(after[name], before[name]) for name in ('conv_first.weight', 'conv_last.weight'))
+    assert len(model.optimizer_g.param_groups) == 2
+    assert model.get_current_learning_rate() == [1e-3, 1e-3]
+
+
+def test_estimator_learns_where_the_error_is_large():
+    """The left half of the target is out of reach: after some steps s is larger there."""
+    model, data = build(**ESTIMATION, **{'train:optim_g:lr': 1e-2}), batch()
+    data['gt'][..., :8] = torch.rand(4, 3, 16, 8).round()
+    data['gt'][..., 8:] = 0.5
+    data['lq'][..., :4] = 0
+    data['lq'][..., 4:] = 1
+    list(map(lambda _: step(model, data), range(60)))
+    s = model.log_scale(data['lq'])
+    assert s[..., :6].mean() > s[..., 10:].mean() + 0.5
+
+
+def test_scale_has_the_authors_lower_bound():
+    model = build(**ESTIMATION)
+    torch.nn.init.constant_(model.net_s.conv_last.bias, -50)
+    assert model.log_scale(batch()['lq']).min() == -1
+
+
+def test_estimator_stands_still_in_the_second_step(estimator):
+    model = step(build(**DRIVEN))
+    torch.testing.assert_close(model.net_s.state_dict(), estimator.state_dict(), rtol=0, atol=0)
+    assert not any(parameter.requires_grad for parameter in model.net_s.parameters())
+    assert len(model.optimizer_g.param_groups) == 1
+    assert not model.net_s.training
+
+
+def test_second_step_weights_the_error(estimator):
+    model, data = build(**DRIVEN), batch()
+    with torch.no_grad():
+        error = (model.net_g(data['lq']) - data['gt']).abs()
+        s = torch.nn.functional.elu(estimator(data['lq']))
+    expected = ((s - s.amin((2, 3), keepdim=True) + 1) * error).mean().item()
+    assert step(model, data).log_dict['l_pix'] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'line'),
+    [
+        ({**ESTIMATION, 'train:pixel_opt:type': 'L1Loss'}, 'train:pixel_opt:type must be one of .*L1Loss'),
+        ({**ESTIMATION, 'train:pixel_opt': None}, 'train:pixel_opt:type must be one of .*None'),
+        ({**ESTIMATION, 'network_s': None}, 'needs the section network_s'),
+        ({**DRIVEN, 'path:pretrain_network_s': None}, 'path:pretrain_network_s must name'),
+        ({'train:tv_opt': 0.5}, 'train:tv_opt must be a section'),
+    ],
+    ids=['loss', 'no-loss', 'no-estimator', 'no-weights', 'no-section'],
+)
+def test_wrong_options_are_one_line(changes, line):
+    with pytest.raises(OptionError, match=line):
+        build(**changes)
+
+
+def test_checkpoint_holds_both_networks_and_old_ones_go(tmp_path):
+    model = build(**ESTIMATION, **{'logger:keep_last': 1})
+    model.opt['path'] |= {'models': str(tmp_path), 'training_states': str(tmp_path)}
+    model.save(0, 1)
+    model.save(0, 2)
+    assert {path.name for path in tmp_path.iterdir()} == {'net_g_2.pth', 'net_s_2.pth', '2.state'}
+    assert set(torch.load(tmp_path / '2.state', weights_only=True)['networks']) == {'net_g_2.pth', 'net_s_2.pth'}
