@@ -29,7 +29,7 @@ setup(
     python_requires='>=3.10,<3.13',
     packages=[*find_packages(include=['spinsr', 'spinsr.*']), 'spinsr.options'],
     package_dir={'spinsr.options': 'options'},
-    package_data={'spinsr.options': ['*.yml', '*/*.yml']},
+    package_data={'spinsr.options': ['*.yml', '*/*.yml'], 'spinsr.report': ['page.css', 'page.js']},
     install_requires=[
         'basicsr>=1.4.2',
         'lmdb',
@@ -44,7 +44,7 @@ setup(
         'tqdm',
     ],
     extras_require={
-        'dev': ['build', 'matplotlib', 'pytest>=8', 'pytest-xdist', 'ruff'],
+        'dev': ['build', 'matplotlib', 'pytest>=8', 'pytest-xdist', 'ruff', 'selenium'],
         'metrics': ['pyiqa'],
     },
     entry_points={'console_scripts': ['spinsr=spinsr.cli:main']},

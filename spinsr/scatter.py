@@ -57,7 +57,7 @@ def draw(points: Sequence[Point], title: str) -> Image.Image:
         x, _ = place(math.log10(number), y_low)
         canvas.line((x, top, x, bottom), GRID, SMOOTH)
         canvas.text((x, bottom + 10 * SMOOTH), _short(number), INK, _font(18), 'mt')
-    step = _step(y_high - y_low)
+    step = round_step(y_high - y_low, 10)
     for i in range(math.ceil(y_low / step), math.floor(y_high / step) + 1):
         _, y = place(x_low, i * step)
         canvas.line((left, y, right, y), GRID, SMOOTH)
@@ -134,10 +134,10 @@ def _decades(low: float, high: float) -> list[int]:
     return [number for number in numbers if low <= math.log10(number) <= high]
 
 
-def _step(span: float) -> float:
-    """A round step that gives at most ten lines."""
-    power = 10 ** math.floor(math.log10(span / 10))
-    return next(digit * power for digit in (1, 2, 5, 10) if span / (digit * power) <= 10)
+def round_step(span: float, lines: int) -> float:
+    """A step of 1, 2 or 5 times a power of ten that divides a span into at most so many parts."""
+    power = 10 ** math.floor(math.log10(span / lines))
+    return next(digit * power for digit in (1, 2, 5, 10) if span / (digit * power) <= lines)
 
 
 def _short(number: int) -> str:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from spinsr import checkpoints, convert, distributed, infer
+from spinsr import checkpoints, convert, distributed, infer, superpixels
+from spinsr.archs.spin_arch import SPIN
 from spinsr.errors import TrainingError
 from spinsr.option_files import OptionError
 from spinsr.rules import ABOVE_0, FLAG, SECTION, one_of, whole
@@ -45,6 +46,7 @@ class SpinsrModel(SRModel):
     - `train: tv_opt: ~`, `train: contrastive_opt: ~`: a loss each beside `pixel_opt` and `perceptual_opt`, of the
       result alone (WeightedTVLoss) and of result, target and LR image (ContrastiveLoss).
     - `val: tile: ~`, `val: self_ensemble: false`: as for `spinsr.infer.super_resolve`.
+    - `val: superpixels: ~`: a block of SPIN, from 0, whose superpixels go to TensorBoard with the validation pictures.
     - `logger: keep_last: ~`: as many checkpoints stay, older ones are deleted.
     - `path: pretrain_network_g` may be a file of the authors of SPIN, SAN or RCAN.
 
@@ -68,7 +70,7 @@ class SpinsrModel(SRModel):
             'channels_last': FLAG,
             **{name: SECTION for name in _MORE_LOSSES},
         },
-        'val': {'tile': whole(infer.SMALLEST_TILE, None), 'self_ensemble': FLAG},
+        'val': {'tile': whole(infer.SMALLEST_TILE, None), 'self_ensemble': FLAG, 'superpixels': whole(0, None)},
         'logger': {'keep_last': whole(1, None)},
     }
 
@@ -84,11 +86,14 @@ class SpinsrModel(SRModel):
         self.nonfinite = self.nonfinite_in_a_row = 0
         self.best_metric_results: dict[str, Any] = {}
         self._digests: dict[str, str] = {}
-        self._pictures: list[Any] = []
+        # Of each image that is sent to TensorBoard: name -> picture, (3, H, W), in [0, 1].
+        self._pictures: list[dict[str, Tensor]] = []
         self._files: list[str] = []
         device = 'cuda' if opt['num_gpu'] != 0 else 'cpu'
         self.scaler = torch.amp.GradScaler(device, enabled=self.precision == 'fp16')
         super().__init__(opt)
+        if self.superpixels is not None:
+            self._check_superpixels()
 
     # Network, losses and optimizer
 
@@ -159,6 +164,15 @@ class SpinsrModel(SRModel):
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             reason = ' '.join(str(error).split())
             raise OptionError(f'path:pretrain_network_g: {load_path} cannot be loaded into {arch}: {reason}') from error
+
+    def _check_superpixels(self) -> None:
+        net = self.get_bare_model(self.net_g)
+        blocks = len(net.blocks) if isinstance(net, SPIN) else 0
+        if self.superpixels >= blocks:
+            has = f'has blocks 0 to {blocks - 1}' if blocks else 'is no SPIN'
+            raise OptionError(
+                f'val:superpixels must be a block of SPIN, got {self.superpixels}: {type(net).__name__} {has}'
+            )
 
     # An iteration
 
@@ -279,8 +293,11 @@ class SpinsrModel(SRModel):
 
     def test(self) -> None:
         """Puts the fed image through the EMA of the network, or the network where there is none."""
-        net = self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
-        self.output = infer.super_resolve(self.lq, net, tile=self.tile, self_ensemble=self.self_ensemble)
+        self.output = infer.super_resolve(self.lq, self._validated, tile=self.tile, self_ensemble=self.self_ensemble)
+
+    @property
+    def _validated(self) -> nn.Module:
+        return self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
 
     def _initialize_best_metric_results(self, dataset_name: str) -> None:
         """Begins the record of a data set, or goes on with that of the state: metrics may have been added since."""
@@ -295,8 +312,9 @@ class SpinsrModel(SRModel):
         self._pictures = []
         super().validation(dataloader, current_iter, tb_logger, save_img)
         if tb_logger and self.is_train:
-            for name, picture in self._pictures:
-                tb_logger.add_image(f'{dataloader.dataset.opt["name"]}/{name}', picture, current_iter)
+            for pictures in self._pictures:
+                for name, picture in pictures.items():
+                    tb_logger.add_image(f'{dataloader.dataset.opt["name"]}/{name}', picture, current_iter)
         self._pictures = []
 
     def get_current_visuals(self) -> OrderedDict[str, Tensor]:
@@ -304,8 +322,18 @@ class SpinsrModel(SRModel):
         visuals = super().get_current_visuals()
         if self.is_train and len(self._pictures) < _PICTURES:
             name = self._files[0].rpartition('/')[2] if self._files else str(len(self._pictures))
-            self._pictures.append((name, visuals['result'][0].clamp(0, 1)))
+            pictures = {name: visuals['result'][0].clamp(0, 1)}
+            if self.superpixels is not None:
+                pictures |= self._draw_superpixels(name, visuals['lq'])
+            self._pictures.append(pictures)
         return visuals
+
+    def _draw_superpixels(self, name: str, lq: Tensor) -> dict[str, Tensor]:
+        """Boundaries and mean colours of the superpixels of (1, 3, H, W), as large as the result."""
+        image = (lq[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+        found = superpixels.find_superpixels(image, self._validated, self.superpixels)
+        pictures = superpixels.draw(found, self.opt['scale'])
+        return {f'{name}_{key}': torch.from_numpy(one).permute(2, 0, 1) / 255 for key, one in pictures.items()}
 
     # Checkpoints
 

@@ -18,6 +18,7 @@ import spinsr.models.spinsr_model  # noqa: F401
 from spinsr import distributed
 from spinsr.errors import TrainingError
 from spinsr.option_files import OptionError
+from spinsr.superpixels import draw, find_superpixels
 
 from ..tiny_project import TRAIN, changed
 
@@ -245,6 +246,9 @@ def test_compiled_training_gives_the_same():
         ({'train:compile': 1}, 'train:compile must be true or false, got 1'),
         ({'val:tile': True}, 'val:tile must be a whole number of at least 32, or ~, got True'),
         ({'val:self_ensemble': 'yes'}, "val:self_ensemble must be true or false, got 'yes'"),
+        ({'val:superpixels': -1}, 'val:superpixels must be a whole number of at least 0, or ~, got -1'),
+        ({'val:superpixels': 1}, 'val:superpixels must be a block of SPIN, got 1: SPIN has blocks 0 to 0'),
+        ({**SCALED, 'val:superpixels': 0}, 'val:superpixels must be a block of SPIN, got 0: Scaled is no SPIN'),
         ({'logger:keep_last': 0}, 'logger:keep_last must be a whole number of at least 1, or ~, got 0'),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else '',
@@ -286,14 +290,34 @@ class Board:
         self.scalars[name, iteration] = value
 
     def add_image(self, name, image, iteration):
-        self.images[name, iteration] = image.shape
+        self.images[name, iteration] = image
 
 
-def test_validation_sends_pictures_and_scalars(monkeypatch):
-    model = build()
+def validate(model):
+    """What a validation of six images sends; TRAIN has 4 iterations, and BasicSR counts one too many at the end."""
     images = [{**batch(1, side=6), 'lq_path': [f'lr/{index}x2.png']} for index in range(6)]
     loader = type('Loader', (list,), {'dataset': type('Set', (), {'opt': {'name': 'Set5'}})})(images)
     board = Board()
-    model.validation(loader, 5, board)  # TRAIN has 4 iterations: BasicSR counts one too many at the end
+    model.validation(loader, 5, board)
+    return board
+
+
+def test_validation_sends_pictures_and_scalars():
+    board = validate(build())
     assert set(board.scalars) == {('metrics/Set5/psnr', 4)}
-    assert board.images == {(f'Set5/{index}x2.png', 4): (3, 12, 12) for index in range(4)}
+    assert {key: one.shape for key, one in board.images.items()} == {
+        (f'Set5/{index}x2.png', 4): (3, 12, 12) for index in range(4)
+    }
+
+
+def test_validation_sends_superpixels():
+    model = train(build(**{'val:superpixels': 0}))
+    images = validate(model).images
+    names = [f'{index}x2.png{part}' for index in range(4) for part in ('', '_boundaries', '_colours')]
+    assert list(images) == [(f'Set5/{name}', 4) for name in names]
+    assert {(one.shape, one.dtype) for one in images.values()} == {((3, 12, 12), torch.float32)}
+    lr = (batch(1, side=6)['lq'][0] * 255).round().byte().permute(1, 2, 0).numpy()
+    expected = draw(find_superpixels(lr, model.net_g_ema, 0), 2)['colours']
+    assert (images['Set5/0x2.png_colours', 4].permute(1, 2, 0).numpy() * 255).round().astype('uint8').tolist() == (
+        expected.tolist()
+    )
