@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from spinsr import __version__
 
-COMMANDS = ('check', 'complexity', 'convert', 'evaluate', 'options', 'prepare', 'superpixels', 'upscale')
+COMMANDS = ('check', 'complexity', 'convert', 'evaluate', 'export', 'options', 'prepare', 'superpixels', 'upscale')
 # Those that skip what an earlier run of theirs has done.
 CONTINUING = ('prepare', 'upscale')
 
