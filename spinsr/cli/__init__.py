@@ -8,7 +8,18 @@ from collections.abc import Sequence
 
 from spinsr import __version__
 
-COMMANDS = ('check', 'complexity', 'convert', 'evaluate', 'options', 'prepare', 'report', 'superpixels', 'upscale')
+COMMANDS = (
+    'check',
+    'complexity',
+    'convert',
+    'evaluate',
+    'export',
+    'options',
+    'prepare',
+    'report',
+    'superpixels',
+    'upscale',
+)
 # Those that skip what an earlier run of theirs has done.
 CONTINUING = ('prepare', 'upscale')
 

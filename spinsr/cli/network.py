@@ -31,7 +31,7 @@ def add_build_arguments(group: argparse._ArgumentGroup) -> None:
         '--arch-args',
         metavar='KEY=VALUE',
         nargs='+',
-        type=_argument,
+        type=argument,
         default=[],
         help='further arguments of the network: num_block=4',
     )
@@ -101,7 +101,8 @@ def device(name: str) -> Any:
     return chosen
 
 
-def _argument(text: str) -> tuple[str, Any]:
+def argument(text: str) -> tuple[str, Any]:
+    """What argparse makes of one KEY=VALUE."""
     from spinsr.option_files import parse_value
 
     key, equals, value = text.partition('=')

@@ -5,7 +5,7 @@ import io
 import os
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,18 @@ def write_checkpoint(
         buffer.write(_safetensors('writing', path).save(content, dict(metadata or {})))
     else:
         torch.save(content, buffer, _use_new_zipfile_serialization=not for_old_torch)
+    write_whole(path, buffer.getbuffer())
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file under a temporary name and renames it.
+
+    Raises:
+        OSError: It cannot be written; then it is as it was.
+    """
     part = path.with_name(f'.{path.name}.part')
     try:
-        part.write_bytes(buffer.getbuffer())
+        part.write_bytes(content)
         os.replace(part, path)
     except OSError as error:
         raise OSError(f'{path} cannot be written: {error.strerror or error}') from error
@@ -85,14 +94,15 @@ def write_checkpoint(
             part.unlink()
 
 
-def check_target(path: Path, overwrite: bool) -> None:
-    """Refuses what `write_checkpoint` will refuse, before the work.
+def check_target(path: Path, overwrite: bool, endings: Sequence[str] = ENDINGS, what: str = 'a checkpoint') -> None:
+    """Refuses what `write_checkpoint` will refuse, before the work; also for other kinds of files.
 
     Raises:
-        ValueError, OSError: As there.
+        ValueError: Another ending.
+        OSError: There is such a file, and `overwrite` is not set; or the folder is missing.
     """
-    if path.suffix not in ENDINGS:
-        raise ValueError(f'a checkpoint must end in {", ".join(ENDINGS)}, got {path}')
+    if path.suffix not in endings:
+        raise ValueError(f'{what} must end in {", ".join(endings)}, got {path}')
     if path.is_dir():
         raise IsADirectoryError(f'{path} is a folder, not a file to write')
     if not path.parent.is_dir():

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from spinsr.ops.attention import attention, attention_reference
 from spinsr.ops.backend import resolve_backend
+from spinsr.ops.parts import no_autocast
 
 
 class RegionNonLocal(nn.Module):
@@ -45,7 +46,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     full = torch.float64 if q.dtype == torch.float64 else torch.float32
     tokens = (t.flatten(2).transpose(1, 2).unsqueeze(1).to(full) for t in (q, k, v))  # (B, 1, N, C)
     attend = attention_reference if resolve_backend(device=q.device) == 'reference' else attention
-    with torch.autocast(q.device.type, enabled=False):
+    with no_autocast(q.device.type):
         return attend(*tokens, scale=1.0).squeeze(1).transpose(1, 2).reshape(q.shape)
 
 

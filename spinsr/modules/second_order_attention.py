@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from spinsr import ops
+from spinsr.ops.parts import no_autocast
 
 MAX_SIDE = 1000  # LR pixels: the authors take the covariance of at most the central 1000 x 1000 pixels
 
@@ -30,7 +31,7 @@ class SecondOrderChannelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         center = x[:, :, _center(x.shape[2]), _center(x.shape[3])]
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device.type):
             center = center if center.dtype == torch.float64 else center.float()
             root = ops.sqrtm_newton_schulz(ops.covariance(center))
         statistics = root.mean(1)[..., None, None]  # (B, C, 1, 1)

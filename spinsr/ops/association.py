@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spinsr.ops.backend import resolve_backend
 from spinsr.ops.grid import Grid, gather_incoming, superpixel_grid, to_cells
+from spinsr.ops.parts import no_autocast
 
 MASS_EPS = 1e-16  # of the authors' code: a superpixel that no pixel belongs to has the centroid 0
 ASSOCIATIONS = ('softmax', 'exponential')
@@ -174,7 +175,7 @@ def associate(
     run = _implementation(resolve_backend(backend, x.device), reach, association, differentiable)
     with (
         torch.set_grad_enabled(differentiable and torch.is_grad_enabled()),
-        torch.autocast(x.device.type, enabled=False),
+        no_autocast(x.device.type),
     ):
         x = x if differentiable else x.detach()
         x = x if x.dtype == torch.float64 else x.float()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spinsr.ops import pieces
 from spinsr.ops.backend import resolve_backend
-from spinsr.ops.parts import on_cpu
+from spinsr.ops.parts import no_autocast, on_cpu
 
 OWN_VALUES = ('all', 'ignored')
 # With no more weights than these, 4 MB in float32, storing them is faster than computing them in pieces and again.
@@ -169,7 +169,7 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor, scale: float | None = N
 
 def _stored_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """As `attention_reference`, but in float32 at least."""
-    with torch.autocast(q.device.type, enabled=False):
+    with no_autocast(q.device.type):
         full = (x if x.dtype == torch.float64 else x.float() for x in (q, k, v))
         return attention_reference(*full).to(v.dtype)
 

@@ -17,7 +17,8 @@ def constant(build: Callable) -> Callable:
 
     @functools.lru_cache(maxsize=16)
     def cached(*args):
-        with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+        # Without no_grad: torch.export would note it, and make a graph of its own of what follows.
+        with _disable_current_modes(), torch.inference_mode(False):
             return build(*args)
 
     @functools.wraps(build)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from spinsr.ops.backend import resolve_backend
+from spinsr.ops.parts import no_autocast
 
 
 def covariance(x: Tensor, backend: str | None = None) -> Tensor:
@@ -24,7 +25,7 @@ def covariance(x: Tensor, backend: str | None = None) -> Tensor:
     """
     x = x.flatten(2)  # (B, C, N)
     n = x.shape[2]
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x.device.type):
         if resolve_backend(backend, x.device) == 'reference':
             centring = torch.eye(n, dtype=x.dtype, device=x.device) / n - 1 / n / n
             return x @ centring @ x.transpose(1, 2)

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from spinsr.ops.association import MASS_EPS, Association, initial_centroids, log_odds_of, matmul_exact
 from spinsr.ops.constant import static
 from spinsr.ops.grid import Grid
+from spinsr.ops.parts import no_autocast
 
 WEIGHTS_AT_ONCE = 2**20  # 4 MB in float32
 
@@ -74,7 +75,7 @@ def parts(pixels: Tensor, centroids: Tensor) -> Iterator[slice]:
 
 def logits_of(pixels: Tensor, centroids: Tensor) -> Tensor:
     """(B, pixels, C + 1), (B, K, C + 1) -> (B, pixels, K); autocast is off whenever they are asked for."""
-    with torch.autocast(pixels.device.type, enabled=False):
+    with no_autocast(pixels.device.type):
         return matmul_exact(pixels, centroids.transpose(1, 2))
 
 

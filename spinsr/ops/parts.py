@@ -4,6 +4,7 @@ What is made on the way then stays in the processor's cache and never exists for
 the inputs are kept, and the backward pass computes each part once more.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 
@@ -50,12 +51,21 @@ def norm_backward(
     return d_x
 
 
+def no_autocast(device_type: str) -> contextlib.AbstractContextManager:
+    """A region without autocast, so that logits and sums are never rounded to half types.
+
+    Nothing where autocast is off: in exported graphs a region is a graph of its own, which ONNX does not know.
+    """
+    on = torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
+
+
 def without_autocast(function: Callable) -> Callable:
-    """Runs `function` with autocast off on the CPU, so that logits and sums are never rounded to half types."""
+    """Runs `function` in `no_autocast` on the CPU."""
 
     @functools.wraps(function)
     def run(*args, **kwargs):
-        with torch.autocast('cpu', enabled=False):
+        with no_autocast('cpu'):
             return function(*args, **kwargs)
 
     return run

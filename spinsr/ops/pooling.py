@@ -1,11 +1,11 @@
 """Mean features of the superpixels."""
 
-import torch
 from torch import Tensor
 
 from spinsr.ops.association import MASS_EPS, Association, DenseAssociation, homogeneous, matmul_exact, weighted_sums
 from spinsr.ops.backend import resolve_backend
 from spinsr.ops.mixture import MixtureAssociation, pool_mixture
+from spinsr.ops.parts import no_autocast
 
 
 def pool(x: Tensor, association: Association, backend: str | None = None) -> Tensor:
@@ -28,6 +28,7 @@ def pool(x: Tensor, association: Association, backend: str | None = None) -> Ten
         ValueError: The sizes of `x` and the association differ.
 
     Example:
+        >>> import torch
         >>> from spinsr.ops import associate
         >>> x = torch.rand(2, 16, 24, 8)
         >>> pool(x, associate(x, cell=8)).shape
@@ -38,7 +39,7 @@ def pool(x: Tensor, association: Association, backend: str | None = None) -> Ten
         expected = (association.batch, *grid.size, 'C')
         raise ValueError(f'x must have the shape {expected} of the association, got {tuple(x.shape)}')
     backend = resolve_backend(backend, x.device)
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x.device.type):
         if isinstance(association, MixtureAssociation):
             return pool_mixture(x.to(association.dtype), association)
         weights = association.weights

@@ -50,7 +50,7 @@ def top_n(association: Association, n: int | None = None) -> Tensor:
     candidates = gather_incoming(candidates, grid)  # (B, K, M, P)
     candidates = candidates.masked_fill_(~grid.is_neighbor.flip(1).unsqueeze(-1), float('-inf')).flatten(2)
     pixels = grid.pixels[grid.neighbors.flip(1)].flatten(1)  # (K, M P)
-    if candidates.dtype == torch.float64:
+    if _must_sort(candidates):
         order = pixels.argsort(stable=True, dim=-1)
         ranked = candidates.gather(-1, order.expand_as(candidates)).sort(dim=-1, descending=True, stable=True).indices
         selected = order.expand_as(candidates).gather(-1, ranked[..., :n])
@@ -74,7 +74,7 @@ def _top_n_mixture(association: MixtureAssociation, n: int) -> Tensor:
     for part in association.parts():
         log_odds = association.log_odds_of(part).transpose(1, 2)  # (B, K, pixels)
         pixels = torch.arange(part.start, part.stop, device=log_odds.device)
-        if log_odds.dtype == torch.float64:
+        if _must_sort(log_odds):
             pixels = pixels.expand_as(log_odds)
             if best is not None:
                 log_odds, pixels = torch.cat([best[0], log_odds], -1), torch.cat([best[1], pixels], -1)
@@ -89,6 +89,13 @@ def _top_n_mixture(association: MixtureAssociation, n: int) -> Tensor:
 
 
 _LOW = 0xFFFFFFFF
+# torch 2.6 cannot tell: there compiled graphs sort, too, which is slower and selects the same.
+_is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
+
+
+def _must_sort(log_odds: Tensor) -> bool:
+    """Whether keys will not do: they are too short, or the graph may go on to ONNX, which cannot read bits."""
+    return log_odds.dtype == torch.float64 or _is_exporting()
 
 
 def _keys(log_odds: Tensor, pixels: Tensor) -> Tensor:

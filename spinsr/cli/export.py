@@ -1,0 +1,100 @@
+"""`spinsr export`: a checkpoint -> ONNX, or safetensors."""
+
+import argparse
+
+from spinsr.cli import arguments, network
+
+EXAMPLE = """\
+examples:
+  spinsr export net_g_latest.pth spin_x4.onnx --size 128x128
+  spinsr export RCAN_BIX4.pt rcan_x4.onnx                        takes images of any size
+  spinsr export net_g_latest.pth spin_x4.safetensors
+  spinsr export small.pth small.onnx --arch-args stoken_size=[12,16]
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        'export',
+        help='weights to ONNX or safetensors, for other programs',
+        description='Writes SPIN, SAN or RCAN as an ONNX file, checked against PyTorch, or as safetensors. Scale and '
+        'sizes of the network are told from IN.',
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        'source', metavar='IN', type=arguments.path, help=".pth, .pt or .safetensors: ours, BasicSR's or the authors'"
+    )
+    parser.add_argument('target', metavar='OUT', type=arguments.path, help='.onnx or .safetensors')
+    parser.add_argument(
+        '--arch', choices=('SPIN', 'SAN', 'RCAN'), help='the network (default: told from the names in the file)'
+    )
+    parser.add_argument('--overwrite', action='store_true', help='replace OUT if it exists')
+    onnx = parser.add_argument_group('ONNX')
+    onnx.add_argument(
+        '--arch-args',
+        metavar='KEY=VALUE',
+        nargs='+',
+        type=network.argument,
+        default=[],
+        help='what no shape in IN tells, where it is not the default: stoken_size=[12,16] num_heads=2',
+    )
+    onnx.add_argument(
+        '--size',
+        metavar='HxW',
+        type=arguments.size,
+        help='the size that OUT will take, in LR pixels (default: 64x64 for SPIN, any for SAN and RCAN)',
+    )
+    onnx.add_argument(
+        '--opset', metavar='N', type=arguments.positive, help="version of ONNX's operators, from 18 (default: 18)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    if args.target.suffix == '.safetensors':
+        for flag in ('size', 'opset', 'arch_args'):
+            if getattr(args, flag):
+                raise ValueError(f'--{flag.replace("_", "-")} is for ONNX; a .safetensors file holds weights alone')
+    elif args.target.suffix != '.onnx':
+        raise ValueError(f'OUT must end in .onnx or .safetensors, got {args.target}')
+    arguments.check_outputs([args.target], args.overwrite)
+    return _write_safetensors(args) if args.target.suffix == '.safetensors' else _write_onnx(args)
+
+
+def _write_safetensors(args: argparse.Namespace) -> int:
+    from spinsr.convert import convert_file
+
+    done = convert_file(args.source, args.target, args.arch, overwrite=args.overwrite)
+    print(f'{args.target}: {done.arch} x{done.scale}, {done.parameters:,} parameters')
+    return 0
+
+
+def _write_onnx(args: argparse.Namespace) -> int:
+    from spinsr.export import export_file
+
+    done = export_file(
+        args.source,
+        args.target,
+        args.arch,
+        dict(args.arch_args),
+        size=args.size,
+        opset=args.opset or 18,
+        overwrite=args.overwrite,
+    )
+    if done.size:
+        takes = f'{done.size[0]} x {done.size[1]} pixels (height x width)'
+    else:
+        least, largest = done.sides
+        takes = (
+            f'any size, sides of {least} to {largest} pixels' if largest else f'any size from {least} x {least} pixels'
+        )
+    print(
+        f'{args.target}: takes {takes}; {done.num_bytes / 1e6:.1f} MB; '
+        f'ONNX Runtime is at most {done.difference:.1g} from PyTorch'
+    )
+    if done.set_aside:
+        print(f'note: on {done.set_aside} generated images it was more; why that may be: docs/export.md, "The check"')
+    return 0
