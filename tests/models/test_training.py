@@ -293,9 +293,9 @@ class Board:
         self.images[name, iteration] = image
 
 
-def validate(model):
+def validate(model, side=6):
     """What a validation of six images sends; TRAIN has 4 iterations, and BasicSR counts one too many at the end."""
-    images = [{**batch(1, side=6), 'lq_path': [f'lr/{index}x2.png']} for index in range(6)]
+    images = [{**batch(1, side=side), 'lq_path': [f'lr/{index}x2.png']} for index in range(6)]
     loader = type('Loader', (list,), {'dataset': type('Set', (), {'opt': {'name': 'Set5'}})})(images)
     board = Board()
     model.validation(loader, 5, board)
@@ -312,12 +312,15 @@ def test_validation_sends_pictures_and_scalars():
 
 def test_validation_sends_superpixels():
     model = train(build(**{'val:superpixels': 0}))
-    images = validate(model).images
+    with torch.no_grad():
+        model.net_g.conv_first.weight.neg_()  # what is drawn is the EMA
+    images = validate(model, side=12).images
     names = [f'{index}x2.png{part}' for index in range(4) for part in ('', '_boundaries', '_colours')]
     assert list(images) == [(f'Set5/{name}', 4) for name in names]
-    assert {(one.shape, one.dtype) for one in images.values()} == {((3, 12, 12), torch.float32)}
-    lr = (batch(1, side=6)['lq'][0] * 255).round().byte().permute(1, 2, 0).numpy()
-    expected = draw(find_superpixels(lr, model.net_g_ema, 0), 2)['colours']
-    assert (images['Set5/0x2.png_colours', 4].permute(1, 2, 0).numpy() * 255).round().astype('uint8').tolist() == (
-        expected.tolist()
+    assert {(one.shape, one.dtype) for one in images.values()} == {((3, 24, 24), torch.float32)}
+    lr = (batch(1, side=12)['lq'][0] * 255).round().byte().permute(1, 2, 0).numpy()
+    colours, others = (draw(find_superpixels(lr, net, 0), 2)['colours'] for net in (model.net_g_ema, model.net_g))
+    assert (colours != others).any()
+    assert torch.equal(
+        (images['Set5/0x2.png_colours', 4] * 255).round().byte().permute(1, 2, 0), torch.from_numpy(colours)
     )
