@@ -11,7 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import nn
 
+import spinsr
 from spinsr import compat
 from spinsr.data.bicubic import mod_crop, upsample
 
@@ -34,7 +36,7 @@ def main() -> None:
     run('spinsr.train', '-opt', f'train_SPIN_x{SCALE}_sample.yml')
     run('spinsr.test', '-opt', f'test_SPIN_x{SCALE}_sample.yml')
     draw()
-    print(f'\nbicubic | SPIN | HR, the PSNR on Y of the whole image under each:\n{PICTURE.resolve()}')
+    print(f'\nbicubic, SPIN as just trained and as shipped, HR; PSNR on Y of the whole image:\n{PICTURE.resolve()}')
 
 
 def run(module: str, *args: str) -> None:
@@ -46,21 +48,28 @@ def run(module: str, *args: str) -> None:
 
 
 def draw() -> None:
-    rows = [row(name, *corner) for name, corner in SHOWN.items()]
+    shipped = spinsr.load('SPIN', SCALE)
+    rows = [row(name, shipped, *corner) for name, corner in SHOWN.items()]
     PICTURE.parent.mkdir(exist_ok=True)
     part = PICTURE.with_suffix('.part.png')
     Image.fromarray(np.concatenate(rows)).save(part)
     part.replace(PICTURE)
 
 
-def row(name: str, top: int, left: int) -> np.ndarray:
-    """One photograph: bicubic, SPIN, HR side by side, each with its caption below."""
+def row(name: str, shipped: nn.Module, top: int, left: int) -> np.ndarray:
+    """One photograph side by side: bicubic, SPIN of this demo, SPIN as shipped, HR, each with its caption below."""
     hr = mod_crop(read(SAMPLE / f'val/HR/{name}.png'), SCALE)
     lr = read(SAMPLE / f'val/LR_bicubic/X{SCALE}/{name}x{SCALE}.png')
     sr = read(RESULTS / f'{name}x{SCALE}_test_SPIN_x{SCALE}_sample.png')
     area = (slice(top, top + SIDE), slice(left, left + SIDE))
+    images = {
+        'bicubic': upsample(lr, SCALE),
+        'SPIN, this demo': sr,
+        'SPIN, shipped': spinsr.upscale(lr, shipped),
+        'HR': hr,
+    }
     panels = []
-    for title, image in (('bicubic', upsample(lr, SCALE)), ('SPIN', sr), ('HR', hr)):
+    for title, image in images.items():
         caption = title if image is hr else f'{title}  {psnr_y(image, hr):.2f} dB'
         print(f'{name}: {caption}')
         panels.append(panel(image[area], caption))
