@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 import spinsr
-from spinsr import compat
+from spinsr import compat, superpixels
 from spinsr.data.bicubic import mod_crop, upsample
 
 compat.install()
@@ -62,16 +62,21 @@ def row(name: str, shipped: nn.Module, top: int, left: int) -> np.ndarray:
     lr = read(SAMPLE / f'val/LR_bicubic/X{SCALE}/{name}x{SCALE}.png')
     sr = read(RESULTS / f'{name}x{SCALE}_test_SPIN_x{SCALE}_sample.png')
     area = (slice(top, top + SIDE), slice(left, left + SIDE))
+    upscaled = spinsr.upscale(lr, shipped)
+    found = superpixels.find_superpixels(lr, shipped)
     images = {
+        'superpixels of a block': superpixels.draw_boundaries(upscaled, found.labels),
         'bicubic': upsample(lr, SCALE),
         'SPIN, this demo': sr,
-        'SPIN, shipped': spinsr.upscale(lr, shipped),
+        'SPIN, shipped': upscaled,
         'HR': hr,
     }
     panels = []
     for title, image in images.items():
-        caption = title if image is hr else f'{title}  {psnr_y(image, hr):.2f} dB'
-        print(f'{name}: {caption}')
+        is_result = 'SPIN' in title or title == 'bicubic'
+        caption = f'{title}  {psnr_y(image, hr):.2f} dB' if is_result else title
+        if is_result:
+            print(f'{name}: {caption}')
         panels.append(panel(image[area], caption))
     return np.concatenate(panels, 1)
 
