@@ -29,7 +29,11 @@ setup(
     python_requires='>=3.10,<3.13',
     packages=[*find_packages(include=['spinsr', 'spinsr.*']), 'spinsr.options'],
     package_dir={'spinsr.options': 'options'},
-    package_data={'spinsr.options': ['*.yml', '*/*.yml'], 'spinsr.report': ['page.css', 'page.js']},
+    package_data={
+        'spinsr': ['weights/*'],
+        'spinsr.options': ['*.yml', '*/*.yml'],
+        'spinsr.report': ['page.css', 'page.js'],
+    },
     install_requires=[
         'basicsr>=1.4.2',
         'lmdb',

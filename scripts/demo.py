@@ -11,8 +11,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import nn
 
-from spinsr import compat
+import spinsr
+from spinsr import compat, superpixels
 from spinsr.data.bicubic import mod_crop, upsample
 
 compat.install()
@@ -34,7 +36,7 @@ def main() -> None:
     run('spinsr.train', '-opt', f'train_SPIN_x{SCALE}_sample.yml')
     run('spinsr.test', '-opt', f'test_SPIN_x{SCALE}_sample.yml')
     draw()
-    print(f'\nbicubic | SPIN | HR, the PSNR on Y of the whole image under each:\n{PICTURE.resolve()}')
+    print(f'\nbicubic, SPIN as just trained and as shipped, HR; PSNR on Y of the whole image:\n{PICTURE.resolve()}')
 
 
 def run(module: str, *args: str) -> None:
@@ -46,23 +48,35 @@ def run(module: str, *args: str) -> None:
 
 
 def draw() -> None:
-    rows = [row(name, *corner) for name, corner in SHOWN.items()]
+    shipped = spinsr.load('SPIN', SCALE)
+    rows = [row(name, shipped, *corner) for name, corner in SHOWN.items()]
     PICTURE.parent.mkdir(exist_ok=True)
     part = PICTURE.with_suffix('.part.png')
     Image.fromarray(np.concatenate(rows)).save(part)
     part.replace(PICTURE)
 
 
-def row(name: str, top: int, left: int) -> np.ndarray:
-    """One photograph: bicubic, SPIN, HR side by side, each with its caption below."""
+def row(name: str, shipped: nn.Module, top: int, left: int) -> np.ndarray:
+    """One photograph side by side: bicubic, SPIN of this demo, SPIN as shipped, HR, each with its caption below."""
     hr = mod_crop(read(SAMPLE / f'val/HR/{name}.png'), SCALE)
     lr = read(SAMPLE / f'val/LR_bicubic/X{SCALE}/{name}x{SCALE}.png')
     sr = read(RESULTS / f'{name}x{SCALE}_test_SPIN_x{SCALE}_sample.png')
     area = (slice(top, top + SIDE), slice(left, left + SIDE))
+    upscaled = spinsr.upscale(lr, shipped)
+    found = superpixels.find_superpixels(lr, shipped)
+    images = {
+        'superpixels of a block': superpixels.draw_boundaries(upscaled, found.labels),
+        'bicubic': upsample(lr, SCALE),
+        'SPIN, this demo': sr,
+        'SPIN, shipped': upscaled,
+        'HR': hr,
+    }
     panels = []
-    for title, image in (('bicubic', upsample(lr, SCALE)), ('SPIN', sr), ('HR', hr)):
-        caption = title if image is hr else f'{title}  {psnr_y(image, hr):.2f} dB'
-        print(f'{name}: {caption}')
+    for title, image in images.items():
+        is_result = 'SPIN' in title or title == 'bicubic'
+        caption = f'{title}  {psnr_y(image, hr):.2f} dB' if is_result else title
+        if is_result:
+            print(f'{name}: {caption}')
         panels.append(panel(image[area], caption))
     return np.concatenate(panels, 1)
 

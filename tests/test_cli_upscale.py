@@ -42,6 +42,12 @@ def test_images_of_a_folder(upscale, net, capfd):
     assert np.array_equal(photograph.read(photograph.Path('out/a_x2.png')).pixels, expected)
 
 
+def test_outputs_go_into_the_working_directory_by_default(upscale, capfd):
+    assert upscale('photos/a.png') == 0
+    assert capfd.readouterr().out == '.: 1 done, 0 skipped, 0 failed\n'
+    assert os.path.exists('a_x2.png') and os.listdir('photos') == ['a.png', 'b.png']
+
+
 def test_second_run_skips_and_overwrite_does_not(upscale, capsys):
     assert upscale('photos/a.png', '-o', 'out') == 0
     assert upscale('photos', '-o', 'out') == 0
@@ -131,7 +137,7 @@ def test_ctrl_c_is_one_line(upscale, capfd, monkeypatch):
     assert os.listdir('out') == []
 
 
-@pytest.mark.parametrize('arguments', ['', 'photos', '-o out', 'photos -o out --precision fp8', 'photos -o o --tile x'])
+@pytest.mark.parametrize('arguments', ['', '-o out', 'photos -o out --precision fp8', 'photos -o o --tile x'])
 def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit_info:
         main(['upscale', *arguments.split()])

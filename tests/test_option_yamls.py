@@ -52,7 +52,9 @@ ABLATION = {
 # Arguments of the variants, which the option files of the paper's own network leave out.
 VARIANT_KEYS = {'interaction', 'aggregation', 'top_n', 'differentiable', 'association', 'position_weight', 'own_values'}
 # Recipes with patches and batches of their own: (LR pixels of a side, images).
-OWN_PATCH_AND_BATCH = {'sample': (32, 4), 'release': (32, 8), 'l2': (120, 4)}
+OWN_PATCH_AND_BATCH = {'sample': (32, 4), 'release': (32, 8), 'light': (32, 8), 'l2': (120, 4)}
+# Networks as small as SPIN, for the comparison at equal budget: parameters.
+LIGHT = {'train_RCAN_x4_light': 1_374_123, 'train_SAN_x4_light': 1_347_799}
 # Training strategies (docs/strategies.md): what they start from, and what else is not the plain recipe's.
 STRATEGIES = {
     'train_SPIN_x3_from_x2': ('train_SPIN_x2', {'path:strict_load_g'}),
@@ -164,7 +166,7 @@ def test_every_arch_and_scale_has_its_files():
     pairs = [(bare(name), scale) for name, network in NETWORKS.items() for scale in network.parameters]
     wanted = {f'{kind}_{arch}_x{scale}' for kind in ('train', 'test') for arch, scale in pairs}
     more = {'train_SPIN_x4_sample', 'test_SPIN_x4_sample', 'train_SPIN_x4_release'}
-    assert {path.stem for path in RECIPES} == wanted | more | set(STRATEGIES)
+    assert {path.stem for path in RECIPES} == wanted | more | set(LIGHT) | set(STRATEGIES)
 
 
 @pytest.mark.parametrize('path', sorted(OPTIONS.rglob('*.yml')), ids=lambda path: path.stem)
@@ -232,7 +234,7 @@ def test_network_is_the_paper_s_and_names_every_argument(path):
     signature = inspect.signature(ARCH_REGISTRY.get(network_opt['type']))
     assert set(network_opt) == {'type', *signature.parameters} - VARIANT_KEYS
     count = sum(parameter.numel() for parameter in on_meta(network_opt).parameters())
-    assert count == NETWORKS[network_opt['type']].parameters[opt['scale']]
+    assert count == LIGHT.get(path.stem, NETWORKS[network_opt['type']].parameters[opt['scale']])
 
 
 @every_file
@@ -354,7 +356,7 @@ def test_strategy_changes_what_it_says_and_nothing_else(name):
 def test_warm_start_is_from_x2_for_rcan_and_san(path):
     opt = load(path)
     arch = opt['network_g']['type']
-    if not NETWORKS[arch].warm_start or opt['scale'] == 2:
+    if path.stem in LIGHT or not NETWORKS[arch].warm_start or opt['scale'] == 2:
         assert opt['path']['pretrain_network_g'] is None
     else:
         start = load(OPTIONS / f'train_{bare(arch)}_x2.yml')['name']

@@ -9,12 +9,13 @@ from spinsr.cli import arguments, network
 
 EXAMPLE = """\
 examples:
+  spinsr upscale photo.jpg
   spinsr upscale photo.jpg holidays/ -o large --weights net_g_latest.pth
   spinsr upscale scans -o large --scale 2 --weights SPIN_x2.pth --tile 256 --device cuda --precision fp16
   spinsr upscale scans -o large --arch SwinIR --weights SwinIR_x4.pth --arch-args window_size=8 upsampler=pixelshuffle
 
-Writes <stem>_x<scale>.<same ending>. A run that was interrupted is continued by the same command; outputs that are
-there are skipped.
+Writes <stem>_x<scale>.<same ending>; without --weights by the weights that spinsr ships. A run that was interrupted
+is continued by the same command; outputs that are there are skipped.
 """
 
 
@@ -34,7 +35,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         nargs='+',
         help='image files, and folders, of which the images are taken',
     )
-    parser.add_argument('-o', '--out', metavar='DIR', type=arguments.path, required=True, help='folder of the outputs')
+    parser.add_argument(
+        '-o', '--out', metavar='DIR', type=arguments.path, default='.', help='folder of the outputs (default: this one)'
+    )
     parser.add_argument('--scale', metavar='S', type=int, default=4, help='upscaling factor (default: 4)')
     parser.add_argument(
         '--tile',
