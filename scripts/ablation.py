@@ -156,6 +156,10 @@ class Workers:
         file = out / 'options' / f'{opt["name"]}.yml'
         text = yaml.safe_dump(opt, sort_keys=False)
         resume = ['--auto_resume'] if file.exists() and file.read_text(encoding='utf-8') == text else []
+        old = out / 'experiments' / opt['name']
+        if not resume and old.exists():
+            # BasicSR does it too, but when we are stopped before, the next time would go on with these states.
+            old.rename(old.with_name(f'{old.name}_archived_{time.strftime("%Y%m%d_%H%M%S")}'))
         write_bytes(file, text.encode())
         start = time.monotonic()
         status = self.run([sys.executable, '-m', 'spinsr.train', '-opt', str(file), *resume], out, opt['name'])
@@ -163,7 +167,11 @@ class Workers:
             if not self.stopped:
                 sys.stderr.write(f'ablation.py: {opt["name"]} failed, see {out / "logs" / opt["name"]}.log\n')
             return True
-        scores = evaluate(opt, out, self.args.benchmark)
+        try:
+            scores = evaluate(opt, out, self.args.benchmark)
+        except (OSError, ValueError) as error:
+            sys.stderr.write(f'ablation.py: {opt["name"]} cannot be scored: {error}\n')
+            return True
         write_bytes(result_file(self.args, opt), json.dumps({'options': digest(opt), 'psnr': scores}).encode())
         print(f'{opt["name"]}: {scores} ({time.monotonic() - start:.0f} s)', flush=True)
         return False
@@ -232,9 +240,11 @@ def summarize(scores: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
     """Means, spreads, and which differences from the default are larger than chance makes them.
 
     A row and the default are compared seed by seed: with one seed both see the same patches in the same order. How much
-    these differences spread is one number s for all rows, the root of their mean variance, since three seeds say little
-    about the variance of one row. A mean is called a difference if it exceeds t s / sqrt(seeds), t the 97.5 % quantile
-    of Student's distribution: one row in 20 that change nothing is called one.
+    these differences spread is one number s for all rows, since three seeds say little about the variance of one row:
+    a score is taken as row + seed + noise, and s^2 is twice the variance of the noise. (The mean variance of the
+    differences would not do: all contain the default's own noise, so that they are no independent estimates.) A mean is
+    called a difference if it exceeds t s / sqrt(seeds), t the 97.5 % quantile of Student's distribution: one row in 20
+    that change nothing is called one.
 
     Args:
         scores: Row -> seed -> PSNR, dB.
@@ -247,9 +257,8 @@ def summarize(scores: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
         for row, values in scores.items()
         if row != DEFAULT
     }
-    squares = [(one - statistics.mean(values)) ** 2 for values in differences.values() for one in values]
-    degrees = sum(len(values) - 1 for values in differences.values() if values)
-    spread = math.sqrt(sum(squares) / degrees) if degrees else math.nan
+    squares, degrees = noise(scores)
+    spread = math.sqrt(2 * squares / degrees) if degrees else math.nan
     rows = {}
     for row, values in scores.items():
         psnr = list(values.values())
@@ -263,6 +272,18 @@ def summarize(scores: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
             limit = float(t.ppf(0.975, degrees)) * spread / math.sqrt(len(differences[row])) if degrees else math.nan
             rows[row] |= {'difference': mean, 'limit': limit, 'is_difference': abs(mean) > limit}
     return {'spread_of_differences': spread, 'rows': rows}
+
+
+def noise(scores: Mapping[str, Mapping[int, float]]) -> tuple[float, int]:
+    """What the least squares of row + seed leave of the scores: the sum of squares, and its degrees of freedom."""
+    import numpy as np
+
+    seeds = sorted({seed for values in scores.values() for seed in values})
+    cells = [(row, seed, psnr) for row, values in scores.items() for seed, psnr in values.items()]
+    design = np.array([[row == r for r in scores] + [seed == s for s in seeds] for row, seed, _ in cells], float)
+    psnr = np.array([psnr for _, _, psnr in cells])
+    fit, _, rank, _ = np.linalg.lstsq(design, psnr - psnr.mean(), rcond=None)
+    return float(((psnr - psnr.mean() - design @ fit) ** 2).sum()), len(cells) - int(rank)
 
 
 def report(args: argparse.Namespace, done: Sequence[tuple[str, int]]) -> None:
@@ -285,7 +306,8 @@ def table(args: argparse.Namespace, summaries: Mapping[str, Any]) -> str:
     heads = [cell for name in summaries for cell in (f'{name}, dB', f'to {DEFAULT}, dB')]
     lines = [
         f'PSNR x{SCALE} ({PROTOCOL}) after {args.iterations} iterations: mean and standard deviation over the seeds;',
-        f'mean difference to {DEFAULT} with the same seed, with what it must exceed (95 %) to be one.',
+        f'mean difference to {DEFAULT} with the same seed, with what it must exceed (95 %) to be one; of 20 rows that',
+        'change nothing one exceeds it.',
         '',
         f'| row | seeds | {" | ".join(heads)} |',
         f'| --- | --- |{" --- |" * len(heads)}',
@@ -296,13 +318,18 @@ def table(args: argparse.Namespace, summaries: Mapping[str, Any]) -> str:
             values = summary['rows'].get(row, {})
             seeds = max(seeds, values.get('seeds', 0))
             cells.append(f'{values["mean"]:.3f} ({values["sd"]:.3f})' if values else '')
-            inside = '' if values.get('is_difference') else ', inside the spread'
-            difference = (
-                f'{values["difference"]:+.3f} ± {values["limit"]:.3f}{inside}' if 'difference' in values else ''
-            )
-            cells.append(difference)
+            cells.append(verdict(values))
         lines.append(f'| {row} | {seeds} | {" | ".join(cells)} |')
     return '\n'.join(lines) + '\n'
+
+
+def verdict(values: Mapping[str, Any]) -> str:
+    if 'difference' not in values:
+        return ''
+    if math.isnan(values['limit']):
+        return f'{values["difference"]:+.3f}, too few seeds to judge'
+    inside = '' if values['is_difference'] else ', inside the spread'
+    return f'{values["difference"]:+.3f} ± {values["limit"]:.3f}{inside}'
 
 
 def draw(

@@ -184,6 +184,16 @@ class SPIN(nn.Module):
                 raise ValueError(f'top_n has no use with patches or without ISPA, got {interaction=}, {aggregation=}')
         if own_values != 'all' and interaction == 'only_cross':
             raise ValueError(f'own_values has no use without ISPA, got {interaction=}, {own_values=}')
+        if differentiable and interaction == 'only_intra':
+            raise ValueError(f'differentiable has no use without SPCA, got {interaction=}, {differentiable=}')
+        # Then a pixel belongs to its patch with weight 1, or nobody asks for the weight.
+        weightless = aggregation == 'patch' and (association == 'softmax' or interaction == 'only_intra')
+        if weightless and (differentiable or association != 'softmax' or position_weight):
+            raise ValueError(
+                'differentiable, association and position_weight have no use with patches, but for the weights of '
+                f"SPCA's tokens with 'exponential', got {interaction=}, {differentiable=}, {association=}, "
+                f'{position_weight=}'
+            )
         self.upscale = upscale
         self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
         equations = {

@@ -140,6 +140,7 @@ def _arguments(part: Mapping[str, Any]) -> dict[str, Any]:
 
 def _losses(options: Mapping[str, Any]) -> Iterator[Finding]:
     train = section(options, 'train')
+    model = find('MODEL', options.get('model_type'))
     for name, part in train.items():
         if not str(name).endswith('_opt') or not part:
             continue
@@ -151,10 +152,11 @@ def _losses(options: Mapping[str, Any]) -> Iterator[Finding]:
         loss = find('LOSS', part.get('type'))
         if loss is not None:
             found = list(signature(loss, part, where))
+            if hasattr(model, 'loss_problem') and (problem := model.loss_problem(name, loss)):
+                found.append(error(where, problem))
             yield from found
             if not found and (part['type'] in _PLAIN_LOSSES or loss.__module__.startswith('spinsr.')):
                 yield from _tried(loss, where, **_arguments(part))
-    model = find('MODEL', options.get('model_type'))
     if train and model is not None and model.__name__ in ('SRModel', 'SpinsrModel'):
         if not train.get('pixel_opt') and not train.get('perceptual_opt'):
             yield error('train', 'there is no loss: neither pixel_opt nor perceptual_opt')

@@ -1,6 +1,7 @@
 """SRModel for long trainings: mixed precision, clipping, accumulation, checkpoints that a crash cannot spoil."""
 
 import contextlib
+import inspect
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -22,8 +23,8 @@ from spinsr.option_files import OptionError
 from spinsr.rules import ABOVE_0, FLAG, SECTION, one_of, whole
 
 _TYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-# Section of train -> what its loss is called with.
-_MORE_LOSSES = {'tv_opt': ('output',), 'contrastive_opt': ('output', 'gt', 'lq')}
+# Sections of train whose losses SRModel does not have.
+_MORE_LOSSES = ('tv_opt', 'contrastive_opt')
 # The options of BasicSR's schedulers, as they call them.
 _SCHEDULE = ('milestones', 'gamma', 'restarts', 'restart_weights', 'periods', 'cumulative_period', 'eta_min')
 # Validation pictures that a set sends to TensorBoard.
@@ -57,6 +58,8 @@ class SpinsrModel(SRModel):
         OptionError: An option has a value that is not allowed, or a file does not fit the network.
     """
 
+    # Section of train -> what its loss is called with.
+    CALLS = {'pixel_opt': ('output', 'gt'), 'tv_opt': ('output',), 'contrastive_opt': ('output', 'gt', 'lq')}
     # What the network files of a checkpoint begin with.
     LABELS = ('net_g',)
     # Section -> option -> what it may be; each is an attribute of the model.
@@ -102,6 +105,21 @@ class SpinsrModel(SRModel):
         sections = {name: getattr(self, name) for name in _MORE_LOSSES}
         self.more_losses = {name: build_loss(part).to(self.device) for name, part in sections.items() if part}
         super().init_training_settings()
+        for name, criterion in {'pixel_opt': self.cri_pix, **self.more_losses}.items():
+            if criterion and (problem := self.loss_problem(name, type(criterion))):
+                raise OptionError(f'train:{name}: {problem}')
+
+    @classmethod
+    def loss_problem(cls, name: str, loss: type[nn.Module]) -> str:
+        """Why a loss cannot stand in a section of train, '' where it can: it wants something that it is not given."""
+        given = cls.CALLS.get(name)
+        wanted = list(inspect.signature(loss.forward).parameters.values())[1:]
+        if given is None or any(parameter.kind is parameter.VAR_POSITIONAL for parameter in wanted):
+            return ''
+        needed = [p.name for p in wanted if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+        if len(needed) == len(given):
+            return ''
+        return f'{loss.__name__} needs {", ".join(needed)}, but {cls.__name__} gives it {", ".join(given)}'
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """Moves a network to the device, as the options ask, and wraps it for several GPUs or processes."""
@@ -147,6 +165,8 @@ class SpinsrModel(SRModel):
         """
         bare = self.get_bare_model(net)
         arch = type(bare).__name__
+        keys = (key for key, value in self.opt['path'].items() if value == load_path)
+        where = next((key for key in keys if key.startswith('pretrain_network')), 'pretrain_network_g')
         ours = type(bare).__module__.startswith('spinsr.archs.') and arch in convert.ARCHS
         logger = get_root_logger()
         try:
@@ -163,7 +183,7 @@ class SpinsrModel(SRModel):
             bare.load_state_dict(state, strict=strict)
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             reason = ' '.join(str(error).split())
-            raise OptionError(f'path:pretrain_network_g: {load_path} cannot be loaded into {arch}: {reason}') from error
+            raise OptionError(f'path:{where}: {load_path} cannot be loaded into {arch}: {reason}') from error
 
     def _check_superpixels(self) -> None:
         net = self.get_bare_model(self.net_g)
@@ -244,7 +264,7 @@ class SpinsrModel(SRModel):
                     losses[name] = loss * share
         given = {'output': output, 'gt': gt, 'lq': lq}
         for name, criterion in self.more_losses.items():
-            loss = criterion(*(given[argument] for argument in _MORE_LOSSES[name]))
+            loss = criterion(*(given[argument] for argument in self.CALLS[name]))
             losses[f'l_{name.removesuffix("_opt")}'] = loss * self._share(criterion)
         return losses
 

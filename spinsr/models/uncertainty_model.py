@@ -29,6 +29,7 @@ class UncertaintyModel(SpinsrModel):
         OptionError: Another loss, no `network_s`, or no weights for one that does not learn.
     """
 
+    CALLS = {**SpinsrModel.CALLS, 'pixel_opt': ('output', 'gt', 's')}
     LABELS = ('net_g', 'net_s')
     OPTIONS = SpinsrModel.OPTIONS
 

@@ -140,9 +140,10 @@ def test_memory_is_estimated_with_the_gradients_of_the_association():
     [
         ({'association': 'linear'}, "association='linear'"),
         ({'position_weight': -0.5}, 'position_weight=-0.5'),
+        ({'position_weight': '1e0'}, "position_weight='1e0'"),
         ({'own_values': 'some'}, "own_values='some'"),
     ],
-    ids=['association', 'position_weight', 'own_values'],
+    ids=['association', 'position_weight', 'text', 'own_values'],
 )
 def test_bad_arguments_are_refused_by_the_constructor(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -144,6 +144,23 @@ def test_parallel_adds_what_each_branch_adds(assert_close):
     assert_close(block(x), y + block.local_feed_forward(y))
 
 
+@pytest.mark.parametrize(
+    'equations',
+    [{}, {'position_weight': 1.0}, {'differentiable': True}],
+    ids=['exponential', 'positions', 'differentiable'],
+)
+@pytest.mark.parametrize('interaction', ['sequential', 'only_cross'])
+def test_exponential_weighs_the_pixels_of_a_patch(interaction, equations):
+    patch = {'aggregation': 'patch', 'interaction': interaction}
+    less = {'association': 'exponential'} if equations else {}
+    torch.manual_seed(0)
+    plain = network(**patch, **less)
+    net, x = network(**patch, association='exponential', **equations), image(13, 11)
+    net.load_state_dict(plain.state_dict())
+    found, without = (torch.cat([one.flatten() for one in gradients(each, x)]) for each in (net, plain))
+    assert not torch.allclose(found, without, rtol=1e-6)
+
+
 def test_parallel_has_the_names_of_spin():
     assert list(network(interaction='parallel').state_dict()) == list(network().state_dict())
 
@@ -184,6 +201,13 @@ def test_cells_are_those_of_the_paper_in_turn(num_block):
         ({'top_n': 9, 'aggregation': 'patch'}, "no use with patches .*aggregation='patch'"),
         ({'top_n': 9, 'interaction': 'only_cross'}, "interaction='only_cross'"),
         ({'own_values': 'ignored', 'interaction': 'only_cross'}, "own_values has no use .*interaction='only_cross'"),
+        ({'differentiable': True, 'interaction': 'only_intra'}, "differentiable has no use .*'only_intra'"),
+        ({'differentiable': True, 'aggregation': 'patch'}, 'no use with patches.*differentiable=True'),
+        ({'position_weight': 1.0, 'aggregation': 'patch'}, 'no use with patches.*position_weight=1.0'),
+        (
+            {'association': 'exponential', 'aggregation': 'patch', 'interaction': 'only_intra'},
+            "no use with patches.*interaction='only_intra'.*association='exponential'",
+        ),
     ],
     ids=lambda value: '-'.join(f'{k}={v}' for k, v in value.items()) if isinstance(value, dict) else '',
 )

@@ -106,6 +106,11 @@ for changes, line, name in [
     ({'train:pixel_opt:loss_weight': '1'}, 'train:pixel_opt:loss_weight: must be a number', 'loss-kind'),
     ({'train:pixel_opt:reduction': 'average'}, 'Unsupported reduction mode: average', 'loss-value'),
     ({'train:pixel_opt': None}, 'train: there is no loss', 'no-loss'),
+    (
+        {'model_type': 'SpinsrModel', 'train:pixel_opt': {'type': 'UncertaintyDrivenLoss'}},
+        'train:pixel_opt: UncertaintyDrivenLoss needs pred, target, log_scale, but SpinsrModel gives it output, gt',
+        'loss-of-another-model',
+    ),
     ({'train:optim_g:type': 'Adamm'}, "has no optimizer 'Adamm'", 'optimizer'),
     ({'train:optim_g:beta': [0.9, 0.99]}, "Adam has no keyword 'beta'; did you mean 'betas'", 'optimizer-key'),
     ({'train:optim_g:betas': [0.9, 99]}, 'train:optim_g: Invalid beta parameter', 'optimizer-value'),

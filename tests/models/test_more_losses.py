@@ -152,12 +152,30 @@ def test_second_step_weights_the_error(estimator):
         ({**ESTIMATION, 'network_s': None}, 'needs the section network_s'),
         ({**DRIVEN, 'path:pretrain_network_s': None}, 'path:pretrain_network_s must name'),
         ({'train:tv_opt': 0.5}, 'train:tv_opt must be a section'),
+        (
+            {'train:pixel_opt': {'type': 'UncertaintyEstimationLoss'}},
+            'train:pixel_opt: .* needs pred, target, log_scale',
+        ),
+        (
+            {'train:pixel_opt': {'type': 'ContrastiveLoss'}},
+            'ContrastiveLoss needs .*lq, but SpinsrModel gives it output, gt',
+        ),
+        ({'train:tv_opt': {'type': 'L1Loss'}}, 'train:tv_opt: L1Loss needs pred, target, but .* gives it output$'),
+        ({'train:contrastive_opt': {'type': 'L1Loss'}}, 'train:contrastive_opt: L1Loss needs pred, target'),
     ],
-    ids=['loss', 'no-loss', 'no-estimator', 'no-weights', 'no-section'],
+    ids=['loss', 'no-loss', 'no-estimator', 'no-weights', 'no-section']
+    + ['uncertainty-without-estimator', 'contrastive-as-pixel', 'pixel-as-tv', 'pixel-as-contrastive'],
 )
 def test_wrong_options_are_one_line(changes, line):
     with pytest.raises(OptionError, match=line):
         build(**changes)
+
+
+def test_estimator_that_cannot_be_loaded_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({'params': {'weight': torch.zeros(1)}}, 'net_s.pth')
+    with pytest.raises(OptionError, match='^path:pretrain_network_s: net_s.pth cannot be loaded into RDBESA: '):
+        build(**DRIVEN)
 
 
 def test_checkpoint_holds_both_networks_and_old_ones_go(tmp_path):

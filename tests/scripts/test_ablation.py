@@ -45,8 +45,9 @@ def test_every_row_builds_and_differs_from_the_default_as_it_says(row, tmp_path)
 def test_means_and_differences_by_hand():
     scores = {'SPIN': {0: 30.0, 1: 32.0}, 'parallel': {0: 30.5, 1: 32.7}, 'patches': {0: 29.9, 1: 32.1}}
     summary = ablation.summarize(scores)
-    # Differences 0.5, 0.7 and -0.1, 0.1: squares 0.02 + 0.02 over two degrees of freedom; t = 4.3027.
-    spread = math.sqrt(0.04 / 2)
+    # Seed 1 less seed 0 is 2, 2.2, 2.2, on the mean 2.1333; half of what is left is the noise of either score. Squares
+    # 2 (0.0667^2 + 2 * 0.0333^2) = 0.0133 over two degrees of freedom, twice that for a difference; t = 4.3027.
+    spread = math.sqrt(2 * (0.04 / 3) / 2)
     assert summary['spread_of_differences'] == pytest.approx(spread)
     rows = summary['rows']
     assert rows['SPIN'] == {'seeds': 2, 'mean': 31.0, 'sd': pytest.approx(math.sqrt(2))}
@@ -55,10 +56,52 @@ def test_means_and_differences_by_hand():
     assert [rows[row]['is_difference'] for row in ('parallel', 'patches')] == [True, False]
 
 
+def test_noise_of_the_default_counts_once():
+    """All rows agree but the default: what their differences share says no more of the noise than one row does."""
+    rows = {f'row {n}': {0: 30.0, 1: 30.0, 2: 30.0} for n in range(9)}
+    squares, degrees = ablation.noise({ablation.DEFAULT: {0: 30.0, 1: 30.3, 2: 29.7}, **rows})
+    # Of the default's 0.18, a tenth goes into the means of the seeds.
+    assert squares == pytest.approx(0.18 * 0.9)
+    assert degrees == 9 * 2
+
+
+def test_rows_with_a_seed_missing_count_with_what_they_have():
+    squares, degrees = ablation.noise({'SPIN': {0: 1.0, 1: 2.0}, 'a': {0: 1.5, 1: 2.7}, 'b': {1: 9.0}, 'c': {2: 4.0}})
+    assert squares == pytest.approx(4 * 0.05**2)
+    assert degrees == 1
+
+
 def test_one_seed_is_never_a_difference():
     summary = ablation.summarize({'SPIN': {0: 30.0}, 'parallel': {0: 35.0, 1: 36.0}})
     assert summary['rows']['parallel']['difference'] == 5
     assert not summary['rows']['parallel']['is_difference']
+    assert ablation.verdict(summary['rows']['parallel']) == '+5.000, too few seeds to judge'
+
+
+def test_changed_options_never_resume_what_the_old_ones_left(tmp_path, monkeypatch):
+    """Stopped between the new option file and the training's own renaming of the old folder."""
+    out, commands = tmp_path / 'out', []
+    monkeypatch.setattr(ablation.Workers, 'run', lambda self, command, *_: commands.append(command) or 1)
+    for folder in ('options', 'logs', 'experiments/SPIN_0'):
+        (out / folder).mkdir(parents=True)
+    (out / 'experiments' / 'SPIN_0' / 'old').touch()
+    (out / 'options' / 'SPIN_0.yml').write_text('other')
+    workers = ablation.Workers(ablation.parse(arguments(tmp_path)))
+    assert [workers.finish('SPIN', 0), workers.finish('SPIN', 0)] == [True, True]
+    assert ['--auto_resume' in command for command in commands] == [False, True]
+    assert not (out / 'experiments' / 'SPIN_0').exists()
+    assert len(list((out / 'experiments').glob('SPIN_0_archived_*/old'))) == 1
+
+
+def test_benchmark_that_cannot_be_scored_is_one_line(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise ValueError('no images')
+
+    monkeypatch.setattr(ablation.Workers, 'run', lambda *_: 0)
+    monkeypatch.setattr(ablation, 'evaluate', refuse)
+    (tmp_path / 'out' / 'options').mkdir(parents=True)
+    assert ablation.Workers(ablation.parse(arguments(tmp_path))).finish('SPIN', 0)
+    assert capsys.readouterr().err == 'ablation.py: SPIN_0 cannot be scored: no images\n'
 
 
 def test_folder_that_is_missing_is_one_line(tmp_path, capsys):
