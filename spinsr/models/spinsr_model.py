@@ -113,11 +113,15 @@ class SpinsrModel(SRModel):
     def loss_problem(cls, name: str, loss: type[nn.Module]) -> str:
         """Why a loss cannot stand in a section of train, '' where it can: it wants something that it is not given."""
         given = cls.CALLS.get(name)
-        wanted = list(inspect.signature(loss.forward).parameters.values())[1:]
-        if given is None or any(parameter.kind is parameter.VAR_POSITIONAL for parameter in wanted):
+        if given is None:
             return ''
-        needed = [p.name for p in wanted if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-        if len(needed) == len(given):
+        wanted = list(inspect.signature(loss.forward).parameters.values())[1:]
+        places = [p for p in wanted if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        needed = [p.name for p in places if p.default is p.empty]
+        takes_any = any(p.kind is p.VAR_POSITIONAL for p in wanted)
+        # What is no result and no target goes to nobody who did not ask for it: it could be taken for a weight.
+        enough = len(needed) if len(given) > 2 else len(places)
+        if takes_any or len(needed) <= len(given) <= enough:
             return ''
         return f'{loss.__name__} needs {", ".join(needed)}, but {cls.__name__} gives it {", ".join(given)}'
 
