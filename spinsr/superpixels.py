@@ -156,7 +156,8 @@ def find_superpixels(image: np.ndarray, net: nn.Module, block: int = 0) -> Super
 
     Raises:
         TypeError: `net` is no SPIN, or the image is neither uint8 nor uint16.
-        ValueError: There is no such block, the image has another shape, or the network gives NaN or infinity.
+        ValueError: There is no such block, the image has another shape, the network takes no RGB images, or it gives
+            NaN or infinity.
 
     Example:
         >>> from spinsr.network import load
@@ -209,6 +210,8 @@ def each_block(image: np.ndarray, net: nn.Module) -> Iterator[Superpixels]:
 def _check_network(net: nn.Module) -> None:
     if not isinstance(net, SPIN):
         raise TypeError(f'superpixels are of SPIN, the network is {type(net).__name__}')
+    if net.conv_first.in_channels != 3:
+        raise ValueError(f'the network must take RGB images, got one of {net.conv_first.in_channels} channels')
 
 
 def draw(

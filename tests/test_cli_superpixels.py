@@ -85,3 +85,11 @@ def test_top_without_a_superpixel_is_a_usage_error(look, capfd):
         look('a.png -o out --top 3')
     assert exit.value.code == 2
     assert '--top goes with --superpixel' in capfd.readouterr().err
+
+
+def test_pictures_that_do_not_fit_into_memory_are_one_line(look, capfd):
+    assert look('a.png -o out --enlarge 1000000') == 1
+    error = capfd.readouterr().err
+    assert error.startswith('spinsr superpixels: error: Unable to allocate ')
+    assert error.count('\n') == 1
+    assert not os.path.exists('out')

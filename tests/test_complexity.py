@@ -203,6 +203,13 @@ def test_scores_that_do_not_fit_are_refused(change, reason, here, capsys):
     assert reason in capsys.readouterr().err and not (here / 'p.png').exists()
 
 
+def test_a_picture_of_nothing_is_refused_before_the_work(here, capsys):
+    assert main([*COMMAND, '--plot', 'p.png', '--dataset', 'Set51']) == 1
+    captured = capsys.readouterr()
+    assert 'no results for Set51 x4 are published or given' in captured.err and captured.out == ''
+    assert not list(here.iterdir())
+
+
 @pytest.mark.parametrize(
     'arguments',
     [

@@ -254,6 +254,12 @@ def test_other_networks_are_an_error():
         find_superpixels(picture(4, 4), rcan)
 
 
+def test_a_network_of_grey_images_is_an_error():
+    net = spinsr.load('SPIN', 2, None, **TINY, num_in_ch=1, num_out_ch=1)
+    with pytest.raises(ValueError, match='the network must take RGB images, got one of 1 channels'):
+        find_superpixels(np.zeros((8, 8), np.uint8), net)
+
+
 def test_a_network_that_gives_no_numbers_is_an_error():
     net = network()
     torch.nn.init.constant_(net.conv_first.bias, float('nan'))

@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads the output has seen enough, as in `spinsr options | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f'spinsr {args.command}: error: {error}', file=sys.stderr)
+    except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
+        print(f'spinsr {args.command}: error: {str(error) or type(error).__name__}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         continues = '; run the same command again to continue' if args.command in CONTINUING else ''

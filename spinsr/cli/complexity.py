@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         ValueError, OSError, ImportError: Before the work starts: a file exists or cannot be written, a module of
-            --import fails, the device does not exist, or --scores has nothing to draw.
+            --import fails, the device does not exist, or --plot or --scores has nothing to draw.
     """
     _check_usage(args)
     outputs = [path for path in (args.markdown, args.json, args.plot) if path]
@@ -81,6 +81,10 @@ def run(args: argparse.Namespace) -> int:
 
     device = str(network.device(args.device))
     scores = _read_scores(args)
+    if args.plot and not (scores or _published(args)):
+        raise ValueError(
+            f'--plot has nothing to draw: no results for {args.dataset} x{args.scale} are published or given'
+        )
     height, width = args.size or (round(720 / args.scale), round(1280 / args.scale))
     rows = []
     for arch in dict.fromkeys(args.arch):
@@ -165,17 +169,19 @@ def _read_scores(args: argparse.Namespace) -> list[tuple[str, str, float]]:
     return scores
 
 
+def _published(args: argparse.Namespace) -> list[Any]:
+    """The published rows that belong to the picture."""
+    from spinsr.published import PUBLISHED
+
+    return [row for row in PUBLISHED if row.scale == args.scale and args.dataset in row.psnr]
+
+
 def _picture(args: argparse.Namespace, rows: list[dict[str, Any]], scores: list[tuple[str, str, float]]) -> bytes:
     import io
 
     from spinsr import scatter
-    from spinsr.published import PUBLISHED
 
-    points = [
-        scatter.Point(row.name, row.parameters, row.psnr[args.dataset])
-        for row in PUBLISHED
-        if row.scale == args.scale and args.dataset in row.psnr
-    ]
+    points = [scatter.Point(row.name, row.parameters, row.psnr[args.dataset]) for row in _published(args)]
     parameters = {row['arch']: row['parameters'] for row in rows}
     points += [
         scatter.Point(f'{method} (here)', parameters[arch], psnr, ours=True)

@@ -192,6 +192,8 @@ class SpinsrModel(SRModel):
     def _check_superpixels(self) -> None:
         net = self.get_bare_model(self.net_g)
         blocks = len(net.blocks) if isinstance(net, SPIN) else 0
+        if blocks and net.conv_first.in_channels != 3:
+            raise OptionError(f'val:superpixels must be of RGB images, got num_in_ch {net.conv_first.in_channels}')
         if self.superpixels >= blocks:
             has = f'has blocks 0 to {blocks - 1}' if blocks else 'is no SPIN'
             raise OptionError(

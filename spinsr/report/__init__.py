@@ -185,7 +185,8 @@ def _cost(net: nn.Module, scale: int) -> dict[str, str]:
 
 
 def _details(net: nn.Module, weights: str, scale: int) -> dict[str, str]:
-    parameter = next(net.parameters())
+    # As in `spinsr.infer`: what has no parameters runs on the CPU.
+    parameter = next(net.parameters(), torch.empty(0))
     details = {'Network': f'{type(net).__name__} ×{scale}'} | ({'Weights': weights} if weights else {})
     versions = {'spinsr': __version__, 'torch': torch.__version__, 'BasicSR': importlib.metadata.version('basicsr')}
     versions['Python'] = platform.python_version()

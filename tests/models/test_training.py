@@ -47,6 +47,7 @@ def build(model_type='SpinsrModel', **changes):
 
 
 SCALED = {'network_g': {'type': 'Scaled'}}
+GREY = {'network_g:num_in_ch': 1, 'network_g:num_out_ch': 1}
 
 
 def batch(size=4, side=8, scale=2):
@@ -249,6 +250,7 @@ def test_compiled_training_gives_the_same():
         ({'val:superpixels': -1}, 'val:superpixels must be a whole number of at least 0, or ~, got -1'),
         ({'val:superpixels': 1}, 'val:superpixels must be a block of SPIN, got 1: SPIN has blocks 0 to 0'),
         ({**SCALED, 'val:superpixels': 0}, 'val:superpixels must be a block of SPIN, got 0: Scaled is no SPIN'),
+        ({**GREY, 'val:superpixels': 0}, 'val:superpixels must be of RGB images, got num_in_ch 1'),
         ({'logger:keep_last': 0}, 'logger:keep_last must be a whole number of at least 1, or ~, got 0'),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else '',

@@ -244,3 +244,8 @@ def test_network_that_cannot_be_counted_is_said(benchmark):
     text = make_report(benchmark[0], Odd())
     assert '<dd>not counted: a 20x32 input cannot be counted: not of this size</dd>' in text
     assert len(re.findall('<dt>Multiply-adds', text)) == 1
+
+
+def test_network_without_parameters_is_shown(tmp_path):
+    image_file.write_png(tmp_path / 'a.png', photo(8, 8))
+    assert '<dd>cpu, float32, ' in make_report(tmp_path, torch.nn.Upsample(scale_factor=2))
