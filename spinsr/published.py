@@ -37,6 +37,8 @@ _SWINIR = 'ICCVW 2021, github.com/JingyunLiang/SwinIR; trained on DIV2K'
 _OMNI = 'CVPR 2023, github.com/Francis0625/Omni-SR; trained on DIV2K'
 _ESRT = 'CVPRW 2022, github.com/luissen/ESRT'
 _RLFN = 'CVPRW 2022, as cited by later papers'
+# Rows of the SPIN paper's Table 1 whose own papers were not at hand; other scales and networks of it are not here.
+_CFSR = 'as cited by github.com/Aitical/CFSR; parameters as the network publishes them'
 
 # A dash: not published, or not confirmed by any source.
 PUBLISHED = (
@@ -64,4 +66,10 @@ PUBLISHED = (
     _row('ESRT', 4, 751_000, '32.19 28.69 27.69 26.39 30.75', _ESRT),
     _row('RLFN', 2, 527_000, '38.07 33.72 32.22 32.33 -', _RLFN),
     _row('RLFN', 4, 543_000, '32.24 28.62 27.60 26.17 -', _RLFN),
+    _row('CARN', 4, 1_592_000, '32.13 28.60 27.58 26.07 30.47', _CFSR),
+    _row('IMDN', 4, 715_000, '32.21 28.58 27.56 26.04 30.45', _CFSR),
+    _row('LAPAR-A', 4, 659_000, '32.15 28.61 27.61 26.14 30.42', _CFSR),
+    _row('SMSR', 4, 1_006_000, '32.12 28.55 27.55 26.11 30.54', _CFSR),
+    _row('RFDN', 4, 550_000, '32.24 28.61 27.57 26.11 30.58', _CFSR),
+    _row('ShuffleMixer', 4, 411_000, '32.21 28.66 27.61 26.08 30.65', _CFSR),
 )
