@@ -91,6 +91,7 @@ class SpinsrModel(SRModel):
         self._digests: dict[str, str] = {}
         # Of each image that is sent to TensorBoard: name -> picture, (3, H, W), in [0, 1].
         self._pictures: list[dict[str, Tensor]] = []
+        self._draws = False
         self._files: list[str] = []
         device = 'cuda' if opt['num_gpu'] != 0 else 'cpu'
         self.scaler = torch.amp.GradScaler(device, enabled=self.precision == 'fp16')
@@ -335,18 +336,17 @@ class SpinsrModel(SRModel):
     def validation(self, dataloader: DataLoader, current_iter: int, tb_logger: Any, save_img: bool = False) -> None:
         """Validates, and sends some pictures to TensorBoard; BasicSR counts one iteration too many after the last."""
         current_iter = min(current_iter, int(self.opt['train']['total_iter'])) if self.is_train else current_iter
-        self._pictures = []
+        self._draws = self.is_train and bool(tb_logger)
         super().validation(dataloader, current_iter, tb_logger, save_img)
-        if tb_logger and self.is_train:
-            for pictures in self._pictures:
-                for name, picture in pictures.items():
-                    tb_logger.add_image(f'{dataloader.dataset.opt["name"]}/{name}', picture, current_iter)
+        for pictures in self._pictures:
+            for name, picture in pictures.items():
+                tb_logger.add_image(f'{dataloader.dataset.opt["name"]}/{name}', picture, current_iter)
         self._pictures = []
 
     def get_current_visuals(self) -> OrderedDict[str, Tensor]:
         """The fed image, the result and the target, on the CPU."""
         visuals = super().get_current_visuals()
-        if self.is_train and len(self._pictures) < _PICTURES:
+        if self._draws and len(self._pictures) < _PICTURES:
             name = self._files[0].rpartition('/')[2] if self._files else str(len(self._pictures))
             pictures = {name: visuals['result'][0].clamp(0, 1)}
             if self.superpixels is not None:

@@ -295,11 +295,11 @@ class Board:
         self.images[name, iteration] = image
 
 
-def validate(model, side=6):
+def validate(model, side=6, board=None):
     """What a validation of six images sends; TRAIN has 4 iterations, and BasicSR counts one too many at the end."""
+    board = Board() if board is None else board
     images = [{**batch(1, side=side), 'lq_path': [f'lr/{index}x2.png']} for index in range(6)]
     loader = type('Loader', (list,), {'dataset': type('Set', (), {'opt': {'name': 'Set5'}})})(images)
-    board = Board()
     model.validation(loader, 5, board)
     return board
 
@@ -310,6 +310,13 @@ def test_validation_sends_pictures_and_scalars():
     assert {key: one.shape for key, one in board.images.items()} == {
         (f'Set5/{index}x2.png', 4): (3, 12, 12) for index in range(4)
     }
+
+
+def test_validation_without_tensorboard_draws_nothing(monkeypatch):
+    model = build(**{'val:superpixels': 0})
+    monkeypatch.setattr(model, '_draw_superpixels', lambda *_: pytest.fail('superpixels were drawn'))
+    validate(model, board=False)
+    assert model.metric_results['psnr'] > 0
 
 
 def test_validation_sends_superpixels():
