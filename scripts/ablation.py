@@ -30,7 +30,7 @@ import yaml
 
 from spinsr import option_files
 from spinsr.cli.arguments import path, positive
-from spinsr.data.image_file import write_bytes
+from spinsr.files import write_bytes
 
 SCALE = 4
 PROTOCOL = 'y_crop_scale'

@@ -2,13 +2,14 @@
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmark_session import Check, Session
+
+from spinsr.files import write_bytes
 
 
 def pair_of(backends: Sequence[str]) -> tuple[str, str] | None:
@@ -143,14 +144,5 @@ def megabytes(count: int) -> str:
 
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:
-    """Writes the file under a temporary name and renames it: it is there whole or not at all."""
-    part = path.with_name(f'.{path.name}.part')
-    try:
-        with open(part, 'w', encoding='utf-8') as file:
-            json.dump(report, file, indent=2, allow_nan=False)
-            file.write('\n')
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    """Writes the file: it is there whole or not at all."""
+    write_bytes(path, (json.dumps(report, indent=2, allow_nan=False) + '\n').encode())

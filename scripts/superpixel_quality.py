@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f'superpixel_quality: error: {error}', file=sys.stderr)
         return 1
-    from spinsr.data.image_file import write_bytes
+    from spinsr.files import write_bytes
 
     text = table(rows)
     print(text, end='')

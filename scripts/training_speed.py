@@ -10,7 +10,6 @@ import argparse
 import itertools
 import json
 import logging
-import os
 import platform
 import statistics
 import sys
@@ -23,6 +22,7 @@ import torch
 
 from spinsr import launch, option_files
 from spinsr.errors import UserError
+from spinsr.files import write_bytes
 
 VARIANTS: dict[str, dict[str, Any]] = {
     'bf16': {'train:precision': 'bf16'},
@@ -118,9 +118,8 @@ def report(times: dict[str, list[float]], args: argparse.Namespace) -> None:
         spread = f'{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})'
         print(f'| {name} | {statistics.median(seconds):.3f} | {spread} |')
     if args.json:
-        part = args.json.with_name(f'.{args.json.name}.part')
-        part.write_text(json.dumps({'option_file': args.opt, 'device': device, 'rows': rows}, indent=1))
-        os.replace(part, args.json)
+        content = {'option_file': args.opt, 'device': device, 'rows': rows}
+        write_bytes(args.json, json.dumps(content, indent=1).encode())
 
 
 if __name__ == '__main__':

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spinsr.convert.checkpoint import check_target, write_whole
+from spinsr.convert.checkpoint import check_target
+from spinsr.files import write_bytes
 from spinsr.ops import resolve_backend
 
 SIZE = (64, 64)
@@ -132,7 +133,7 @@ def to_onnx(
             f'the ONNX file would differ from PyTorch by {least:.2g}, which must be at most {TOLERANCE}; '
             'it was not written'
         )
-    write_whole(path, content)
+    write_bytes(path, content)
     return OnnxFile(
         size=None if sides else size,
         sides=sides,

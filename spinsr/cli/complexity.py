@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
     import spinsr
     from spinsr import complexity
-    from spinsr.data.image_file import write_bytes
+    from spinsr.files import write_bytes
 
     device = str(network.device(args.device))
     scores = _read_scores(args)

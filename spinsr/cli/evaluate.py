@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     _check_usage(args, scales, protocols)
 
     from spinsr import evaluate
-    from spinsr.data.image_file import write_bytes
+    from spinsr.files import write_bytes
 
     logging.basicConfig(level=logging.INFO, format='%(message)s')
     writers = {

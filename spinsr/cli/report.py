@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             exists or cannot be written, which shows before the work.
     """
     arguments.check_outputs([args.out], args.overwrite)
-    from spinsr.data.image_file import write_bytes
+    from spinsr.files import write_bytes
     from spinsr.infer import limited_memory
     from spinsr.report import make_report
 

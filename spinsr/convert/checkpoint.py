@@ -1,6 +1,5 @@
 """Checkpoint files: read without executing anything in them, written whole or not at all."""
 
-import contextlib
 import io
 import os
 import pickle
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from spinsr.files import write_bytes
 
 ENDINGS = ('.pth', '.pt', '.safetensors')
 
@@ -74,24 +75,7 @@ def write_checkpoint(
         buffer.write(_safetensors('writing', path).save(content, dict(metadata or {})))
     else:
         torch.save(content, buffer, _use_new_zipfile_serialization=not for_old_torch)
-    write_whole(path, buffer.getbuffer())
-
-
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file under a temporary name and renames it.
-
-    Raises:
-        OSError: It cannot be written; then it is as it was.
-    """
-    part = path.with_name(f'.{path.name}.part')
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    except OSError as error:
-        raise OSError(f'{path} cannot be written: {error.strerror or error}') from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
+    write_bytes(path, buffer.getbuffer())
 
 
 def check_target(path: Path, overwrite: bool, endings: Sequence[str] = ENDINGS, what: str = 'a checkpoint') -> None:

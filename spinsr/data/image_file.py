@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from spinsr.files import write_bytes
+
 EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 PNG_END = b'\x00\x00\x00\x00IEND\xaeB`\x82'
 # What Pillow raises on damaged files, depending on where the damage is.
@@ -143,20 +145,6 @@ def write_png(path: Path, image: np.ndarray) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, encode_png(image, level=3))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file under a hidden temporary name and renames it: it is there whole or not at all.
-
-    Raises:
-        OSError: The file cannot be written; nothing is left of it then.
-    """
-    part = path.with_name(f'.{path.name}.part')
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _check_depth(image: Image.Image, name: Path | str, head: bytes) -> None:

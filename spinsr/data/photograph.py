@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from spinsr.data import image_file
+from spinsr.files import write_bytes
 
 FORMATS = {
     '.bmp': 'BMP',
@@ -114,7 +115,7 @@ def write(path: Path, photograph: Photograph) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    image_file.write_bytes(path, encode(photograph, FORMATS[path.suffix.lower()]))
+    write_bytes(path, encode(photograph, FORMATS[path.suffix.lower()]))
 
 
 def encode(photograph: Photograph, kind: str) -> bytes:

@@ -107,7 +107,7 @@ def test_page_asks_for_nothing_else(benchmark):
 def test_folder_without_hr_has_no_scores(tmp_path, spin):
     Image.fromarray(photo(9, 14)).save(tmp_path / 'a.jpg')
     Image.fromarray(photo(12, 8)[..., 0]).save(tmp_path / 'b.png')
-    image_file.write_bytes(tmp_path / 'c.txt', b'no image')
+    (tmp_path / 'c.txt').write_bytes(b'no image')
     text = make_report(tmp_path, spin)
     assert labels(text) == [['bicubic', 'SPIN', 'superpixels', 'mean colours']] * 2
     assert '28 × 18' in text
