@@ -5,22 +5,19 @@ import os
 import shutil
 
 import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.actions.action_builder import ActionBuilder
+from selenium.webdriver.common.actions.pointer_input import PointerInput
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
 from torch.utils.tensorboard import SummaryWriter
 
 import spinsr
 from spinsr import report
 
 from .tiny_benchmark import write_benchmark
-
-webdriver = pytest.importorskip('selenium.webdriver', reason='needs selenium: pip install selenium')
-
-from selenium.common.exceptions import WebDriverException  # noqa: E402  after importorskip
-from selenium.webdriver.chrome.service import Service  # noqa: E402
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.actions.action_builder import ActionBuilder  # noqa: E402
-from selenium.webdriver.common.actions.pointer_input import PointerInput  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.select import Select  # noqa: E402
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 DRIVER = shutil.which('chromedriver')
@@ -59,11 +56,7 @@ def chromium(tmp_path_factory):
     for flag in [*FLAGS.split(), *root, f'--user-data-dir={tmp_path_factory.mktemp("chromium")}']:
         options.add_argument(flag)
     options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
-    try:
-        driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    except WebDriverException as error:
-        pytest.skip(f'Chromium does not start here: {str(error).splitlines()[0]}')
-    with driver:
+    with webdriver.Chrome(options=options, service=Service(DRIVER)) as driver:
         yield driver
 
 

@@ -1,6 +1,7 @@
 import sys
 
 import pytest
+import spandrel
 import torch
 
 from spinsr.archs import ARCH_REGISTRY
@@ -39,12 +40,7 @@ def build(arch, **further):
 
 
 @pytest.fixture
-def spandrel():
-    return pytest.importorskip('spandrel')
-
-
-@pytest.fixture
-def loader(spandrel):
+def loader():
     registry = spandrel.MAIN_REGISTRY.copy()
     install(registry)
     return spandrel.ModelLoader(registry=registry)
@@ -72,7 +68,7 @@ def test_grey_networks_are_taken(arch, loader, assert_close):
         assert_close(model(x), net(x).clamp(0, 1))
 
 
-def test_arguments_that_no_shape_tells_are_given(spandrel, assert_close):
+def test_arguments_that_no_shape_tells_are_given(assert_close):
     registry = spandrel.MAIN_REGISTRY.copy()
     install(registry, {'SPIN': {'stoken_size': (5, 6, 7)}})
     net, x = build('SPIN', stoken_size=(5, 6, 7)), torch.rand(1, 3, 21, 34)
@@ -81,7 +77,7 @@ def test_arguments_that_no_shape_tells_are_given(spandrel, assert_close):
         assert_close(out, net(x).clamp(0, 1))
 
 
-def test_installs_for_every_loader_and_only_once(spandrel, monkeypatch):
+def test_installs_for_every_loader_and_only_once(monkeypatch):
     main = spandrel.MAIN_REGISTRY.copy()
     monkeypatch.setattr(spandrel, 'MAIN_REGISTRY', main)
     before = len(main)
@@ -96,7 +92,7 @@ def test_no_other_arch_detects_ours_first(arch, loader):
     assert f'{arch}_spinsr' in first
 
 
-def test_arch_args_of_an_unknown_arch(spandrel):
+def test_arch_args_of_an_unknown_arch():
     with pytest.raises(ValueError, match='got HAT'):
         install(spandrel.MAIN_REGISTRY.copy(), {'HAT': {}})
 
