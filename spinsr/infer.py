@@ -162,7 +162,7 @@ def super_resolve(
                 y = _in_tiles(padded, run, side, progress)
                 break
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 reason = (str(error) or type(error).__name__).splitlines()[0]
             # Not in the except block: until that is left, the error keeps every tensor of the failed attempt.
@@ -201,6 +201,12 @@ def scale_of(net: nn.Module) -> int:
     except Exception as error:  # networks of others fail in their own ways
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f'the network must take RGB images: {reason}') from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: torch has an exception of its own for it only on CUDA."""
+    text = str(error).lower()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(part in text for part in OUT_OF_MEMORY)
 
 
 @contextlib.contextmanager
@@ -338,11 +344,6 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
         yield
     finally:
         net.train(was_training)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(part in text for part in OUT_OF_MEMORY)
 
 
 def _empty_cache(device: torch.device) -> None:

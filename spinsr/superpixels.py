@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from spinsr import ops
 from spinsr.archs.spin_arch import SPIN
 from spinsr.data import image_file
-from spinsr.infer import separate_alpha
+from spinsr.infer import is_out_of_memory, separate_alpha
 from spinsr.modules.layout import to_image, to_tokens
 from spinsr.ops.attention import split_heads
 
@@ -158,6 +158,7 @@ def find_superpixels(image: np.ndarray, net: nn.Module, block: int = 0) -> Super
         TypeError: `net` is no SPIN, or the image is neither uint8 nor uint16.
         ValueError: There is no such block, the image has another shape, the network takes no RGB images, or it gives
             NaN or infinity.
+        MemoryError: The image is too large: there are no tiles here, the blocks look at all of it.
 
     Example:
         >>> from spinsr.network import load
@@ -170,7 +171,14 @@ def find_superpixels(image: np.ndarray, net: nn.Module, block: int = 0) -> Super
     count = len(net.blocks)
     if not 0 <= block < count:
         raise ValueError(f'the block must be 0 to {count - 1}, got {block}')
-    return next(itertools.islice(each_block(image, net), block, None))
+    try:
+        return next(itertools.islice(each_block(image, net), block, None))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        height, width = np.shape(image)[:2]
+        reason = str(error).splitlines()[0]
+        raise MemoryError(f'memory runs out for the superpixels of {height}x{width} (HxW) pixels: {reason}') from error
 
 
 def each_block(image: np.ndarray, net: nn.Module) -> Iterator[Superpixels]:

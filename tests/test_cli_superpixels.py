@@ -93,3 +93,19 @@ def test_pictures_that_do_not_fit_into_memory_are_one_line(look, capfd):
     assert error.startswith('spinsr superpixels: error: Unable to allocate ')
     assert error.count('\n') == 1
     assert not os.path.exists('out')
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='the memory of a process is limited on Linux only')
+def test_memory_is_limited_while_it_draws(look, monkeypatch, capfd):
+    import resource
+
+    seen = []
+
+    def heard(*arguments):
+        seen.append(resource.getrlimit(resource.RLIMIT_DATA)[0])
+        return find_superpixels(*arguments)
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    monkeypatch.setattr('spinsr.superpixels.find_superpixels', heard)
+    assert look('a.png -o out') == 0
+    assert seen != [before] and resource.getrlimit(resource.RLIMIT_DATA)[0] == before

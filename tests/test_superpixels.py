@@ -267,6 +267,24 @@ def test_a_network_that_gives_no_numbers_is_an_error():
         find_superpixels(picture(4, 4), net, 1)
 
 
+@pytest.mark.parametrize(
+    ('error', 'expected', 'message'),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError, r'memory runs out .* 12x8 \(HxW\)'),
+        (RuntimeError('something else'), RuntimeError, '^something else$'),
+    ],
+    ids=['memory', 'other'],
+)
+def test_an_image_that_is_too_large_is_said_so(error, expected, message, monkeypatch):
+    def fails(x):
+        raise error
+
+    net = network()
+    monkeypatch.setattr(net.blocks[0].aggregation, 'forward', fails)
+    with pytest.raises(expected, match=message):
+        find_superpixels(picture(12, 8), net)
+
+
 def test_files_that_are_there_stay(tmp_path):
     old, new = picture(2, 3), picture(3, 2)
     here, there = tmp_path / 'here.png', tmp_path / 'folder' / 'there.png'

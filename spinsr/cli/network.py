@@ -1,6 +1,7 @@
-"""The flags that choose a network, and the network that they choose; what upscale and evaluate have in common."""
+"""The flags that choose a network, the network that they choose, and the memory that it may take."""
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -99,6 +100,13 @@ def device(name: str) -> Any:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f'--device {name}: {str(error).splitlines()[0]}') from error
     return chosen
+
+
+def limited_memory(args: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """`spinsr.infer.limited_memory` where --device is the CPU."""
+    from spinsr import infer
+
+    return infer.limited_memory() if device(args.device).type == 'cpu' else contextlib.nullcontext()
 
 
 def argument(text: str) -> tuple[str, Any]:

@@ -1,7 +1,6 @@
 """`spinsr report`: one HTML page about a network, with pictures, scores and training curves."""
 
 import argparse
-import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -61,7 +60,6 @@ def run(args: argparse.Namespace) -> int:
     """
     arguments.check_outputs([args.out], args.overwrite)
     from spinsr.files import write_bytes
-    from spinsr.infer import limited_memory
     from spinsr.report import make_report
 
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
@@ -72,8 +70,7 @@ def run(args: argparse.Namespace) -> int:
         failures.append(line)
         print(f'spinsr report: error: {line}', file=sys.stderr)
 
-    on_cpu = network.device(args.device).type == 'cpu'
-    with limited_memory() if on_cpu else contextlib.nullcontext():
+    with network.limited_memory(args):
         html = make_report(
             args.folder,
             net,

@@ -63,11 +63,12 @@ def run(args: argparse.Namespace) -> int:
 
     pictures = {}
     # All is drawn before anything is written: a superpixel may exist in one block and not in another.
-    for block in args.block:
-        found = find_superpixels(image, net, block)
-        for name, picture in draw(found, args.enlarge, args.pixel, args.superpixel, args.top).items():
-            pictures[args.out / f'{args.image.stem}_block{found.block}_{name}.png'] = picture
-        print(_summary(found, args.pixel))
+    with network.limited_memory(args):
+        for block in args.block:
+            found = find_superpixels(image, net, block)
+            for name, picture in draw(found, args.enlarge, args.pixel, args.superpixel, args.top).items():
+                pictures[args.out / f'{args.image.stem}_block{found.block}_{name}.png'] = picture
+            print(_summary(found, args.pixel))
     done, kept = write_pictures(pictures, args.overwrite)
     skipped = f'{len(kept)} skipped{" (--overwrite makes them anew)" if kept else ""}'
     print(f'{args.out}: {len(done)} done, {skipped}')

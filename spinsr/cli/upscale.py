@@ -1,7 +1,6 @@
 """`spinsr upscale`: images of files and folders through a network."""
 
 import argparse
-import contextlib
 import logging
 from typing import Any
 
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from spinsr.folders import name_outputs, upscale_files
-    from spinsr.infer import check_options, limited_memory
+    from spinsr.infer import check_options
 
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     # Before the network is built: what is mistyped shows at once.
@@ -75,8 +74,7 @@ def run(args: argparse.Namespace) -> int:
     net = network.load(args, args.scale)
     if args.compile:
         net = _compiled(net, args.precision)
-    on_cpu = network.device(args.device).type == 'cpu'
-    with logging_redirect_tqdm(), limited_memory() if on_cpu else contextlib.nullcontext():
+    with logging_redirect_tqdm(), network.limited_memory(args):
         report = upscale_files(
             outputs,
             net,
