@@ -11,6 +11,7 @@ import numpy as np
 
 from spinsr import option_files
 from spinsr.evaluate import PROTOCOLS
+from spinsr.option_files import OptionError
 from spinsr.scatter import round_step
 
 # At most so many points are drawn; of more, the means of groups of neighbours.
@@ -87,8 +88,13 @@ def read_protocols(folder: str | os.PathLike) -> dict[str, str]:
     if not files:
         return {}
     options = option_files.read(files[-1])
-    metrics = (options.get('val') or {}).get('metrics') or {}
-    return {name: _protocol(rules, options.get('scale')) for name, rules in metrics.items()}
+    metrics: Any = options
+    for key in ('val', 'metrics'):
+        metrics = metrics.get(key) or {}
+        if not isinstance(metrics, Mapping):
+            raise OptionError(f'{files[-1]}: {key} must be a mapping, got {metrics!r}')
+    scale = options.get('scale')
+    return {name: _protocol(rules, scale) for name, rules in metrics.items() if isinstance(rules, Mapping)}
 
 
 def _protocol(rules: Mapping[str, Any], scale: Any) -> str:

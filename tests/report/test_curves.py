@@ -90,9 +90,24 @@ def test_no_option_file_is_no_protocol(tmp_path, options):
     assert read_protocols(options({'scale': 4, 'val': None})) == {}
 
 
-def test_damaged_option_file_is_an_error(options):
-    with pytest.raises(OptionError, match='not YAML'):
-        read_protocols(options('a: ['))
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ('a: [', 'not YAML'),
+        ({'val': [1]}, r'val must be a mapping, got \[1\]'),
+        ({'val': {'metrics': 'psnr'}}, "metrics must be a mapping, got 'psnr'"),
+    ],
+    ids=['yaml', 'val', 'metrics'],
+)
+def test_damaged_option_file_is_an_error(options, content, message):
+    with pytest.raises(OptionError, match=message):
+        read_protocols(options(content))
+
+
+def test_metric_without_rules_has_no_protocol(options):
+    assert read_protocols(options({'scale': 4, 'val': {'metrics': {'psnr': PSNR, 'ssim': None}}})) == {
+        'psnr': 'y_crop_scale'
+    }
 
 
 def series(tag, values, first=10):
