@@ -139,6 +139,8 @@ def _arguments(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _losses(options: Mapping[str, Any]) -> Iterator[Finding]:
+    from spinsr.models.spinsr_model import loss_problem
+
     train = section(options, 'train')
     model = find('MODEL', options.get('model_type'))
     for name, part in train.items():
@@ -152,7 +154,7 @@ def _losses(options: Mapping[str, Any]) -> Iterator[Finding]:
         loss = find('LOSS', part.get('type'))
         if loss is not None:
             found = list(signature(loss, part, where))
-            if hasattr(model, 'loss_problem') and (problem := model.loss_problem(name, loss)):
+            if model is not None and (problem := loss_problem(model, name, loss)):
                 found.append(error(where, problem))
             yield from found
             if not found and (part['type'] in _PLAIN_LOSSES or loss.__module__.startswith('spinsr.')):

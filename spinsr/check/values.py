@@ -173,10 +173,13 @@ def network_scale(network: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def _scale(options: Mapping[str, Any]) -> Iterator[Finding]:
-    scale, (keyword, own) = options.get('scale'), network_scale(section(options, 'network_g'))
-    if is_whole(scale) and is_whole(own) and scale != own:
-        default = '' if keyword in options['network_g'] else ', its default'
-        yield error('scale', f'is {scale}, but network_g:{keyword} is {own}{default}')
+    scale = options.get('scale')
+    for name in ('network_g', 'network_s'):
+        network = section(options, name)
+        keyword, own = network_scale(network)
+        if is_whole(scale) and is_whole(own) and scale != own:
+            default = '' if keyword in network else ', its default'
+            yield error('scale', f'is {scale}, but {name}:{keyword} is {own}{default}')
     for key, phase, dataset in datasets(options):
         if dataset.get('type') in ('PairedImageDataset', 'BicubicImageDataset'):
             # The one of the file replaces the data set's own.

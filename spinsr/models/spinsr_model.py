@@ -107,24 +107,8 @@ class SpinsrModel(SRModel):
         self.more_losses = {name: build_loss(part).to(self.device) for name, part in sections.items() if part}
         super().init_training_settings()
         for name, criterion in {'pixel_opt': self.cri_pix, **self.more_losses}.items():
-            if criterion and (problem := self.loss_problem(name, type(criterion))):
+            if criterion and (problem := loss_problem(type(self), name, type(criterion))):
                 raise OptionError(f'train:{name}: {problem}')
-
-    @classmethod
-    def loss_problem(cls, name: str, loss: type[nn.Module]) -> str:
-        """Why a loss cannot stand in a section of train, '' where it can: it wants something that it is not given."""
-        given = cls.CALLS.get(name)
-        if given is None:
-            return ''
-        wanted = list(inspect.signature(loss.forward).parameters.values())[1:]
-        places = [p for p in wanted if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        needed = [p.name for p in places if p.default is p.empty]
-        takes_any = any(p.kind is p.VAR_POSITIONAL for p in wanted)
-        # What is no result and no target goes to nobody who did not ask for it: it could be taken for a weight.
-        enough = len(needed) if len(given) > 2 else len(places)
-        if takes_any or len(needed) <= len(given) <= enough:
-            return ''
-        return f'{loss.__name__} needs {", ".join(needed)}, but {cls.__name__} gives it {", ".join(given)}'
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """Moves a network to the device, as the options ask, and wraps it for several GPUs or processes."""
@@ -355,8 +339,11 @@ class SpinsrModel(SRModel):
         return visuals
 
     def _draw_superpixels(self, name: str, lq: Tensor) -> dict[str, Tensor]:
-        """Boundaries and mean colours of the superpixels of (1, 3, H, W), as large as the result."""
+        """Boundaries and mean colours of the superpixels of (1, 3, H, W), or of a tile in its middle, enlarged."""
         image = (lq[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+        if self.tile is not None:
+            image = image[tuple(slice(max(size - self.tile, 0) // 2, None) for size in image.shape[:2])]
+            image = image[: self.tile, : self.tile]
         found = superpixels.find_superpixels(image, self._validated, self.superpixels)
         pictures = superpixels.draw(found, self.opt['scale'])
         return {f'{name}_{key}': torch.from_numpy(one).permute(2, 0, 1) / 255 for key, one in pictures.items()}
@@ -430,6 +417,23 @@ class SpinsrModel(SRModel):
             self.scaler.load_state_dict(resume_state['scaler'])
         self.nonfinite, self.nonfinite_in_a_row = resume_state.get('nonfinite', (0, 0))
         self.best_metric_results = dict(resume_state.get('best_metric_results', {}))
+
+
+def loss_problem(model: type, name: str, loss: type[nn.Module]) -> str:
+    """Why a loss cannot stand in a section of train, '' where it can: it wants something that it is not given."""
+    calls = {'pixel_opt': ('output', 'gt')} if model is SRModel else getattr(model, 'CALLS', {})
+    given = calls.get(name)
+    if given is None:
+        return ''
+    wanted = list(inspect.signature(loss.forward).parameters.values())[1:]
+    places = [p for p in wanted if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = [p.name for p in places if p.default is p.empty]
+    takes_any = any(p.kind is p.VAR_POSITIONAL for p in wanted)
+    # What is no result and no target goes to nobody who did not ask for it: it could be taken for a weight.
+    enough = len(needed) if len(given) > 2 else len(places)
+    if takes_any or len(needed) <= len(given) <= enough:
+        return ''
+    return f'{loss.__name__} needs {", ".join(needed)}, but {model.__name__} gives it {", ".join(given)}'
 
 
 def _state_dict(state_dict: Mapping, arch: str, strict: bool) -> dict[str, Tensor]:

@@ -333,3 +333,12 @@ def test_validation_sends_superpixels():
     assert torch.equal(
         (images['Set5/0x2.png_colours', 4] * 255).round().byte().permute(1, 2, 0), torch.from_numpy(colours)
     )
+
+
+def test_validation_in_tiles_sends_superpixels_of_the_tile_in_the_middle():
+    model = build(**{'val:superpixels': 0, 'val:tile': 32})
+    images = validate(model, side=37).images
+    lr = (batch(1, side=37)['lq'][0, :, 2:34, 2:34] * 255).round().byte().permute(1, 2, 0).numpy()
+    expected = draw(find_superpixels(lr, model.net_g_ema, 0), 2)['boundaries']
+    assert images['Set5/0x2.png', 4].shape == (3, 74, 74)
+    assert torch.equal(images['Set5/0x2.png_boundaries', 4], torch.from_numpy(expected).permute(2, 0, 1) / 255)
