@@ -55,10 +55,20 @@ def project(folder, **changes):
     return folder
 
 
-@pytest.mark.parametrize(('accumulate', 'reduction'), [(1, 'sum'), (2, 'mean')], ids=['at-once', 'in-two-parts'])
-def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(tmp_path, accumulate, reduction):
-    once = {'train:total_iter': 1, 'logger:save_checkpoint_freq': 1, 'datasets:train:num_worker_per_gpu': 1}
-    once['train:pixel_opt:reduction'] = reduction
+UNCERTAINTY = {
+    'model_type': 'UncertaintyModel',
+    'network_s': {'type': 'RDBESA', 'num_feat': 4, 'num_block': 1, 'squeeze_factor': 2, 'upscale': 2},
+    'train:pixel_opt': {'type': 'UncertaintyEstimationLoss', 'loss_weight': 0.01},
+}
+
+
+@pytest.mark.parametrize(
+    ('accumulate', 'changes'),
+    [(1, {'train:pixel_opt:reduction': 'sum'}), (2, {'train:pixel_opt:reduction': 'mean'}), (2, UNCERTAINTY)],
+    ids=['at-once', 'in-two-parts', 'two-networks'],
+)
+def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(tmp_path, accumulate, changes):
+    once = {'train:total_iter': 1, 'logger:save_checkpoint_freq': 1, 'datasets:train:num_worker_per_gpu': 1, **changes}
     one = project(tmp_path / 'one', **once, **{'datasets:train:batch_size_per_gpu': 4})
     two = project(tmp_path / 'two', **once, **{'datasets:train:batch_size_per_gpu': 2, 'train:accumulate': accumulate})
     runs = [start(one, ['-opt', 'tiny.yml']), start(two, ['-opt', 'tiny.yml'], processes=2)]
