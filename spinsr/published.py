@@ -37,7 +37,7 @@ _SWINIR = 'ICCVW 2021, github.com/JingyunLiang/SwinIR; trained on DIV2K'
 _OMNI = 'CVPR 2023, github.com/Francis0625/Omni-SR; trained on DIV2K'
 _ESRT = 'CVPRW 2022, github.com/luissen/ESRT'
 _RLFN = 'CVPRW 2022, as cited by later papers'
-# Rows of the SPIN paper's Table 1 whose own papers were not at hand. Of the networks in that table AWSRN-M, MADNet, GLADSR
+# Rows of the SPIN paper's Table 1 whose own papers were not at hand. Of the networks there AWSRN-M, MADNet, GLADSR
 # and DRSAN are not here: no source at hand prints them.
 _SWINIR_TABLE = 'as cited by SwinIR, ICCVW 2021, Table 3'
 _RFDN = 'ECCVW 2020, Table 3, as cited with CATANet, CVPR 2025'
