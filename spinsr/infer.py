@@ -105,6 +105,18 @@ def separate_alpha(image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     return (pixels[..., :-1], pixels[..., -1:]) if pixels.shape[2] in (2, 4) else (pixels, None)
 
 
+def rgb8(image: np.ndarray) -> np.ndarray:
+    """An image as `upscale` takes it with 8 bits, three channels and no alpha, (H, W, 3), to be looked at.
+
+    Raises:
+        TypeError, ValueError: As `separate_alpha`.
+    """
+    colours, _ = separate_alpha(image)
+    if colours.dtype == np.uint16:
+        colours = np.rint(colours / 257).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3)))
+
+
 def super_resolve(
     x: Tensor,
     net: nn.Module,

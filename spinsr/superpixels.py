@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from spinsr import ops
 from spinsr.archs.spin_arch import SPIN
 from spinsr.data import image_file
-from spinsr.infer import is_out_of_memory, separate_alpha
+from spinsr.infer import is_out_of_memory, rgb8, separate_alpha
 from spinsr.modules.layout import to_image, to_tokens
 from spinsr.ops.attention import split_heads
 
@@ -191,10 +191,11 @@ def each_block(image: np.ndarray, net: nn.Module) -> Iterator[Superpixels]:
         TypeError, ValueError: As there.
     """
     _check_network(net)
-    colours, _ = separate_alpha(np.asarray(image))
+    image = np.asarray(image)
+    colours, _ = separate_alpha(image)
     white = np.iinfo(colours.dtype).max
     colours = np.broadcast_to(colours, (*colours.shape[:2], 3)).astype(np.float32) / np.float32(white)
-    image = np.rint(255 * colours).astype(np.uint8)
+    image = rgb8(image)
     parameter = next(net.parameters())
     # Not around the yield: the caller would be in inference mode, too.
     with torch.inference_mode():

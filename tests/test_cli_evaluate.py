@@ -93,7 +93,16 @@ def test_network_with_weights_for_each_scale_in_every_protocol(here, weights, ca
     results = json.loads((here / 'out.json').read_text())
     nets = {scale: spinsr.load('SPIN', scale, f'SPIN_x{scale}.pth', **SPIN) for scale in (2, 3)}
     expected = evaluate(['Mine'], [2, 3], network(nets), method='SPIN')
-    about = [{'arch': 'SPIN', 'weights': f'SPIN_x{scale}.pth', 'self_ensemble': False} for scale in (2, 3)]
+    about = [
+        {
+            'arch': 'SPIN',
+            'arch_args': {key: list(value) if isinstance(value, tuple) else value for key, value in SPIN.items()},
+            'parameters': sum(p.numel() for p in nets[scale].parameters()),
+            'weights': f'SPIN_x{scale}.pth',
+            'self_ensemble': False,
+        }
+        for scale in (2, 3)
+    ]
     assert results == [{**result, **more} for result, more in zip(expected, about, strict=True)]
     assert list(results[0]['protocols']) == list(PROTOCOLS)
     assert all(name in capsys.readouterr().out for name in [*PROTOCOLS][:1])

@@ -25,8 +25,8 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def scores(path, arch='SPIN', scale=4, dataset='Set5', psnr=31.0):
-    result = {'dataset': dataset, 'scale': scale, 'method': arch, 'arch': arch}
+def scores(path, parameters=1000, scale=4, dataset='Set5', psnr=31.0):
+    result = {'dataset': dataset, 'scale': scale, 'method': 'SPIN', 'parameters': parameters}
     path.write_text(json.dumps([{**result, 'protocols': {'y_crop_scale': {'psnr': psnr, 'ssim': 0.9}}}]))
     return path.name
 
@@ -175,6 +175,19 @@ def test_command_writes_table_numbers_and_picture(here, capsys):
     assert main([*COMMAND, '--json', 'o/t.json', '--overwrite']) == 0
 
 
+def test_measured_networks_stand_where_their_files_say(here, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(scatter, 'draw', lambda points, title: drawn.extend(points) or Image.new('RGB', (1, 1)))
+    files = [scores(here / 'small.json', 1000, psnr=30.0), scores(here / 'large.json', 2000, psnr=31.5)]
+    assert main([*COMMAND, '--plot', 'one.png', '--scores', files[0]]) == 0
+    assert drawn[-1] == scatter.Point('SPIN (here)', 1000, 30.0, ours=True)
+    assert main([*COMMAND, '--plot', 'two.png', '--scores', *files]) == 0
+    assert drawn[-2:] == [
+        scatter.Point('SPIN (small)', 1000, 30.0, ours=True),
+        scatter.Point('SPIN (large)', 2000, 31.5, ours=True),
+    ]
+
+
 def test_default_size_gives_1280x720(here, monkeypatch):
     monkeypatch.setattr(complexity, 'count', lambda net, height, width: {'called': (height, width)})
     monkeypatch.setattr(complexity, 'to_markdown', lambda rows: '')
@@ -193,10 +206,10 @@ def test_an_unknown_arch_is_an_error_and_the_others_are_done(capsys):
     [
         ({'dataset': 'Set14'}, 'has no results for Set5 x4'),
         ({'scale': 2}, 'has no results for Set5 x4'),
-        ({'arch': 'SAN'}, 'is of SAN, whose parameters are not counted'),
+        ({'parameters': None}, 'must be of spinsr evaluate --json'),
         ({'psnr': None}, 'must be of spinsr evaluate --json'),
     ],
-    ids=['dataset', 'scale', 'arch', 'psnr'],
+    ids=['dataset', 'scale', 'parameters', 'psnr'],
 )
 def test_scores_that_do_not_fit_are_refused(change, reason, here, capsys):
     assert main([*COMMAND, '--plot', 'p.png', '--scores', scores(here / 's.json', **change)]) == 1

@@ -22,6 +22,7 @@ from spinsr.modules.superpixel_aggregation import SuperpixelAggregation
 from spinsr.modules.superpixel_cross_attention import SuperpixelCrossAttention
 from spinsr.modules.upsample import TokenUpsample
 from spinsr.ops import Association
+from spinsr.rules import is_whole
 
 CELLS = (12, 16, 20, 24)
 # How many cells away the superpixels are that a pixel can belong to.
@@ -114,7 +115,7 @@ class SPIN(nn.Module):
         stoken_size: Side of the superpixel cells of each block, in LR pixels; `num_block` numbers. None means 12, 16,
             20, 24, and again from 12, for as many blocks as there are.
         upscale: 2, 3 or 4.
-        num_iter: Association rounds; with patches nothing depends on it.
+        num_iter: Association rounds; with patches and 'softmax' nothing depends on it.
         interaction: What a block does with superpixels. 'sequential': cross-attention (SPCA), then attention inside
             superpixels (ISPA). 'parallel': both on the block's input, what they add is summed. 'only_cross' and
             'only_intra': one of them, and the local attention.
@@ -164,6 +165,8 @@ class SPIN(nn.Module):
             )
         if num_feat < 8:
             raise ValueError(f'num_feat must be at least 8, got {num_feat=}')
+        if not is_whole(num_block):
+            raise ValueError(f'num_block must be a whole number, got {num_block=}')
         if stoken_size is None:
             stoken_size = tuple(itertools.islice(itertools.cycle(CELLS), max(num_block, 0)))
         if not isinstance(stoken_size, Sequence) or len(stoken_size) != num_block:
@@ -171,14 +174,18 @@ class SPIN(nn.Module):
                 'stoken_size must have num_block numbers, or be left out for 12, 16, 20, 24 in turn, '
                 f'got {stoken_size=}, {num_block=}'
             )
-        if min(stoken_size, default=1) < 1 or num_iter < 1:
-            raise ValueError(f'stoken_size and num_iter must be at least 1, got {stoken_size=}, {num_iter=}')
+        if not all(is_whole(number) and number >= 1 for number in (*stoken_size, num_iter)):
+            raise ValueError(
+                f'stoken_size and num_iter must be whole numbers of at least 1, got {stoken_size=}, {num_iter=}'
+            )
+        if not isinstance(differentiable, bool):
+            raise ValueError(f'differentiable must be true or false, got {differentiable!r}')
         if interaction not in INTERACTIONS:
             raise ValueError(f'interaction must be one of {", ".join(INTERACTIONS)}, got {interaction!r}')
         if aggregation not in REACH:
             raise ValueError(f'aggregation must be one of {", ".join(REACH)}, got {aggregation!r}')
         if top_n is not None:
-            if not isinstance(top_n, int) or top_n < 1:
+            if not is_whole(top_n) or top_n < 1:
                 raise ValueError(f'top_n must be a whole number of at least 1, got {top_n=}')
             if aggregation == 'patch' or interaction == 'only_cross':
                 raise ValueError(f'top_n has no use with patches or without ISPA, got {interaction=}, {aggregation=}')

@@ -6,7 +6,6 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from spinsr.cli import arguments, network
@@ -47,16 +46,16 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--runs', metavar='N', type=arguments.positive, default=3, help='timed, after a warm-up (default: 3)'
     )
-    parser.add_argument('--markdown', metavar='FILE', type=Path, help='write the table')
-    parser.add_argument('--json', metavar='FILE', type=Path, help='write every number')
-    parser.add_argument('--plot', metavar='FILE', type=Path, help='draw PSNR against parameters, a .png')
+    parser.add_argument('--markdown', metavar='FILE', type=arguments.path, help='write the table')
+    parser.add_argument('--json', metavar='FILE', type=arguments.path, help='write every number')
+    parser.add_argument('--plot', metavar='FILE', type=arguments.path, help='draw PSNR against parameters, a .png')
     parser.add_argument(
         '--scores',
         metavar='FILE',
-        type=Path,
+        type=arguments.path,
         nargs='+',
         default=[],
-        help='for --plot: files of `spinsr evaluate --json`, of networks among --arch, drawn beside the published ones',
+        help='for --plot: files of `spinsr evaluate --json`, drawn beside the published networks',
     )
     parser.add_argument('--dataset', metavar='NAME', default='Set5', help='for --plot (default: Set5)')
     parser.add_argument('--overwrite', action='store_true', help='replace these files where they exist')
@@ -117,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_bytes(args.json, (json.dumps(rows, indent=2) + '\n').encode())
     if args.plot:
-        write_bytes(args.plot, _picture(args, rows, scores))
+        write_bytes(args.plot, _picture(args, scores))
     return int(failed)
 
 
@@ -145,14 +144,19 @@ def _check_usage(args: argparse.Namespace) -> None:
         args.error('arguments --markdown, --json, --plot: must be different files')
 
 
-def _read_scores(args: argparse.Namespace) -> list[tuple[str, str, float]]:
-    """(arch, method, PSNR) of each result that belongs to the picture."""
+def _read_scores(args: argparse.Namespace) -> list[tuple[str, int, float]]:
+    """(name, parameters, PSNR) of each result that belongs to the picture."""
     scores = []
     for path in args.scores:
         try:
             results = json.loads(path.read_text(encoding='utf-8'))
             found = [
-                (result['arch'], result['method'], float(result['protocols']['y_crop_scale']['psnr']))
+                (
+                    path.stem,
+                    result['method'],
+                    int(result['parameters']),
+                    float(result['protocols']['y_crop_scale']['psnr']),
+                )
                 for result in results
                 if (result['dataset'], result['scale']) == (args.dataset, args.scale)
             ]
@@ -162,11 +166,13 @@ def _read_scores(args: argparse.Namespace) -> list[tuple[str, str, float]]:
             ) from error
         if not found:
             raise ValueError(f'{path} has no results for {args.dataset} x{args.scale}')
-        for arch, *_ in found:
-            if arch not in args.arch:
-                raise ValueError(f'{path} is of {arch}, whose parameters are not counted; name it under --arch')
         scores += found
-    return scores
+    methods = [method for _, method, *_ in scores]
+    # Two of a kind are told apart by their files.
+    return [
+        (f'{method} ({"here" if methods.count(method) == 1 else stem})', parameters, psnr)
+        for stem, method, parameters, psnr in scores
+    ]
 
 
 def _published(args: argparse.Namespace) -> list[Any]:
@@ -176,18 +182,13 @@ def _published(args: argparse.Namespace) -> list[Any]:
     return [row for row in PUBLISHED if row.scale == args.scale and args.dataset in row.psnr]
 
 
-def _picture(args: argparse.Namespace, rows: list[dict[str, Any]], scores: list[tuple[str, str, float]]) -> bytes:
+def _picture(args: argparse.Namespace, scores: list[tuple[str, int, float]]) -> bytes:
     import io
 
     from spinsr import scatter
 
     points = [scatter.Point(row.name, row.parameters, row.psnr[args.dataset]) for row in _published(args)]
-    parameters = {row['arch']: row['parameters'] for row in rows}
-    points += [
-        scatter.Point(f'{method} (here)', parameters[arch], psnr, ours=True)
-        for arch, method, psnr in scores
-        if arch in parameters
-    ]
+    points += [scatter.Point(*score, ours=True) for score in scores]
     data = io.BytesIO()
     scatter.draw(points, f'{args.dataset} x{args.scale}: PSNR on Y against parameters').save(data, 'PNG')
     return data.getvalue()

@@ -35,7 +35,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--benchmark',
         metavar='DIR',
-        type=Path,
+        type=arguments.path,
         nargs='+',
         action='extend',
         required=True,
@@ -67,9 +67,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--self-ensemble', action='store_true', help='mean over the 8 dihedral transforms (marked with a +)'
     )
-    parser.add_argument('--json', metavar='FILE', type=Path, help='write every number')
-    parser.add_argument('--csv', metavar='FILE', type=Path, help='write a line for each image and mean')
-    parser.add_argument('--markdown', metavar='FILE', type=Path, help='write the table')
+    parser.add_argument('--json', metavar='FILE', type=arguments.path, help='write every number')
+    parser.add_argument('--csv', metavar='FILE', type=arguments.path, help='write a line for each image and mean')
+    parser.add_argument('--markdown', metavar='FILE', type=arguments.path, help='write the table')
     parser.add_argument('--overwrite', action='store_true', help='replace these files where they exist')
     parser.set_defaults(run=run, error=parser.error)
 
@@ -166,7 +166,13 @@ def _source(args: argparse.Namespace, scales: list[int]) -> tuple[Callable[..., 
     for scale in scales:
         weights = args.weights.replace('{scale}', str(scale))
         nets[scale] = network.load(argparse.Namespace(**{**vars(args), 'weights': weights}), scale)
-        about[scale] = {'arch': args.arch, 'weights': weights, 'self_ensemble': args.self_ensemble}
+        about[scale] = {
+            'arch': args.arch,
+            'arch_args': dict(args.arch_args),
+            'parameters': sum(parameter.numel() for parameter in nets[scale].parameters()),
+            'weights': weights,
+            'self_ensemble': args.self_ensemble,
+        }
     upscaler = evaluate.network(nets, self_ensemble=args.self_ensemble)
     return upscaler, args.arch + '+' * args.self_ensemble, about
 

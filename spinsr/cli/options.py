@@ -2,9 +2,9 @@
 
 import argparse
 import shutil
-from pathlib import Path
 
 from spinsr import option_files
+from spinsr.cli import arguments
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -14,7 +14,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help='list or copy the shipped option files',
         description='Lists the shipped option files; with --copy, writes them to a folder, to be changed there.',
     )
-    parser.add_argument('--copy', metavar='DIR', type=Path, help='copy them to DIR')
+    parser.add_argument('--copy', metavar='DIR', type=arguments.path, help='copy them to DIR')
     parser.add_argument('--overwrite', action='store_true', help='let --copy replace files that differ')
     parser.set_defaults(run=run)
 

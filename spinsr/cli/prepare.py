@@ -40,7 +40,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     div2k.add_argument(
         'source',
         metavar='SOURCE',
-        type=Path,
+        type=arguments.path,
         help='holds DIV2K_train_HR, DIV2K_valid_HR and, if wanted, the LR folders',
     )
     div2k.add_argument('--subset', action='store_true', help='take the images that are there, however many')
@@ -57,7 +57,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     benchmark.add_argument(
         'folders',
         metavar='HR_DIR',
-        type=Path,
+        type=arguments.path,
         nargs='+',
         help='images, or a folder HR of them; gives OUT/<name of HR_DIR, or of its parent if it is HR>',
     )
@@ -72,7 +72,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         out='datasets/images',
         scales=(2, 3, 4),
     )
-    images.add_argument('folders', metavar='HR_DIR', type=Path, nargs='+', help='folders of images')
+    images.add_argument('folders', metavar='HR_DIR', type=arguments.path, nargs='+', help='folders of images')
     images.add_argument(
         '--min-side',
         metavar='N',
@@ -119,7 +119,9 @@ def _add_kind(
         epilog=f'example:\n  {example}\n',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('-o', '--out', metavar='DIR', type=Path, default=Path(out), help=f'output (default: {out})')
+    parser.add_argument(
+        '-o', '--out', metavar='DIR', type=arguments.path, default=Path(out), help=f'output (default: {out})'
+    )
     parser.add_argument(
         '--scale',
         metavar='S',

@@ -75,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
             args.folder,
             net,
             log=args.log,
-            weights=Path(args.weights).name,
+            weights=_weights(args),
+            arch_args=dict(args.arch_args),
             block=args.block,
             shown=args.images,
             failed=failed,
@@ -84,3 +85,11 @@ def run(args: argparse.Namespace) -> int:
     write_bytes(args.out, data)
     print(f'{args.out}: {len(data) / 1e6:.1f} MB, {len(failures)} failed')
     return int(bool(failures))
+
+
+def _weights(args: argparse.Namespace) -> str:
+    from spinsr.network import default_weights
+
+    if args.weights == 'default':
+        return f'{default_weights(args.arch, args.scale).name}, shipped with spinsr'
+    return Path(args.weights).name

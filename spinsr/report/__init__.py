@@ -8,7 +8,7 @@ import copy
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def make_report(
     *,
     log: str | os.PathLike | None = None,
     weights: str = '',
+    arch_args: Mapping[str, Any] | None = None,
     block: int = 0,
     shown: int = SHOWN,
     failed: Callable[[str], None] | None = None,
@@ -46,6 +47,7 @@ def make_report(
         net: From `spinsr.load`, or any module from (1, 3, H, W) to (1, 3, scale*H, scale*W) in [0, 1].
         log: A TensorBoard log, tb_logger/NAME, whose curves are drawn.
         weights: What the page calls the weights.
+        arch_args: Arguments of the network that are not its defaults, to be named.
         block: Block of SPIN, from 0, whose superpixels are drawn.
         shown: Of how many images, the first by name, there are pictures.
         failed: Called with one line for every image of a folder without HR that cannot be shown; the others are.
@@ -92,7 +94,7 @@ def make_report(
             charts=[curves.chart(one, protocols) for one in series],
             # Why something could not be counted is for the end of the page.
             facts=facts | {name: text for name, text in cost.items() if text[0].isdigit()},
-            details=_details(net, weights, scale) | cost,
+            details=_details(net, weights, arch_args or {}, scale) | cost,
             block=block if isinstance(net, SPIN) else None,
         )
     )
@@ -152,7 +154,7 @@ def _folder(
     entries: list[page.Entry] = []
     for path in tqdm(paths[:shown], 'Report', unit='image', disable=None, leave=False):
         try:
-            lr = _rgb(photograph.read(path).pixels)
+            lr = infer.rgb8(photograph.read(path).pixels)
             entries.append(draw(path.name, lr, infer.upscale(lr, net)))
         except (ValueError, RuntimeError, MemoryError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -163,14 +165,6 @@ def _folder(
     if not entries:
         raise ValueError(f'{folder} holds no image that can be shown')
     return entries, len(paths)
-
-
-def _rgb(pixels: np.ndarray) -> np.ndarray:
-    """What the page shows of a photograph: 8 bits, RGB, without alpha."""
-    colours, _ = infer.separate_alpha(pixels)
-    if colours.dtype == np.uint16:
-        colours = np.rint(colours / 257).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3)))
 
 
 def _cost(net: nn.Module, scale: int) -> dict[str, str]:
@@ -184,10 +178,12 @@ def _cost(net: nn.Module, scale: int) -> dict[str, str]:
     return {'Parameters': parameters, name: f'{counted["multiply_adds"] / 1e9:,.1f} G'}
 
 
-def _details(net: nn.Module, weights: str, scale: int) -> dict[str, str]:
+def _details(net: nn.Module, weights: str, arch_args: Mapping[str, Any], scale: int) -> dict[str, str]:
     # As in `spinsr.infer`: what has no parameters runs on the CPU.
     parameter = next(net.parameters(), torch.empty(0))
     details = {'Network': f'{type(net).__name__} ×{scale}'} | ({'Weights': weights} if weights else {})
+    if arch_args:
+        details['Arguments'] = ', '.join(f'{key}={value}' for key, value in arch_args.items())
     versions = {'spinsr': __version__, 'torch': torch.__version__, 'BasicSR': importlib.metadata.version('basicsr')}
     versions['Python'] = platform.python_version()
     details['Versions'] = ', '.join(f'{name} {version}' for name, version in versions.items())
