@@ -36,7 +36,7 @@ _ELAN = 'ECCV 2022, github.com/xindongzhang/ELAN'
 _SWINIR = 'ICCVW 2021, github.com/JingyunLiang/SwinIR; trained on DIV2K'
 _OMNI = 'CVPR 2023, github.com/Francis0625/Omni-SR; trained on DIV2K'
 _ESRT = 'CVPRW 2022, github.com/luissen/ESRT'
-_RLFN = 'CVPRW 2022, as cited by later papers'
+_RLFN = 'CVPRW 2022, arXiv:2205.07514, Table 1'
 # Rows of the SPIN paper's Table 1 whose own papers were not at hand. Of the networks there AWSRN-M, MADNet, GLADSR
 # and DRSAN are not here: no source at hand prints them.
 _SWINIR_TABLE = 'as cited by SwinIR, ICCVW 2021, Table 3'
