@@ -17,15 +17,21 @@ compat.install()
 from basicsr.metrics import calculate_psnr  # noqa: E402  after compat
 
 
-def main() -> None:
+def main() -> int:
+    folders = [Path(name) for name in sys.argv[1:]]
+    for folder in folders:
+        if not all((folder / name).is_dir() for name in ('HR', 'LR_bicubic')):
+            sys.stderr.write(f'bicubic.py: error: {folder} must be a folder with HR and LR_bicubic\n')
+            return 1
     print('| set | scale | images | LR values that differ | bicubic, PSNR on Y (y_crop_scale) |\n' + '| --- ' * 5 + '|')
-    for folder in map(Path, sys.argv[1:]):
+    for folder in folders:
         for scale in (2, 3, 4):
             pairs = [read_pair(path, folder, scale) for path in image_file.list_images(folder / 'HR')]
             differ = sum(int((downsample(hr, scale) != lr).sum()) for hr, lr in pairs)
             values = sum(lr.size for _, lr in pairs)
             psnr = np.mean([psnr_y(upsample(lr, scale), hr, scale) for hr, lr in pairs])
             print(f'| {folder.name} | x{scale} | {len(pairs)} | {differ} of {values:,} | {psnr:.3f} |')
+    return 0
 
 
 def read_pair(path: Path, folder: Path, scale: int) -> tuple[np.ndarray, np.ndarray]:
@@ -38,4 +44,4 @@ def psnr_y(image: np.ndarray, hr: np.ndarray, scale: int) -> float:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -4,6 +4,7 @@ python scripts/parity.py
 """
 
 import ast
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +30,18 @@ SCALES = {'SPIN': (2, 3, 4), 'SAN': (2, 3, 4, 8), 'RCAN_spinsr': (2, 3, 4, 8)}
 
 def main() -> None:
     torch.use_deterministic_algorithms(True)
-    print('| file | float64 | float32 |\n| --- | --- | --- |')
+    logging.getLogger('spinsr').setLevel(logging.ERROR)  # weights come after the networks are built
+    print('| network | float64 | float32 |\n| --- | --- | --- |')
     for path in sorted(FOLDER.glob('*_tiny_*.npz')):
-        print(f'| {path.stem} | {error(path, torch.float64):.1e} | {error(path, torch.float32):.1e} |')
+        arch, _, _, *drift, scale = path.stem.split('_')
+        label = ', '.join([f'{arch.upper()} {scale}', *drift])
+        print(f'| {label} | {error(path, torch.float64):.1e} | {error(path, torch.float32):.1e} |')
     print('\n| arch | ' + ' | '.join(f'x{scale}' for scale in SCALES['SAN']) + ' |\n| --- | --- | --- | --- | --- |')
     for name, scales in SCALES.items():
         with torch.device('meta'):
             counts = [sum(p.numel() for p in ARCH_REGISTRY.get(name)(upscale=s).parameters()) for s in scales]
-        print(f'| {name} | ' + ' | '.join([f'{count:,}' for count in counts] + [''] * (4 - len(counts))) + ' |')
+        cells = [f'{count:,}' for count in counts] + [''] * (4 - len(counts))
+        print(f'| {name.removesuffix("_spinsr")} | {" | ".join(cells)} |')
 
 
 def error(path: Path, dtype: torch.dtype) -> float:

@@ -150,12 +150,16 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f'x{row["scale"]}',
         f'{height}x{width}',
         f'{row["parameters"]:,}',
-        f'{row["multiply_adds"] / 1e9:,.1f} G',
-        f'{row["convolution_multiply_adds"] / 1e9:,.1f} G',
-        f'{row["activations"] / 1e6:,.1f} M',
+        f'{_rounded(row["multiply_adds"] / 1e9)} G',
+        f'{_rounded(row["convolution_multiply_adds"] / 1e9)} G',
+        f'{_rounded(row["activations"] / 1e6)} M',
         f'{row["latency"]:.3g} s' if 'latency' in row else '',
         f'{memory / 1e6:,.0f} MB' if memory is not None else '',
     ]
+
+
+def _rounded(number: float) -> str:
+    return f'{number:,.1f}' if number >= 0.1 or number == 0 else f'{number:.2g}'
 
 
 class Uncounted(TorchDispatchMode):

@@ -6,6 +6,7 @@ import os
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,6 +61,7 @@ def load(
         weights = default_weights(arch, scale)
     cls = ARCH_REGISTRY.get(name)
     keyword = _scale_keyword(cls)
+    _check_keywords(cls, arch, arch_args)
     try:
         net = cls(**{keyword: scale}, **arch_args)
     except (ValueError, TypeError):
@@ -79,6 +81,15 @@ def load(
                 f'{source} does not fit {arch} x{scale}: {_content(state_dict, arch, scale) or _reason(error)}'
             ) from error
     return net.to(device).eval()
+
+
+def _check_keywords(cls: type, arch: str, arch_args: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(cls).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for key in arch_args:
+        if key not in parameters:
+            raise TypeError(f'{arch} has no keyword {key!r}; {option_files.nearest(key, parameters)}')
 
 
 def default_weights(arch: str = 'SPIN', scale: int = 4) -> Path:

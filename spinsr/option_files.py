@@ -68,8 +68,9 @@ def find(name: str | Path) -> Path:
     for candidate in (wanted, f'{wanted}.yml'):
         if candidate in files or candidate in anywhere:
             return files.get(candidate) or anywhere[candidate]
-    hint = nearest(path.name, anywhere)
-    raise OptionError(f'-opt {name}: no such file, nor a shipped option file; {hint} (spinsr options lists them)')
+    close = difflib.get_close_matches(path.name, anywhere, n=1, cutoff=0.7)
+    hint = f'; did you mean {close[0]!r}?' if close else ''
+    raise OptionError(f'-opt {name}: no such file, nor a shipped option file (spinsr options lists them){hint}')
 
 
 def read(path: str | Path) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def test_flags_reach_the_function(upscale, monkeypatch, flags, options):
         ('photos -o photos', 'the output folder must be none of the inputs, got photos'),
         ('photos -o net.pth', 'the output must be a folder, net.pth is none'),
         ('photos -o out --tile 8', 'tile must be at least 32, got tile=8'),
-        ('photos -o net.pth/out', "[Errno 20] Not a directory: 'net.pth/out'"),
+        ('photos -o net.pth/out', 'net.pth/out: Not a directory'),
     ],
     ids=['missing', 'no_home', 'into_input', 'into_file', 'tile', 'below_file'],
 )
@@ -101,6 +101,21 @@ def test_bad_input_is_one_line_and_exit_status_1(upscale, capfd, arguments, mess
     assert upscale(*arguments.split()) == 1
     assert capfd.readouterr() == ('', f'spinsr upscale: error: {message}\n')
     assert not os.path.exists('out')
+
+
+def test_misspelt_keyword_of_the_network_has_its_nearest(upscale, capfd):
+    assert main(['upscale', 'photos', '-o', 'out', '--weights', 'net.pth', '--arch-args', 'num_blok=1']) == 1
+    assert capfd.readouterr().err == (
+        "spinsr upscale: error: SPIN has no keyword 'num_blok'; did you mean 'num_block'?\n"
+    )
+
+
+def test_unknown_flag_shows_the_flags_of_the_command(capfd):
+    with pytest.raises(SystemExit) as error:
+        main(['upscale', 'photo.jpg', '--wieghts', 'x'])
+    assert error.value.code == 2
+    usage = capfd.readouterr().err
+    assert usage.startswith('usage: spinsr upscale ') and usage.endswith('unrecognized arguments: --wieghts x\n')
 
 
 @pytest.mark.parametrize('code', ['def (', '1 / 0', 'import no_such_module'], ids=['syntax', 'error', 'import'])

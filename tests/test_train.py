@@ -12,6 +12,7 @@ import spinsr.archs  # noqa: F401
 # isort: split
 from basicsr.utils import logger as basicsr_logger
 
+from spinsr import test as run_test
 from spinsr import train
 from spinsr.models.spinsr_model import SpinsrModel
 
@@ -157,6 +158,12 @@ def test_forced_seed_is_the_seed(project):
             'train it first: python -m spinsr.train -opt train_RCAN_x2.yml',
             id='no-weights',
         ),
+        pytest.param(
+            {'datasets:train:filename_tmpl': '{}x2'},
+            [],
+            "0.png of hr has no LR image 0x2.png in lr (filename_tmpl: '{}x2')",
+            id='no-pair',
+        ),
         pytest.param({'path:resume_state': 'gone.state'}, [], 'path:resume_state: gone.state does not', id='no-state'),
     ],
 )
@@ -179,6 +186,22 @@ def test_mistake_is_one_line(project, capsys, changes, flags, line):
 def test_shipped_option_file_from_another_directory(project, capsys, name):
     assert train.main(['-opt', name]) == 1
     assert capsys.readouterr().err.endswith('make it with: spinsr prepare sample\n')
+
+
+@pytest.mark.parametrize(
+    ('main', 'name', 'line'),
+    [
+        (train.main, 'test_SPIN_x4_sample.yml', 'this is an option file for testing: python -m spinsr.test'),
+        (run_test.main, 'train_SPIN_x4_sample.yml', 'this is an option file for training: python -m spinsr.train'),
+        (train.main, 'train_SPIN_x4_sampel.yml', "did you mean 'train_SPIN_x4_sample.yml'?"),
+        (train.main, 'nothere.yml', 'no such file, nor a shipped option file (spinsr options lists them)'),
+    ],
+    ids=['test-file', 'train-file', 'misspelt', 'no-file'],
+)
+def test_the_wrong_file_is_one_line(main, name, line, capsys):
+    assert main(['-opt', name]) == 1
+    error = capsys.readouterr().err
+    assert error.endswith(f'{line}\n') and error.count('\n') == 1
 
 
 def test_usage_error_is_status_2(capsys):

@@ -9,6 +9,7 @@ from typing import Any
 
 from spinsr.check import keys, machine, registries, values
 from spinsr.check.finding import Finding, section, stop_at_error
+from spinsr.check.keys import is_training
 from spinsr.check.machine import files
 from spinsr.registration import register
 
@@ -80,10 +81,3 @@ def check(
     if not any(finding.level == 'error' and finding.key.startswith('network_g') for finding in found):
         found += memory(options, largest, is_train=is_train)
     return sorted(dict.fromkeys(found), key=lambda finding: _ORDER.index(finding.level))
-
-
-def is_training(options: Mapping[str, Any]) -> bool:
-    """Whether an option file is for training: it has a section train or logger, or a data set for training."""
-    sections = options.get('datasets')
-    has_data = isinstance(sections, Mapping) and any(str(name).startswith('train') for name in sections)
-    return has_data or 'train' in options or 'logger' in options

@@ -4,6 +4,7 @@ The classes whose files are known are PairedImageDataset, SingleImageDataset and
 nothing is looked at. Sizes come from the headers, so that sub-images by the ten thousand take seconds.
 """
 
+import contextlib
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -154,6 +155,20 @@ def images(options: Mapping[str, Any], *, decode: bool = False, progress: bool =
                 yield where, Images([error(where, f'cannot be read: {problem}')], 0, None)
 
 
+def unpaired(options: Mapping[str, Any]) -> Iterator[Finding]:
+    """Finds by their names the images in folders that BasicSR would not pair: it asserts, deep inside, that it can."""
+    for where, _, dataset in datasets(options):
+        roots = {side: dataset.get(f'dataroot_{side}') for side in _SIDES['PairedImageDataset']}
+        if dataset.get('type') != 'PairedImageDataset' or section(dataset, 'io_backend').get('type') == 'lmdb':
+            continue
+        if all(isinstance(root, str) and Path(os.path.expanduser(root)).is_dir() for root in roots.values()):
+            problems = _Problems(where)
+            sources = {side: _Source(os.path.expanduser(root), False) for side, root in roots.items()}
+            with contextlib.suppress(FileNotFoundError):  # meta_info_file: `files` says it
+                _names(dataset, sources, problems)
+            yield from problems.findings()
+
+
 def _look(
     where: str, phase: str, dataset: Mapping[str, Any], scale: int | None, decode: bool, progress: bool
 ) -> Images:
@@ -210,6 +225,7 @@ def _names(dataset: Mapping[str, Any], sources: Mapping[str, _Source], problems:
             pairs.append(pair)
         else:
             reason = f'{name} of {sources["gt"].root} has no LR image {pair["lq"]} in {sources["lq"].root}'
+            reason += f' (filename_tmpl: {template!r})'
             problems.add('error', 'no LR', reason)
     if not listed:
         _unpaired(there - {pair['lq'] for pair in pairs}, sources['lq'], sources['gt'], problems)

@@ -55,6 +55,15 @@ _DATASET_READS = {
 }
 
 
+def is_training(options: Mapping[str, Any]) -> bool:
+    """Whether an option file is for training: it has a section train or logger, or a data set for training."""
+    return _has_data(options, 'train') or 'train' in options or 'logger' in options
+
+
+def _has_data(options: Mapping[str, Any], phase: str) -> bool:
+    return any(str(name).startswith(phase) for name in section(options, 'datasets'))
+
+
 def structure(options: Mapping[str, Any], *, is_train: bool) -> Iterator[Finding]:
     """Finds the sections and keys that BasicSR reads without asking and that are missing, or not of their kind.
 
@@ -62,6 +71,12 @@ def structure(options: Mapping[str, Any], *, is_train: bool) -> Iterator[Finding
         options: The option file.
         is_train: For training, else for testing.
     """
+    if is_train and not is_training(options) and _has_data(options, 'test'):
+        yield error('', 'this is an option file for testing: python -m spinsr.test')
+        return
+    if not is_train and is_training(options) and not _has_data(options, 'test'):
+        yield error('', 'this is an option file for training: python -m spinsr.train')
+        return
     yield from _missing(options, _SECTIONS[is_train])
     for name in ('datasets', 'network_g', 'path', 'train', 'logger', 'val'):
         if options.get(name) is not None and not isinstance(options[name], Mapping):

@@ -40,6 +40,9 @@ def files(options: Mapping[str, Any], *, resumes: bool = False) -> Iterator[Find
                 for path in value if isinstance(value, list) else [value]:
                     if isinstance(path, str):
                         yield from _data(path, f'{where}:{key}')
+    from spinsr.check.images import unpaired
+
+    yield from unpaired(options)
     for key, path in section(options, 'path').items():
         if not path or not isinstance(path, str) or Path(os.path.expanduser(path)).is_file():
             continue

@@ -31,14 +31,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest='command', required=True, metavar='command')
     for name in COMMANDS:
         importlib.import_module(f'spinsr.cli.{name}').add_parser(commands)
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        # The command's own parser: its usage shows the flags that there are.
+        commands.choices[args.command].error(f'unrecognized arguments: {" ".join(unknown)}')
     try:
         return args.run(args) or 0
     except BrokenPipeError:  # whoever reads the output has seen enough, as in `spinsr options | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
-        print(f'spinsr {args.command}: error: {str(error) or type(error).__name__}', file=sys.stderr)
+        text = str(error) or type(error).__name__
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:  # without [Errno 2]
+            text = f'{os.fsdecode(error.filename)}: {error.strerror}'
+        print(f'spinsr {args.command}: error: {text}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         continues = '; run the same command again to continue' if args.command in CONTINUING else ''

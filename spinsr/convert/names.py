@@ -11,6 +11,8 @@ from torch import Tensor
 ARCHS = ('SPIN', 'SAN', 'RCAN')
 
 StateDict = dict[str, Tensor]
+# How many names an error shows.
+_SHOWN = 5
 
 
 class Rule(NamedTuple):
@@ -162,7 +164,7 @@ def check(names: Iterable[str], arch: str, side: str) -> None:
     """Refuses names that a form does not have.
 
     Raises:
-        ValueError: There are such names; all are named.
+        ValueError: There are such names; the first are named.
     """
     _find_all(names, arch, side)
 
@@ -170,7 +172,8 @@ def check(names: Iterable[str], arch: str, side: str) -> None:
 def _find_all(names: Iterable[str], arch: str, side: str) -> dict[str, tuple[Rule, dict[str, str]]]:
     found = {name: _find(name, arch, side) for name in names}
     if unmatched := sorted(name for name in found if found[name] is None):
-        raise ValueError(f'{len(unmatched)} names belong to no {arch}: {", ".join(unmatched)}')
+        shown = ', '.join(unmatched[:_SHOWN]) + ', …' * (len(unmatched) > _SHOWN)
+        raise ValueError(f'{len(unmatched)} names belong to no {arch}: {shown}')
     return found
 
 

@@ -63,7 +63,9 @@ def prepare_images(
             sources.append(Source(key, path, (height, width), multiple=multiple))
     for path in small:
         logger.info('%s is left out: it is smaller than %d', path, max(min_side, multiple))
-    logger.info('%d of %d images: %d belong to benchmarks', len(sources), len(paths), len(leaks))
+    logger.info(
+        '%d of %d images: %d belong to benchmarks, %d are too small', len(sources), len(paths), len(leaks), len(small)
+    )
     if not sources:
         raise ValueError(f'no image is left of {len(paths)} in {", ".join(map(str, folders))}')
     outputs = {1: out / 'train_HR.lmdb'} | {scale: out / f'train_LR_bicubic_X{scale}.lmdb' for scale in scales}

@@ -137,7 +137,7 @@ def test_command_decodes_when_asked(project, without_memory, capsys):
 def test_command_takes_the_file_for_testing(project, without_memory, capsys):
     options = write_options(project / 'test.yml', TRAIN)
     assert main(['check', '-opt', options, '--test']) == 1
-    assert 'datasets:train: the name must begin with one of test, val' in capsys.readouterr().out
+    assert 'this is an option file for training: python -m spinsr.train' in capsys.readouterr().out
 
 
 def test_command_on_what_is_no_file(capsys):

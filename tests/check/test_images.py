@@ -137,7 +137,7 @@ def transparent(place):
         (nothing_in_it, ['error *1.png is no image, or its start is damaged']),
         (one_pixel, ['error 1.png (1x1 HxW) is not x2 of its LR image 1.png (12x12 HxW)']),
         (wrong_size, ['error 1.png (24x28 HxW) is not x2 of its LR image 1.png (12x12 HxW) (and 1 more)']),
-        (no_lr, ['error 1.png of * has no LR image 1.png in *']),
+        (no_lr, ["error 1.png of * has no LR image 1.png in * (filename_tmpl: '{}')"]),
         (more_lr, ['error 9.png of * has no partner in *']),
         (no_images, ['error there is no image in *']),
         (deep_grey, ['warning 0.tiff of * has more than 8 bits a channel: BasicSR reads 8 (and 5 more)']),
@@ -196,7 +196,7 @@ def test_list_of_names(place):
     (place / 'list.txt').write_text('0.png (24,24,3)\n7.png (24,24,3)\n')
     found = said(options(place, meta_info_file=str(place / 'list.txt')))
     assert len(found) == 1
-    assert fits(found[0], 'error 7.png of * has no LR image 7.png in *')
+    assert fits(found[0], "error 7.png of * has no LR image 7.png in * (filename_tmpl: '{}')")
 
 
 def test_small_images_and_a_large_batch(place):

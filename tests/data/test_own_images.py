@@ -85,7 +85,7 @@ def test_image_of_a_benchmark_is_left_out(tmp_path, caplog, turn, has_hr):
         hr_path, _ = prepare_images([tmp_path / 'mine'], tmp_path / 'out', (4,), exclude=[str(tmp_path / 'Set')])
     assert keys(hr_path) == [f'mine_{seed}' for seed in range(1, 8)]
     assert 'leak.jpg is left out' in caplog.text and 'known.png' in caplog.text
-    assert '7 of 8 images: 1 belong to benchmarks' in caplog.text
+    assert '7 of 8 images: 1 belong to benchmarks, 0 are too small' in caplog.text
 
 
 def test_b100_is_known_by_its_names(tmp_path):
