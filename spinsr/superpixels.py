@@ -177,7 +177,7 @@ def find_superpixels(image: np.ndarray, net: nn.Module, block: int = 0) -> Super
         if not is_out_of_memory(error):
             raise
         height, width = np.shape(image)[:2]
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise MemoryError(f'memory runs out for the superpixels of {height}x{width} (HxW) pixels: {reason}') from error
 
 

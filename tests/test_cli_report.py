@@ -31,8 +31,18 @@ def test_page_is_written(report, capfd, tmp_path):
     text = (tmp_path / 'out/page.html').read_text(encoding='utf-8')
     assert '<h1>SPIN ×2 on Mine</h1>' in text
     assert '<dd>net.pth</dd>' in text
+    assert '<dd>num_feat=8, num_block=1, qk_dim=4, mlp_dim=8, stoken_size=[4]</dd>' in text
     assert capfd.readouterr().out == f'out/page.html: {len(text.encode()) / 1e6:.1f} MB, 0 failed\n'
     assert os.listdir('out') == ['page.html']
+
+
+def test_weights_that_ship_have_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_benchmark(tmp_path / 'Mine', {'a': (24, 24)}, scales=[4])
+    named = []
+    monkeypatch.setattr(spinsr.report, 'make_report', lambda *_, weights, **__: named.append(weights) or '')
+    assert main(['report', 'Mine', '-o', 'page.html']) == 0
+    assert named == ['SPIN_x4.safetensors, shipped with spinsr']
 
 
 def test_page_that_is_there_is_an_error_unless_it_is_to_be_replaced(report, capfd, tmp_path):

@@ -271,9 +271,10 @@ def test_a_network_that_gives_no_numbers_is_an_error():
     ('error', 'expected', 'message'),
     [
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError, r'memory runs out .* 12x8 \(HxW\)'),
+        (torch.OutOfMemoryError(), MemoryError, 'pixels: OutOfMemoryError$'),
         (RuntimeError('something else'), RuntimeError, '^something else$'),
     ],
-    ids=['memory', 'other'],
+    ids=['memory', 'wordless', 'other'],
 )
 def test_an_image_that_is_too_large_is_said_so(error, expected, message, monkeypatch):
     def fails(x):
