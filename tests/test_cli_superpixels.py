@@ -1,5 +1,6 @@
 """`spinsr superpixels` as it is typed."""
 
+import contextlib
 import os
 
 import numpy as np
@@ -95,17 +96,18 @@ def test_pictures_that_do_not_fit_into_memory_are_one_line(look, capfd):
     assert not os.path.exists('out')
 
 
-@pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='the memory of a process is limited on Linux only')
-def test_memory_is_limited_while_it_draws(look, monkeypatch, capfd):
-    import resource
-
+def test_memory_is_limited_while_it_draws(look, monkeypatch):
     seen = []
 
-    def heard(*arguments):
-        seen.append(resource.getrlimit(resource.RLIMIT_DATA)[0])
-        return find_superpixels(*arguments)
+    @contextlib.contextmanager
+    def limited():
+        seen.append('limit')
+        yield
+        seen.append('no limit')
 
-    before = resource.getrlimit(resource.RLIMIT_DATA)[0]
-    monkeypatch.setattr('spinsr.superpixels.find_superpixels', heard)
+    monkeypatch.setattr('spinsr.infer.limited_memory', limited)
+    monkeypatch.setattr(
+        'spinsr.superpixels.find_superpixels', lambda *given: seen.append('found') or find_superpixels(*given)
+    )
     assert look('a.png -o out') == 0
-    assert seen != [before] and resource.getrlimit(resource.RLIMIT_DATA)[0] == before
+    assert seen == ['limit', 'found', 'no limit']
