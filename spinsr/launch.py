@@ -58,13 +58,18 @@ def launch(
         return _fail(name, error)
     except RuntimeError as error:
         # A process that this one needs has died; its own message, or the system's, says why.
-        if not str(error).startswith('DataLoader worker') and not distributed.is_lost_peer(error):
+        if not _is_lost_worker(error) and not distributed.is_lost_peer(error):
             raise
-        return _fail(name, error)
+        # Where torch says only "exited unexpectedly", the cause can name the signal: Killed, where memory ran out.
+        return _fail(name, error.__cause__ if _is_lost_worker(error.__cause__) else error)
     return 0
 
 
-def _fail(name: str, error: Exception) -> int:
+def _is_lost_worker(error: BaseException | None) -> bool:
+    return str(error).startswith('DataLoader worker')
+
+
+def _fail(name: str, error: BaseException) -> int:
     sys.stderr.write(f'{name}: error: {" ".join(str(error).split())}\n')
     return 1
 

@@ -1,6 +1,7 @@
 """Training: exactly total_iter iterations, resume, seeds and the one-line errors."""
 
 import os
+import queue
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from basicsr.utils import logger as basicsr_logger
 
 from spinsr import test as run_test
 from spinsr import train
+from spinsr.launch import launch
 from spinsr.models.spinsr_model import SpinsrModel
 
 from .tiny_project import TRAIN, changed, write_images, write_options
@@ -202,6 +204,24 @@ def test_the_wrong_file_is_one_line(main, name, line, capsys):
     assert main(['-opt', name]) == 1
     error = capsys.readouterr().err
     assert error.endswith(f'{line}\n') and error.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    ('cause', 'line'),
+    [
+        (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. '), 'is killed by signal: Killed.'),
+        (queue.Empty(), 'exited unexpectedly'),
+    ],
+    ids=['signal-known', 'signal-unknown'],
+)
+def test_dead_worker_is_one_line_with_the_signal_if_it_is_known(project, capsys, cause, line):
+    def pipeline(opt, args):
+        raise RuntimeError('DataLoader worker (pid(s) 7) exited unexpectedly') from cause
+
+    options = write_options(project / 'tiny.yml', TRAIN)
+    assert launch('spinsr.train', pipeline, ['-opt', options, '--no-check'], is_train=True) == 1
+    error = capsys.readouterr().err
+    assert error.startswith('spinsr.train: error: DataLoader worker') and error.endswith(f'{line}\n')
 
 
 def test_usage_error_is_status_2(capsys):
