@@ -30,9 +30,9 @@ setup(
     packages=[*find_packages(include=['spinsr', 'spinsr.*']), 'spinsr.options'],
     package_dir={'spinsr.options': 'options'},
     package_data={
-        'spinsr': ['weights/*'],
         'spinsr.options': ['*.yml', '*/*.yml'],
         'spinsr.report': ['page.css', 'page.js'],
+        'spinsr.weights': ['LICENSE', 'README.md', '*.safetensors'],
     },
     install_requires=[
         'basicsr>=1.4.2',

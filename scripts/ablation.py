@@ -1,6 +1,6 @@
 """How much the choices in SPIN and in its training matter: small networks, equal budget, several seeds.
 
-    spinsr prepare images T91 BSDS500 DIV2K_test_LRx4 -o datasets/release --scale 4 --min-side 128 \\
+    spinsr prepare images T91 BSDS500 DIV2K_test_LRx4 -o datasets/release --scale 2 3 4 --min-side 128 \\
         --exclude B100 Set5 Set14
     python scripts/ablation.py --data datasets/release --benchmark datasets/benchmark/Set5 datasets/benchmark/Set14
 

@@ -37,9 +37,8 @@ def launch(
     args = _parser(name).parse_args(argv)
     try:
         distributed.require_launcher(args.launcher)
-        args.opt = str(option_files.find(args.opt))
-        options = option_files.read(args.opt)
-        option_files.force(options, args.force_yml or ())
+        path, options = option_files.load(args.opt, args.force_yml or ())
+        args.opt = str(path)
         found = []
         if not args.no_check:
             found += check.stop_at_error(check.quick(options, is_train=is_train, launcher=args.launcher))

@@ -5,18 +5,15 @@ import logging
 import os
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from spinsr import option_files
+from spinsr.weights import default as default_weights
 
 logger = logging.getLogger('spinsr')
-
-# The folder of the weights that travel in the wheel.
-WEIGHTS = Path(__file__).parent / 'weights'
 
 
 def load(
@@ -90,19 +87,6 @@ def _check_keywords(cls: type, arch: str, arch_args: Mapping[str, Any]) -> None:
     for key in arch_args:
         if key not in parameters:
             raise TypeError(f'{arch} has no keyword {key!r}; {option_files.nearest(key, parameters)}')
-
-
-def default_weights(arch: str = 'SPIN', scale: int = 4) -> Path:
-    """The file of the weights that spinsr ships for an arch and a scale.
-
-    Raises:
-        ValueError: There is none; the message says what there is.
-    """
-    path = WEIGHTS / f'{arch}_x{scale}.safetensors'
-    if not path.is_file():
-        shipped = ', '.join(sorted(file.stem for file in WEIGHTS.glob('*.safetensors'))) or 'none yet'
-        raise ValueError(f'spinsr ships no weights for {arch} x{scale} (shipped: {shipped}); give a weights file')
-    return path
 
 
 def _content(state_dict: Mapping, arch: str, scale: int) -> str:

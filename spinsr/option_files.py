@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from spinsr import weights
 from spinsr.errors import UserError
 
 # YAML 1.1 reads a number with an exponent as text unless it has both a point and a signed exponent: 2.0e-4, not 2e-4.
@@ -71,6 +72,32 @@ def find(name: str | Path) -> Path:
     close = difflib.get_close_matches(path.name, anywhere, n=1, cutoff=0.7)
     hint = f'; did you mean {close[0]!r}?' if close else ''
     raise OptionError(f'-opt {name}: no such file, nor a shipped option file (spinsr options lists them){hint}')
+
+
+def load(name: str | Path, forced: Iterable[str] = ()) -> tuple[Path, dict[str, Any]]:
+    """An option file as the commands take it: with its forced values, and shipped weights found by their name.
+
+    `pretrain_network_*` may be the name of a file that spinsr ships, SPIN_x4.safetensors; a file of that name in the
+    working directory comes first.
+
+    Args:
+        name: A path, or the name of a shipped option file.
+        forced: The entries of --force_yml.
+
+    Returns:
+        Where the option file is, and its content.
+
+    Raises:
+        OptionError: As `find`, `read` and `force`.
+    """
+    path = find(name)
+    options = read(path)
+    force(options, forced)
+    section = options.get('path')
+    for key, value in section.items() if isinstance(section, MutableMapping) else ():
+        if str(key).startswith('pretrain_network') and isinstance(value, str) and not os.path.exists(value):
+            section[key] = str(weights.shipped().get(value, value))
+    return path, options
 
 
 def read(path: str | Path) -> dict[str, Any]:

@@ -134,13 +134,13 @@ def test_missing_file_is_named(tmp_path):
 
 def test_default_weights_are_those_of_the_package(tmp_path, monkeypatch):
     net = spinsr.load('SPIN', scale=2, weights=None, **SMALL['SPIN'])
-    monkeypatch.setattr('spinsr.network.WEIGHTS', tmp_path)
+    monkeypatch.setattr('spinsr.weights.FOLDER', tmp_path)
     save_file(net.state_dict(), tmp_path / 'SPIN_x2.safetensors')
     assert same(net, spinsr.load('SPIN', scale=2, **SMALL['SPIN']))
 
 
 def test_missing_default_weights_are_named_with_what_there_is(tmp_path, monkeypatch):
-    monkeypatch.setattr('spinsr.network.WEIGHTS', tmp_path)
+    monkeypatch.setattr('spinsr.weights.FOLDER', tmp_path)
     (tmp_path / 'SPIN_x4.safetensors').touch()
     with pytest.raises(ValueError, match=r'no weights for SAN x3 \(shipped: SPIN_x4\)'):
         spinsr.load('SAN', scale=3)

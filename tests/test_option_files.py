@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from spinsr import option_files
+from spinsr import option_files, weights
 from spinsr.cli import options as command
 from spinsr.option_files import OptionError
 
@@ -110,6 +110,37 @@ def test_forced_key_must_exist(entry, line):
     with pytest.raises(OptionError, match=line):
         option_files.force(options, [entry])
     assert options == {'train': {'lr': 0}}
+
+
+@pytest.mark.parametrize(
+    ('value', 'found'),
+    [
+        ('SPIN_x4.safetensors', str(weights.default('SPIN', 4))),
+        ('mine.pth', 'mine.pth'),
+        ('SPIN_x9.safetensors', 'SPIN_x9.safetensors'),
+        ('~', None),
+    ],
+    ids=['shipped', 'own', 'neither', 'none'],
+)
+def test_shipped_weights_are_found_by_name(tmp_path, monkeypatch, value, found):
+    monkeypatch.chdir(tmp_path)
+    path, options = option_files.load('train_SPIN_x4', [f'path:pretrain_network_g={value}', 'name=a'])
+    assert (path, options['name']) == (option_files.folder() / 'train_SPIN_x4.yml', 'a')
+    assert options['path']['pretrain_network_g'] == found
+
+
+def test_weights_in_the_working_directory_come_before_shipped_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'SPIN_x4.safetensors').touch()
+    _, options = option_files.load('train_SPIN_x4', ['path:pretrain_network_g=SPIN_x4.safetensors'])
+    assert options['path']['pretrain_network_g'] == 'SPIN_x4.safetensors'
+
+
+@pytest.mark.parametrize('text', ['name: a', 'path: x'], ids=['no-path', 'path-is-text'])
+def test_a_file_without_paths_is_loaded_as_it_is(tmp_path, text):
+    path = tmp_path / 'x.yml'
+    path.write_text(text)
+    assert option_files.load(path) == (path, option_files.read(path))
 
 
 def test_command_lists(capsys):

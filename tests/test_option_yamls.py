@@ -19,6 +19,7 @@ from basicsr.models import lr_scheduler
 from basicsr.utils.options import ordered_yaml, parse_options
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
+from spinsr import convert, weights
 from spinsr.launch import register
 
 from .networks import NETWORKS, bare
@@ -55,6 +56,11 @@ VARIANT_KEYS = {'interaction', 'aggregation', 'top_n', 'differentiable', 'associ
 OWN_PATCH_AND_BATCH = {'sample': (32, 4), 'release': (32, 8), 'light': (32, 8), 'l2': (120, 4)}
 # Networks as small as SPIN, for the comparison at equal budget: parameters.
 LIGHT = {'train_RCAN_x4_light': 1_374_123, 'train_SAN_x4_light': 1_347_799}
+# The other scales of the shipped weights, which start from those of x4: what starts afresh.
+AFTER_X4 = {
+    'train_SPIN_x2_release': set(),
+    'train_SPIN_x3_release': {'upsample.0.weight', 'upsample.0.bias'},
+}
 # Training strategies (docs/strategies.md): what they start from, and what else is not the plain recipe's.
 STRATEGIES = {
     'train_SPIN_x3_from_x2': ('train_SPIN_x2', {'path:strict_load_g'}),
@@ -166,7 +172,7 @@ def test_every_arch_and_scale_has_its_files():
     pairs = [(bare(name), scale) for name, network in NETWORKS.items() for scale in network.parameters]
     wanted = {f'{kind}_{arch}_x{scale}' for kind in ('train', 'test') for arch, scale in pairs}
     more = {'train_SPIN_x4_sample', 'test_SPIN_x4_sample', 'train_SPIN_x4_release'}
-    assert {path.stem for path in RECIPES} == wanted | more | set(LIGHT) | set(STRATEGIES)
+    assert {path.stem for path in RECIPES} == wanted | more | set(AFTER_X4) | set(LIGHT) | set(STRATEGIES)
 
 
 @pytest.mark.parametrize('path', sorted(OPTIONS.rglob('*.yml')), ids=lambda path: path.stem)
@@ -322,6 +328,20 @@ def test_test_file_tests_what_the_train_file_trains(path):
     assert names == (['sample_val'] if path.stem.endswith('_sample') else BENCHMARKS)
 
 
+@pytest.mark.parametrize('name', AFTER_X4)
+def test_release_of_another_scale_is_the_one_of_x4_from_its_weights(name):
+    opt, x4 = load(OPTIONS / f'{name}.yml'), load(OPTIONS / 'train_SPIN_x4_release.yml')
+    assert opt['path']['pretrain_network_g'] == weights.default('SPIN', 4).name
+    assert opt['path']['strict_load_g'] is False
+    assert opt['network_g'] == x4['network_g'] | {'upscale': opt['scale']}
+    changed = {'total_iter', 'optim_g', 'scheduler'}
+    assert {key for key, value in x4['train'].items() if opt['train'][key] != value} == changed
+    start = convert.read_checkpoint(weights.default('SPIN', 4))
+    state = on_meta(opt['network_g']).state_dict()
+    afresh = {key for key, value in state.items() if key not in start or value.shape != start[key].shape}
+    assert afresh == AFTER_X4[name]
+
+
 def test_perceptual_loss_builds(monkeypatch):
     """But for the weights, which torchvision would download."""
     wanted = []
@@ -352,7 +372,9 @@ def test_strategy_changes_what_it_says_and_nothing_else(name):
     assert differ == changes | {'name'} | ({'path:pretrain_network_g'} if start else set())
 
 
-@pytest.mark.parametrize('path', [path for path in TRAIN if path.stem not in STRATEGIES], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    'path', [path for path in TRAIN if path.stem not in {*STRATEGIES, *AFTER_X4}], ids=lambda path: path.stem
+)
 def test_warm_start_is_from_x2_for_rcan_and_san(path):
     opt = load(path)
     arch = opt['network_g']['type']

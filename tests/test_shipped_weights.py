@@ -7,10 +7,10 @@ from safetensors import safe_open
 from skimage import data
 
 import spinsr
+from spinsr import weights
 from spinsr.data.bicubic import downsample, mod_crop, upsample
-from spinsr.network import WEIGHTS, default_weights
 
-FILES = sorted(WEIGHTS.glob('*.safetensors'))
+FILES = list(weights.shipped().values())
 every_file = pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
 
 
@@ -24,8 +24,8 @@ def psnr(image, hr):
 
 
 def test_spin_x4_is_the_default():
-    assert default_weights() == WEIGHTS / 'SPIN_x4.safetensors'
-    assert default_weights() in FILES
+    assert weights.default() == weights.FOLDER / 'SPIN_x4.safetensors'
+    assert weights.default() in FILES
 
 
 @every_file

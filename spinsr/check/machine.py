@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from spinsr import option_files
+from spinsr import option_files, weights
 from spinsr.check.finding import Finding, datasets, error, section, warning
 from spinsr.rules import is_whole
 
@@ -102,8 +102,10 @@ def _preparation(path: str) -> str:
 
 
 def _maker(path: str) -> str:
-    """Which shipped option file trains the network that experiments/<name>/models/… belongs to."""
+    """What weights spinsr ships, or which of its option files trains the network experiments/<name>/models/…."""
     parts = PurePosixPath(Path(path).as_posix()).parts
+    if len(parts) == 1 and Path(path).suffix == '.safetensors':
+        return f'; spinsr ships {", ".join(weights.shipped())}'
     if len(parts) < 4 or parts[0] != 'experiments' or parts[2] != 'models':
         return ''
     for name, file in option_files.shipped().items():

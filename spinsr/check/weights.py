@@ -70,6 +70,9 @@ def _file(
         return
     ours = arch.__module__.startswith('spinsr.archs.') and arch.__name__ in convert.ARCHS
     converts = ours and model.__module__.startswith('spinsr.')
+    if file.suffix == '.safetensors' and not model.__module__.startswith('spinsr.'):
+        yield error(where, f'{file} cannot be read by {model.__name__}; model_type: SpinsrModel reads .safetensors')
+        return
     try:
         checkpoint = convert.read_checkpoint(file)
         if not isinstance(checkpoint, Mapping):

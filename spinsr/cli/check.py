@@ -36,8 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from spinsr import option_files
     from spinsr.check import check
 
-    options = option_files.read(option_files.find(args.opt))
-    option_files.force(options, args.force_yml)
+    _, options = option_files.load(args.opt, args.force_yml)
     findings = check(options, is_train=False if args.test else None, decode=args.deep, progress=True)
     for finding in findings:
         print(f'{finding.level:<8} {finding}')

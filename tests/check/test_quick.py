@@ -318,6 +318,11 @@ def data(tmp_path, monkeypatch):
         ({'datasets:train:meta_info_file': 'meta.txt'}, False, 'datasets:train:meta_info_file: meta.txt does not'),
         ({'path:pretrain_network_g': 'a.pth'}, False, 'a.pth does not exist'),
         (
+            {'path:pretrain_network_g': 'SPIN_x9.safetensors'},
+            False,
+            'SPIN_x9.safetensors does not exist; spinsr ships SPIN_x',
+        ),
+        (
             {'path:pretrain_network_g': 'experiments/mine/models/net_g_5.pth'},
             False,
             'train the experiment mine first',
@@ -341,6 +346,7 @@ def data(tmp_path, monkeypatch):
         'meta_info',
         'weights',
         'weights-of-mine',
+        'no-shipped-weights',
         'weights-of-a-shipped-file',
         'state',
         'all-there',

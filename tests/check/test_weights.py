@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import spinsr.archs  # noqa: F401
 
@@ -82,6 +83,14 @@ def test_of_the_names_of_another_network_some_are_shown(place):
     (line,) = said(changed(TRAIN, save({'params': {f'x{number}': torch.zeros(1) for number in range(999)}})))
     assert '999 names belong to no SPIN: x0, ' in line
     assert len(line) < 400
+
+
+@pytest.mark.parametrize(('model', 'count'), [('SpinsrModel', 0), ('SRModel', 1)])
+def test_safetensors_are_for_the_models_of_spinsr(place, model, count):
+    save_file(network(), 'a.safetensors')
+    found = said(changed(TRAIN, {'model_type': model, 'path:pretrain_network_g': 'a.safetensors'}))
+    assert len(found) == count
+    assert all('cannot be read by SRModel; model_type: SpinsrModel reads .safetensors' in line for line in found)
 
 
 def test_a_home_that_does_not_exist_is_no_file(place):

@@ -1,0 +1,24 @@
+"""The weights that travel in the wheel: a file for an arch and a scale, SPIN_x4.safetensors."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+
+def shipped() -> dict[str, Path]:
+    """The weights that spinsr ships, name -> path: SPIN_x4.safetensors, …."""
+    return {path.name: path for path in sorted(FOLDER.glob('*.safetensors'))}
+
+
+def default(arch: str = 'SPIN', scale: int = 4) -> Path:
+    """The file of the weights that spinsr ships for an arch and a scale.
+
+    Raises:
+        ValueError: There is none; the message says what there is.
+    """
+    files = shipped()
+    name = f'{arch}_x{scale}.safetensors'
+    if name not in files:
+        there = ', '.join(path.stem for path in files.values()) or 'none yet'
+        raise ValueError(f'spinsr ships no weights for {arch} x{scale} (shipped: {there}); give a weights file')
+    return files[name]
