@@ -45,12 +45,11 @@ def window_attention(
     if backend == 'reference':
         return _window_attention_reference(q, k, v, window, overlap, num_heads)
     b, h, w, c = v.shape
-    windows = _windows(static(h), static(w), window, overlap, v.device)
     if backend == 'triton':
         from spinsr.ops.kernels.attention import window_attention as attend
 
-        q, k, v = (x.flatten(1, 2) for x in (q, k, v))
-        return attend(q, k, v, windows, num_heads).view(b, h, w, c)
+        return attend(q, k, v, window, overlap, num_heads)
+    windows = windows_of(static(h), static(w), window, overlap, v.device)
     rows = batch_rows(windows, b)
     total = add_attended_rows(*(x.flatten(0, 2) for x in (q, k, v)), rows, num_heads, start=False)
     return total.view(b, -1, c).div(windows.count.to(v.dtype)).view(b, h, w, c)
@@ -103,7 +102,8 @@ def batch_rows(windows: Windows, batch: int) -> Tensor:
 
 
 @constant
-def _windows(height: int, width: int, window: int, overlap: int, device: torch.device) -> Windows:
+def windows_of(height: int, width: int, window: int, overlap: int, device: torch.device) -> Windows:
+    """The (cached) windows of an image of a size."""
     with torch.device('cpu'):
         tops = torch.tensor(window_starts(height, window, overlap))
         lefts = torch.tensor(window_starts(width, window, overlap))

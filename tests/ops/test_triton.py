@@ -12,8 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip('triton', reason='triton is not installed')
 
+import spinsr
 from spinsr.ops import associate, intra_superpixel_attention, pool, superpixel_cross_attention, top_n, window_attention
 from spinsr.ops.kernels import association, attention, launch, pooling, rows
+
+from ..networks import SMALL
 
 if launch.obstacle():
     pytest.skip(launch.obstacle(), allow_module_level=True)
@@ -443,3 +446,20 @@ def test_kernels_compile_for_a_gpu_without_tf32_and_atomics(tmp_path):
     process = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert process.returncode == 0, process.stderr
     assert [line.split(': ')[1] for line in process.stdout.splitlines()] == ['True []'] * 9
+
+
+@pytest.mark.parametrize(
+    'sizes',
+    [pytest.param([(9, 14)], id='one_size'), pytest.param([(12, 7), (9, 14)], id='two_sizes', marks=pytest.mark.slow)],
+)
+def test_network_compiles_without_a_graph_break(sizes, monkeypatch, assert_close):
+    monkeypatch.setenv('SPINSR_OPS_BACKEND', 'triton')
+    net = spinsr.load('SPIN', 2, None, DEVICE, **{**SMALL['SPIN'], 'num_block': 1, 'stoken_size': (4,)}).double()
+    torch._dynamo.reset()
+    compiled = torch.compile(net, fullgraph=True, backend='aot_eager')
+    for size in sizes:
+        x = torch.rand(1, 3, *size, dtype=torch.float64, device=DEVICE)
+        found, expected = compiled(x), net(x)
+        assert_close(found, expected)
+        parameters = list(net.parameters())
+        assert_close(*(torch.autograd.grad(out.square().sum(), parameters) for out in (found, expected)))

@@ -13,9 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from spinsr.ops.attention import split_heads
+from spinsr.ops.constant import static
 from spinsr.ops.kernels.launch import NUM_WARPS, at_a_time, block_of, compute_type, kernel_type, on_device_of, rows_of
-from spinsr.ops.kernels.rows import RowMap, add_rows, mean_rows
-from spinsr.ops.windows import Windows
+from spinsr.ops.kernels.rows import RowMap, add_rows, mean_rows, window_map
 
 BLOCK_T = at_a_time(32)  # queries, and keys
 
@@ -334,8 +334,8 @@ def intra_superpixel_attention(
     return torch.where(row_map.starts.diff().unsqueeze(1) > 0, mean, v)
 
 
-def window_attention(q: Tensor, k: Tensor, v: Tensor, windows: Windows, num_heads: int) -> Tensor:
-    """Attention of tokens (B, N, heads * D) and (B, N, C) in windows, averaged: (B, N, C)."""
-    row_map = RowMap.of_windows(windows, len(v))
-    out = _attend(*(x.flatten(0, 1) for x in (q, k, v)), row_map, num_heads)
+def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, overlap: int, num_heads: int) -> Tensor:
+    """Attention of features (B, H, W, heads * D) and (B, H, W, C) in windows, averaged: (B, H, W, C)."""
+    row_map = window_map(*map(static, v.shape[:3]), window, overlap, v.device)
+    out = _attend(*(x.flatten(0, 2) for x in (q, k, v)), row_map, num_heads)
     return mean_rows(out, None, row_map.rows, row_map.places, row_map.starts).view(v.shape)

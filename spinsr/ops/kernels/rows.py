@@ -5,15 +5,15 @@ same sum every time.
 """
 
 import dataclasses
-import functools
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from spinsr.ops.constant import constant
 from spinsr.ops.kernels.launch import at_a_time, block_of, compute_type, kernel_type, on_device_of, rows_of
-from spinsr.ops.windows import Windows, batch_rows
+from spinsr.ops.windows import batch_rows, windows_of
 
 BLOCK_R = at_a_time(16)  # rows
 BLOCK_C = 64  # channels at most
@@ -40,12 +40,12 @@ class RowMap:
         in_order, places = rows.flatten().sort(stable=True)
         return cls(rows, places, torch.searchsorted(in_order, torch.arange(num_rows + 1, device=rows.device)))
 
-    @classmethod
-    @functools.lru_cache(maxsize=16)
-    def of_windows(cls, windows: Windows, batch: int) -> 'RowMap':
-        """The (cached) map of the windows of images that follow one another."""
-        with torch.inference_mode(False), torch.no_grad():
-            return cls.build(batch_rows(windows, batch), batch * len(windows.count))
+
+@constant
+def window_map(batch: int, height: int, width: int, window: int, overlap: int, device: torch.device) -> RowMap:
+    """The (cached) map of the windows of images that follow one another."""
+    windows = windows_of(height, width, window, overlap, device)
+    return RowMap.build(batch_rows(windows, batch), batch * height * width)
 
 
 @triton.jit
