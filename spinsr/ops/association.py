@@ -193,7 +193,8 @@ def check_association(association: str, position_weight: float, differentiable: 
     """
     if association not in ASSOCIATIONS:
         raise ValueError(f'association must be one of {", ".join(ASSOCIATIONS)}, got {association=}')
-    if not isinstance(position_weight, int | float) or not 0 <= position_weight < math.inf:
+    # As a tuple: the compiler of torch 2.6 does not know a union in isinstance.
+    if not isinstance(position_weight, (int, float)) or not 0 <= position_weight < math.inf:
         raise ValueError(f'position_weight must be a number of at least 0, got {position_weight=}')
     if reach is None and (differentiable or association != 'softmax'):
         raise ValueError(f"a mixture (reach=None) must be a constant 'softmax', got {differentiable=}, {association=}")
