@@ -29,6 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'fp16': {'train:precision': 'fp16'},
     'compile': {'train:compile': True},
     'channels_last': {'train:channels_last': True},
+    'recompute': {'train:recompute': True},
     'grad_clip': {'train:grad_clip': 1.0},
     'accumulate=2': {'train:accumulate': 2},
     'workers=0': {'datasets:train:num_worker_per_gpu': 0},

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from spinsr.check import registries
 from spinsr.check.finding import Finding, datasets, note, section, warning
 from spinsr.check.values import network_scale
+from spinsr.recompute import recompute_blocks
 from spinsr.rules import is_whole
 
 _GB = 1e9
@@ -47,7 +48,8 @@ def memory(options: Mapping[str, Any], largest: tuple[int, int] | None = None, *
     if is_train and all(is_whole(value) and value > 0 for value in (batch, gt_size, scale)):
         side = gt_size // scale
         words = f'a training step (batch {batch}, LR {side}x{side})'
-        parts.append(('network_g', words, lambda: training_bytes(network, batch, side, side, ema=has_ema)))
+        more = {'ema': has_ema, 'recompute': section(options, 'train').get('recompute') is True}
+        parts.append(('network_g', words, lambda: training_bytes(network, batch, side, side, **more)))
     if largest is not None:
         words = f'the largest image to {"validate" if is_train else "test"} (LR {largest[0]}x{largest[1]})'
         parts.append(('val', words, lambda: inference_bytes(network, *largest, trained=is_train, ema=has_ema)))
@@ -70,7 +72,9 @@ def build(network: Mapping[str, Any]) -> nn.Module:
         return arch(**{key: value for key, value in network.items() if key != 'type'})
 
 
-def training_bytes(network: Mapping[str, Any], batch: int, height: int, width: int, *, ema: bool = False) -> int:
+def training_bytes(
+    network: Mapping[str, Any], batch: int, height: int, width: int, *, ema: bool = False, recompute: bool = False
+) -> int:
     """The bytes of all tensors at the peak of a training step with Adam.
 
     Counted for one and two images and continued: a step is a straight line in the batch.
@@ -81,9 +85,14 @@ def training_bytes(network: Mapping[str, Any], batch: int, height: int, width: i
         height: Of an LR image, in pixels.
         width: Of an LR image, in pixels.
         ema: Whether a second network keeps the moving average.
+        recompute: Whether the blocks are computed once more for the gradient.
     """
-    one = _peak(network, 1, height, width, with_gradient=True)
-    step = one if batch == 1 else one + (batch - 1) * (_peak(network, 2, height, width, with_gradient=True) - one)
+
+    def peak(images: int) -> int:
+        return _peak(network, images, height, width, with_gradient=True, recompute=recompute)
+
+    one = peak(1)
+    step = one if batch == 1 else one + (batch - 1) * (peak(2) - one)
     # The peak has the gradients; beside them the weights, Adam's two moments, and the average.
     return step + _weight_bytes(network) * (4 if ema else 3)
 
@@ -108,13 +117,17 @@ def _weight_bytes(network: Mapping[str, Any]) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in build(network).parameters())
 
 
-def _peak(network: Mapping[str, Any], batch: int, height: int, width: int, *, with_gradient: bool) -> int:
+def _peak(
+    network: Mapping[str, Any], batch: int, height: int, width: int, *, with_gradient: bool, recompute: bool = False
+) -> int:
     arch = registries.find('ARCH', network['type'])
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     # The tables that a network keeps by size are real tensors, made before or now.
     with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
         warnings.simplefilter('ignore')
         net = arch(**{key: value for key, value in network.items() if key != 'type'})
+        if recompute:
+            recompute_blocks(net)
         with _Peak() as peak, torch.set_grad_enabled(with_gradient):
             output = net(torch.rand(batch, 3, height, width))
             if with_gradient:

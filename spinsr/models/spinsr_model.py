@@ -20,6 +20,7 @@ from spinsr import checkpoints, convert, distributed, infer, superpixels
 from spinsr.archs.spin_arch import SPIN
 from spinsr.errors import TrainingError
 from spinsr.option_files import OptionError
+from spinsr.recompute import recompute_blocks
 from spinsr.rules import ABOVE_0, FLAG, SECTION, one_of, whole
 
 _TYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -43,6 +44,7 @@ class SpinsrModel(SRModel):
     - `train: max_nonfinite: 10`: an iteration whose loss or gradient is not finite leaves weights and EMA as they are;
       after so many in a row training stops.
     - `train: compile: false`, `train: channels_last: false`.
+    - `train: recompute: false`: blocks are computed once more for the gradient, which takes less memory and more time.
     - `train: optim_g: type:` takes AdamW, too.
     - `train: tv_opt: ~`, `train: contrastive_opt: ~`: a loss each beside `pixel_opt` and `perceptual_opt`, of the
       result alone (WeightedTVLoss) and of result, target and LR image (ContrastiveLoss).
@@ -71,6 +73,7 @@ class SpinsrModel(SRModel):
             'max_nonfinite': whole(1, default=10),
             'compile': FLAG,
             'channels_last': FLAG,
+            'recompute': FLAG,
             **{name: SECTION for name in _MORE_LOSSES},
         },
         'val': {'tile': whole(infer.SMALLEST_TILE, None), 'self_ensemble': FLAG, 'superpixels': whole(0, None)},
@@ -115,6 +118,11 @@ class SpinsrModel(SRModel):
         net = net.to(self.device)
         if self.channels_last:
             net = net.to(memory_format=torch.channels_last)
+        if self.is_train and self.recompute:
+            try:
+                recompute_blocks(net)
+            except ValueError as error:
+                raise OptionError(f'train:recompute: {error}') from error
         if self.is_train and self.compile:
             net.compile()
         if self.opt['dist']:

@@ -222,6 +222,18 @@ def test_channels_last_reaches_the_network():
     same(model, train(build(**SCALED)), atol=1e-6)
 
 
+def test_recomputed_training_gives_the_same():
+    model = build(**{'train:recompute': True})
+    assert 'forward' in vars(model.net_g.blocks[0])
+    assert 'forward' not in vars(model.net_g_ema.blocks[0])
+    same(train(model), train(build()))
+
+
+def test_recomputing_a_network_without_blocks_is_refused():
+    with pytest.raises(OptionError, match='train:recompute: Scaled has no sequence of blocks'):
+        build(**SCALED, **{'train:recompute': True})
+
+
 def test_compile_keeps_the_names_of_the_weights(monkeypatch):
     compiled = []
     monkeypatch.setattr(nn.Module, 'compile', lambda self: compiled.append(type(self).__name__))
