@@ -61,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     add('--lr-size', type=size, default=(180, 320), metavar='HxW', help='LR pixels (default: 180x320)')
     add('--backends', type=names, default=['reference', 'auto'], help='comma-separated (default: reference,auto)')
     add('--mode', choices=('infer', 'train'), default='infer', help='a step of train is forward, L1 loss, backward')
+    add('--recompute', action='store_true', help='in train: blocks twice, in less memory; not those of reference')
     add('--batch', type=positive, metavar='N', help='images (default: 1 for infer, 8 for train)')
     add('--repeats', type=positive, default=5, metavar='N', help='timed runs of each backend (default: 5)')
     add('--dtype', choices=tuple(OUTPUT_LIMITS), default='float32')

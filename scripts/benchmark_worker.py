@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from spinsr.complexity import Uncounted, peak_rss, timed
+from spinsr.ops import resolve_backend
+from spinsr.recompute import recompute_blocks
 
 PHOTOGRAPH = 'ihc.png'  # a micrograph with fine texture everywhere: in smooth areas near-ties are frequent
 # Matrices that fill the device: a product of 1024 does not fill a GPU.
@@ -128,6 +130,8 @@ class Runner:
         self.target = None
         if settings['mode'] == 'train':
             self.net.train()
+            if settings['recompute'] and resolve_backend() != 'reference':
+                recompute_blocks(self.net)
             b, c, h, w = self.input.shape
             scale = settings['scale']
             generator = torch.Generator().manual_seed(1)

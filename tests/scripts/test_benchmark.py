@@ -228,6 +228,7 @@ SETTINGS = {
     'batch': 2,
     'mode': 'infer',
     'dtype': 'float32',
+    'recompute': False,
     'threads': None,
     'device': 'cpu',
     'weights': None,
@@ -273,6 +274,15 @@ def test_backends_of_spin_agree_in_output_and_gradients(mode, monkeypatch, tmp_p
     checks = session.disagreements(arrays['reference'], arrays['auto'], 'float64')
     assert len(checks) == (2 if mode == 'train' else 1)
     assert all(check.holds for check in checks), checks
+
+
+@pytest.mark.parametrize('backend', ['reference', 'auto'])
+def test_blocks_are_computed_twice_but_not_those_of_reference(backend, monkeypatch):
+    monkeypatch.setenv('SPINSR_OPS_BACKEND', backend)
+    arguments = [['num_in_ch', '3'], ['num_out_ch', '3'], ['num_feat', '8'], ['num_group', '1'], ['num_block', '1']]
+    settings = {**SETTINGS, 'arch': 'RCAN', 'arch_args': [*arguments, ['squeeze_factor', '4']], 'mode': 'train'}
+    once, again = (worker.Runner({**settings, 'recompute': flag}).count()['macs'] for flag in (False, True))
+    assert (again > once) == (backend == 'auto')
 
 
 def test_multiply_adds_of_a_convolution_by_hand():
