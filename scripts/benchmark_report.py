@@ -94,8 +94,9 @@ def interquartile_range(values: Sequence[float]) -> float:
 
 def print_report(report: Mapping[str, Any]) -> None:
     height, width = report['lr_size']
+    mode = f'{report["mode"]} with recompute' if report['recompute'] else report['mode']
     print(
-        f'{report["arch"]} x{report["scale"]}, LR {height}x{width}, {report["mode"]}, batch {report["batch"]}, '
+        f'{report["arch"]} x{report["scale"]}, LR {height}x{width}, {mode}, batch {report["batch"]}, '
         f'{report["dtype"]}, {report["repeats"]} runs each in turns\n'
         f'{report["machine"]}, {report["threads"]} threads, {report["device"]}, torch {report["torch"]}\n'
     )

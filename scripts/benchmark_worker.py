@@ -90,7 +90,9 @@ class Gauge:
         if arch not in known:
             raise Refused(f'--arch: {arch!r} is not registered; {option_files.nearest(arch, known)}')
         try:
-            load(settings)
+            net = load(settings)
+            if settings['recompute']:
+                recompute_blocks(net)
             photograph()
         except (ValueError, TypeError, OSError, ImportError) as error:
             raise Refused(said(error)) from error

@@ -65,7 +65,7 @@ def launch(
 
 
 def _is_lost_worker(error: BaseException | None) -> bool:
-    return str(error).startswith('DataLoader worker')
+    return isinstance(error, RuntimeError) and str(error).startswith('DataLoader worker')
 
 
 def _fail(name: str, error: BaseException) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from spinsr import option_files
-from spinsr.weights import default as default_weights
+from spinsr.weights import default_weights
 
 logger = logging.getLogger('spinsr')
 

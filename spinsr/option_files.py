@@ -95,8 +95,9 @@ def load(name: str | Path, forced: Iterable[str] = ()) -> tuple[Path, dict[str, 
     force(options, forced)
     section = options.get('path')
     for key, value in section.items() if isinstance(section, MutableMapping) else ():
-        if str(key).startswith('pretrain_network') and isinstance(value, str) and not os.path.exists(value):
-            section[key] = str(weights.shipped().get(value, value))
+        if str(key).startswith('pretrain_network') and isinstance(value, str):
+            if not os.path.isfile(os.path.expanduser(value)):
+                section[key] = str(weights.shipped().get(value, value))
     return path, options
 
 

@@ -115,7 +115,7 @@ def test_forced_key_must_exist(entry, line):
 @pytest.mark.parametrize(
     ('value', 'found'),
     [
-        ('SPIN_x4.safetensors', str(weights.default('SPIN', 4))),
+        ('SPIN_x4.safetensors', str(weights.default_weights('SPIN', 4))),
         ('mine.pth', 'mine.pth'),
         ('SPIN_x9.safetensors', 'SPIN_x9.safetensors'),
         ('~', None),

@@ -331,12 +331,12 @@ def test_test_file_tests_what_the_train_file_trains(path):
 @pytest.mark.parametrize('name', AFTER_X4)
 def test_release_of_another_scale_is_the_one_of_x4_from_its_weights(name):
     opt, x4 = load(OPTIONS / f'{name}.yml'), load(OPTIONS / 'train_SPIN_x4_release.yml')
-    assert opt['path']['pretrain_network_g'] == weights.default('SPIN', 4).name
+    assert opt['path']['pretrain_network_g'] == weights.default_weights('SPIN', 4).name
     assert opt['path']['strict_load_g'] is False
     assert opt['network_g'] == x4['network_g'] | {'upscale': opt['scale']}
     changed = {'total_iter', 'optim_g', 'scheduler'}
     assert {key for key, value in x4['train'].items() if opt['train'][key] != value} == changed
-    start = convert.read_checkpoint(weights.default('SPIN', 4))
+    start = convert.read_checkpoint(weights.default_weights('SPIN', 4))
     state = on_meta(opt['network_g']).state_dict()
     afresh = {key for key, value in state.items() if key not in start or value.shape != start[key].shape}
     assert afresh == AFTER_X4[name]

@@ -31,6 +31,34 @@ def test_results_names_and_gradients_stay(arch):
     assert list(net.state_dict()) == names
 
 
+def test_a_compiler_takes_it(assert_close):
+    net = spinsr.load('SPIN', 2, None, **SMALL['SPIN']).double().train()
+    x = torch.rand(1, 3, 9, 14, dtype=torch.float64)
+    expected = results(net, x)
+    recompute_blocks(net)
+    torch._dynamo.reset()
+    assert_close(results(torch.compile(net, fullgraph=True, backend='aot_eager'), x), expected)
+
+
+def test_a_replica_computes_with_its_own_weights():
+    net = nn.Sequential(nn.Sequential(nn.Linear(3, 3)))
+    recompute_blocks(net)
+    replica = net[0][0]._replicate_for_data_parallel()
+    replica.weight, replica.bias = torch.zeros(3, 3), torch.ones(3, requires_grad=True)
+    assert torch.equal(replica(torch.rand(2, 3)), torch.ones(2, 3))
+
+
+def test_a_block_that_occurs_twice_is_computed_once_more_and_not_twice_more():
+    calls = []
+    block = nn.Linear(3, 3)
+    block.register_forward_pre_hook(lambda *_: calls.append(1))
+    net = nn.Sequential(nn.Sequential(nn.Sequential(block)))
+    net[0].append(net[0][0])
+    recompute_blocks(net)
+    net(torch.rand(2, 3)).sum().backward()
+    assert len(calls) == 4
+
+
 @each_arch
 def test_the_blocks_keep_nothing_but_their_input(arch):
     net = spinsr.load(arch, 2, None, **SMALL[arch]).train()
@@ -78,12 +106,20 @@ def test_the_largest_sequence_is_taken():
     net = nn.Module()
     net.small, net.large = nn.ModuleList([nn.Linear(9, 9)]), nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
     recompute_blocks(net)
-    assert ['forward' in vars(block) for block in (*net.small, *net.large)] == [False, True, True]
+    assert [type(block) is nn.Linear for block in (*net.small, *net.large)] == [True, False, False]
+    assert all(isinstance(block, nn.Linear) and type(block).__name__ == 'Linear' for block in net.large)
 
 
 def test_a_network_without_blocks_is_refused():
-    with pytest.raises(ValueError, match='Conv2d has no sequence of blocks'):
-        recompute_blocks(nn.Conv2d(3, 3, 1))
+    with pytest.raises(ValueError, match='Sequential has no sequence of blocks'):
+        recompute_blocks(
+            nn.Sequential(nn.Conv2d(3, 3, 1), nn.ModuleList([nn.ModuleList([nn.ReLU()])]), nn.Sequential())
+        )
+
+
+def test_batch_normalisation_is_refused():
+    with pytest.raises(ValueError, match='the blocks of Sequential have batch normalisation'):
+        recompute_blocks(nn.Sequential(nn.Sequential(nn.Sequential(nn.BatchNorm2d(3)))))
 
 
 def test_check_counts_it():

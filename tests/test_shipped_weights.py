@@ -24,8 +24,8 @@ def psnr(image, hr):
 
 
 def test_spin_x4_is_the_default():
-    assert weights.default() == weights.FOLDER / 'SPIN_x4.safetensors'
-    assert weights.default() in FILES
+    assert weights.default_weights() == weights.FOLDER / 'SPIN_x4.safetensors'
+    assert weights.default_weights() in FILES
 
 
 @every_file

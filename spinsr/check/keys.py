@@ -135,7 +135,8 @@ def unknown(options: Mapping[str, Any]) -> Iterator[Finding]:
         networks = [key for key in options if str(key).startswith('network_')]
         yield from _unread(options, (*_TOP, *networks, 'network_g'), '')
         for name, known in _READ.items():
-            yield from _unread(section(options, name), (*known, *(own or {}).get(name, ())), name)
+            ours = getattr(registries.find('MODEL', 'SpinsrModel'), 'OPTIONS', {}).get(name, ())
+            yield from _unread(section(options, name), (*known, *(own or {}).get(name, ())), name, ours)
         yield from _unread(section(options, 'logger', 'wandb'), ('project', 'resume_id'), 'logger:wandb')
     for key, _, dataset in datasets(options):
         cls = registries.find('DATASET', dataset.get('type'))
@@ -144,12 +145,15 @@ def unknown(options: Mapping[str, Any]) -> Iterator[Finding]:
             yield from _unread(dataset, (*_LOADER, *reads), key)
 
 
-def _unread(part: Mapping[str, Any], known: Iterable[str], where: str) -> Iterator[Finding]:
+def _unread(
+    part: Mapping[str, Any], known: Iterable[str], where: str, of_spinsr: Iterable[str] = ()
+) -> Iterator[Finding]:
     known = tuple(known)
     for key in part:
         if key not in known:
             at = f'{where}:{key}' if where else str(key)
-            yield warning(at, f'nothing reads the key {str(key)!r}; {nearest(key, known)}')
+            hint = 'model_type: SpinsrModel would' if key in of_spinsr else nearest(key, known)
+            yield warning(at, f'nothing reads the key {str(key)!r}; {hint}')
 
 
 def _path(options: Mapping[str, Any], known_model: bool) -> Iterator[Finding]:

@@ -48,7 +48,9 @@ def memory(options: Mapping[str, Any], largest: tuple[int, int] | None = None, *
     if is_train and all(is_whole(value) and value > 0 for value in (batch, gt_size, scale)):
         side = gt_size // scale
         words = f'a training step (batch {batch}, LR {side}x{side})'
-        more = {'ema': has_ema, 'recompute': section(options, 'train').get('recompute') is True}
+        # SRModel does not read it.
+        recompute = section(options, 'train').get('recompute') is True and options.get('model_type') != 'SRModel'
+        more = {'ema': has_ema, 'recompute': recompute}
         parts.append(('network_g', words, lambda: training_bytes(network, batch, side, side, **more)))
     if largest is not None:
         words = f'the largest image to {"validate" if is_train else "test"} (LR {largest[0]}x{largest[1]})'

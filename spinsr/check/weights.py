@@ -64,13 +64,15 @@ def _state(options: Mapping[str, Any], file: Path) -> Iterator[Finding]:
 def _file(
     options: Mapping[str, Any], key: str, file: Path, strict: bool, wanted: str | None, is_train: bool
 ) -> Iterator[Finding]:
+    from basicsr.models.base_model import BaseModel
+
     where, arch = f'path:pretrain_{key}', registries.find('ARCH', options[key].get('type'))
     model = registries.find('MODEL', options.get('model_type'))
     if arch is None or model is None:
         return
     ours = arch.__module__.startswith('spinsr.archs.') and arch.__name__ in convert.ARCHS
     converts = ours and model.__module__.startswith('spinsr.')
-    if file.suffix == '.safetensors' and not model.__module__.startswith('spinsr.'):
+    if file.suffix == '.safetensors' and getattr(model, 'load_network', None) is BaseModel.load_network:
         yield error(where, f'{file} cannot be read by {model.__name__}; model_type: SpinsrModel reads .safetensors')
         return
     try:

@@ -88,8 +88,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _weights(args: argparse.Namespace) -> str:
-    from spinsr import weights
+    from spinsr.weights import default_weights
 
     if args.weights == 'default':
-        return f'{weights.default(args.arch, args.scale).name}, shipped with spinsr'
+        return f'{default_weights(args.arch, args.scale).name}, shipped with spinsr'
     return Path(args.weights).name

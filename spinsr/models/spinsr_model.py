@@ -177,6 +177,9 @@ class SpinsrModel(SRModel):
             state = _state_dict(state, arch, strict) if ours else convert.unwrap(state)
             logger.info(f'Loading {arch} model from {load_path}, with param key: [{param_key}].')
             self._print_different_keys_loading(bare, state, strict)
+            if net is getattr(self, 'net_g_ema', None):
+                # What the file leaves out begins as in the network, not as other random numbers.
+                bare.load_state_dict(self.get_bare_model(self.net_g).state_dict())
             bare.load_state_dict(state, strict=strict)
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             reason = ' '.join(str(error).split())

@@ -10,7 +10,7 @@ def shipped() -> dict[str, Path]:
     return {path.name: path for path in sorted(FOLDER.glob('*.safetensors'))}
 
 
-def default(arch: str = 'SPIN', scale: int = 4) -> Path:
+def default_weights(arch: str = 'SPIN', scale: int = 4) -> Path:
     """The file of the weights that spinsr ships for an arch and a scale.
 
     Raises:

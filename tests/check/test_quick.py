@@ -178,6 +178,11 @@ def test_error(capsys, options, line):
         pytest.param({'manual_sed': 1}, "nothing reads the key 'manual_sed'; did you mean 'manual_seed'", id='top'),
         pytest.param({'ema_decay': 0.9}, "nothing reads the key 'ema_decay'", id='wrong-section'),
         pytest.param({'train:ema_decy': 0.9}, "train:ema_decy: nothing reads the key 'ema_decy'; did", id='train'),
+        pytest.param(
+            {'model_type': 'SRModel', 'train:recompute': True},
+            "nothing reads the key 'recompute'; model_type: SpinsrModel would",
+            id='of-SpinsrModel',
+        ),
         pytest.param({'val:val_frq': 1}, "did you mean 'val_freq'", id='val'),
         pytest.param({'logger:print_frq': 1}, "did you mean 'print_freq'", id='logger'),
         pytest.param({'logger:wandb': {'projct': 1}}, 'logger:wandb:projct: nothing reads', id='wandb'),

@@ -12,9 +12,10 @@ from ..networks import NETWORKS
 from ..tiny_project import SPIN, TEST, TRAIN, changed
 
 # isort: split
-from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 
 from spinsr.check.weights import weights
+from spinsr.models.spinsr_model import SpinsrModel
 from spinsr.registration import register
 
 register()
@@ -85,7 +86,15 @@ def test_of_the_names_of_another_network_some_are_shown(place):
     assert len(line) < 400
 
 
-@pytest.mark.parametrize(('model', 'count'), [('SpinsrModel', 0), ('SRModel', 1)])
+class ModelOfSomebodyElse(SpinsrModel):
+    """Reads weights as its base does."""
+
+
+if 'ModelOfSomebodyElse' not in MODEL_REGISTRY:
+    MODEL_REGISTRY.register(ModelOfSomebodyElse)
+
+
+@pytest.mark.parametrize(('model', 'count'), [('SpinsrModel', 0), ('ModelOfSomebodyElse', 0), ('SRModel', 1)])
 def test_safetensors_are_for_the_models_of_spinsr(place, model, count):
     save_file(network(), 'a.safetensors')
     found = said(changed(TRAIN, {'model_type': model, 'path:pretrain_network_g': 'a.safetensors'}))

@@ -222,11 +222,29 @@ def test_channels_last_reaches_the_network():
     same(model, train(build(**SCALED)), atol=1e-6)
 
 
+def test_average_starts_as_the_network_where_the_weights_of_another_scale_leave_something_out(tmp_path):
+    torch.save({'params': build(**{'network_g:upscale': 3}).net_g.state_dict()}, tmp_path / 'x3.pth')
+    start = {'path:pretrain_network_g': str(tmp_path / 'x3.pth'), 'path:strict_load_g': False}
+    model = build(**start)
+    torch.testing.assert_close(model.net_g_ema.state_dict(), model.net_g.state_dict(), rtol=0, atol=0)
+
+
+def test_average_starts_as_the_average_of_the_file(tmp_path):
+    trained = train(build())
+    content = {'params': trained.net_g.state_dict(), 'params_ema': trained.net_g_ema.state_dict()}
+    torch.save(content, tmp_path / 'a.pth')
+    same(build(**{'path:pretrain_network_g': str(tmp_path / 'a.pth')}), trained)
+
+
 def test_recomputed_training_gives_the_same():
     model = build(**{'train:recompute': True})
-    assert 'forward' in vars(model.net_g.blocks[0])
-    assert 'forward' not in vars(model.net_g_ema.blocks[0])
+    assert type(model.net_g.blocks[0]) is not type(model.net_g_ema.blocks[0])
     same(train(model), train(build()))
+
+
+def test_recomputing_goes_with_the_other_options():
+    options = {'train:precision': 'bf16', 'train:accumulate': 2, 'train:grad_clip': 1.0}
+    same(train(build(**options, **{'train:recompute': True})), train(build(**options)))
 
 
 def test_recomputing_a_network_without_blocks_is_refused():

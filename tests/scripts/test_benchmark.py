@@ -211,6 +211,7 @@ def test_only_the_json_file_is_left(training):
         (['--arch-args', 'num_feat'], "must be KEY=VALUE, got 'num_feat'"),
         (['--json', 'no/such/folder.json'], "must be a file in a folder that exists, got 'no/such/folder.json'"),
         (['--mode', 'both'], "invalid choice: 'both'"),
+        (['--recompute'], '--recompute is for --mode train'),
     ],
     ids=lambda value: '_'.join(value) if isinstance(value, list) else '',
 )
