@@ -36,6 +36,9 @@ _PICTURES = 4
 class SpinsrModel(SRModel):
     """BasicSR's SRModel, with what a training of days needs. Without further options it computes what SRModel does.
 
+    But for one thing: where a file leaves tensors out (`strict_load_g: false`) the EMA begins with those of the network;
+    SRModel's begins with other random numbers, and keeps a part of them for thousands of iterations.
+
     Options beside SRModel's, each with its default:
 
     - `train: precision: fp32`: bf16 or fp16 (with loss scaling) by autocast; weights and loss stay in float32.
