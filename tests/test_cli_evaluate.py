@@ -260,7 +260,7 @@ def test_a_broken_set_fails_and_the_others_are_done(here, capsys):
         (['--sr', 'nowhere', '--benchmark', 'Mine'], 'error: nowhere is no folder'),
         (['--sr', 'empty', '--benchmark', 'Mine'], 'empty holds no images'),
         (['--benchmark', 'Mine', 'there/Mine'], 'benchmarks must be folders of different names'),
-        (['--arch', 'SPIN', '--benchmark', 'Mine'], 'weights'),
+        (['--arch', 'SAN', '--benchmark', 'Mine'], 'spinsr ships no weights for SAN x2'),
         (['--arch', 'SPIN', '--weights', 'nowhere.pth', '--benchmark', 'Mine'], 'nowhere.pth'),
         (['--arch', 'SPINN', '--weights', 'nowhere.pth', '--benchmark', 'Mine'], "got 'SPINN'"),
         (['--arch', 'SPIN', '--import', 'no_such_module', '--benchmark', 'Mine'], 'no_such_module'),

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--weights',
         metavar='FILE',
         default='default',
-        help="BasicSR's .pth, the authors' file, or .safetensors (default: those that spinsr ships: SPIN x4)",
+        help="BasicSR's .pth, the authors' file, or .safetensors (default: those that spinsr ships, of SPIN)",
     )
     add_build_arguments(group)
 
