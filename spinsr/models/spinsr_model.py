@@ -36,7 +36,7 @@ _PICTURES = 4
 class SpinsrModel(SRModel):
     """BasicSR's SRModel, with what a training of days needs. Without further options it computes what SRModel does.
 
-    But for one thing: where a file leaves tensors out (`strict_load_g: false`) the EMA begins with those of the network;
+    But for one thing: where a file leaves tensors out (`strict_load_g: false`) the EMA begins with the network's;
     SRModel's begins with other random numbers, and keeps a part of them for thousands of iterations.
 
     Options beside SRModel's, each with its default:
