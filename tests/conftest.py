@@ -139,6 +139,14 @@ def official():
 
 
 @pytest.fixture
+def compiled():
+    """Compiles a whole network without a graph break, by a torch.compile that has seen no other test's networks."""
+    torch._dynamo.reset()
+    yield lambda net, backend='aot_eager': torch.compile(net, fullgraph=True, backend=backend)
+    torch._dynamo.reset()
+
+
+@pytest.fixture
 def hears_ctrl_c():
     """What a child process runs first: a shell starts background jobs, and so the tests in one, deaf to Ctrl-C."""
     return lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)

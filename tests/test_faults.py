@@ -123,7 +123,7 @@ def test_killed_training_ends_with_the_bits_of_one_that_was_not(tmp_path, capsys
 
 
 def test_full_disk_ends_training_and_leaves_the_last_checkpoint(tmp_path):
-    resource = pytest.importorskip('resource')
+    resource = pytest.importorskip('resource', reason='limits the size of files, as Windows cannot')
     experiment = project(tmp_path / 'full', **{'logger:save_checkpoint_freq': 5})
     whole = project(tmp_path / 'whole', **{'logger:save_checkpoint_freq': 5})
     process = start_and_save(tmp_path / 'full')

@@ -31,13 +31,12 @@ def test_results_names_and_gradients_stay(arch):
     assert list(net.state_dict()) == names
 
 
-def test_a_compiler_takes_it(assert_close):
+def test_a_compiler_takes_it(compiled, assert_close):
     net = spinsr.load('SPIN', 2, None, **SMALL['SPIN']).double().train()
     x = torch.rand(1, 3, 9, 14, dtype=torch.float64)
     expected = results(net, x)
     recompute_blocks(net)
-    torch._dynamo.reset()
-    assert_close(results(torch.compile(net, fullgraph=True, backend='aot_eager'), x), expected)
+    assert_close(results(compiled(net), x), expected)
 
 
 def test_a_replica_computes_with_its_own_weights():

@@ -132,11 +132,11 @@ def unknown(options: Mapping[str, Any]) -> Iterator[Finding]:
     known_model = model is not None and (model.__name__ == 'SRModel' or own is not None)
     yield from _path(options, known_model)
     if known_model:
+        ours = getattr(registries.find('MODEL', 'SpinsrModel'), 'OPTIONS', {})
         networks = [key for key in options if str(key).startswith('network_')]
         yield from _unread(options, (*_TOP, *networks, 'network_g'), '')
         for name, known in _READ.items():
-            ours = getattr(registries.find('MODEL', 'SpinsrModel'), 'OPTIONS', {}).get(name, ())
-            yield from _unread(section(options, name), (*known, *(own or {}).get(name, ())), name, ours)
+            yield from _unread(section(options, name), (*known, *(own or {}).get(name, ())), name, ours.get(name, ()))
         yield from _unread(section(options, 'logger', 'wandb'), ('project', 'resume_id'), 'logger:wandb')
     for key, _, dataset in datasets(options):
         cls = registries.find('DATASET', dataset.get('type'))

@@ -8,6 +8,8 @@ import os
 
 import torch
 
+from spinsr.ops.constant import constant
+
 BACKENDS = ('auto', 'reference', 'torch', 'triton')
 
 logger = logging.getLogger('spinsr.ops')
@@ -59,16 +61,9 @@ def _why_not_triton(device: torch.device | None) -> str | None:
     return None
 
 
+@constant
 def _triton() -> tuple[str | None, bool]:
     """Why triton cannot be used at all, if so, and whether the kernels are interpreted; a constant to torch.compile."""
-    return _find_triton()
-
-
-_triton._dynamo_marked_constant = True
-
-
-@functools.cache
-def _find_triton() -> tuple[str | None, bool]:
     if importlib.util.find_spec('triton') is None:
         return 'triton is not installed', False
     try:

@@ -94,18 +94,10 @@ def test_batch_equals_single_images(assert_close):
     assert_close(net(x), torch.cat([net(one) for one in x.split(1)]))
 
 
-@pytest.fixture
-def compiler():
-    torch._dynamo.reset()
-    yield torch.compile
-    torch._dynamo.reset()
-
-
-def test_compiles_without_a_graph_break(compiler, assert_close):
+def test_compiles_without_a_graph_break(compiled, assert_close):
     net, x = build(**SWITCHES['all']).double(), torch.rand(2, 3, 9, 14, dtype=torch.float64)
-    compiled = compiler(net, fullgraph=True, backend='aot_eager')
     expected = [result.clone() for result in results(net, x)]
-    assert_close(results(compiled, x), expected)
+    assert_close(results(compiled(net), x), expected)
 
 
 def test_exports(assert_close):

@@ -137,14 +137,6 @@ def test_denied_folder_is_one_line_and_exits_with_1(saved, tmp_path, capsys, mon
     )
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
-def test_read_only_folder_is_one_line_and_exits_with_1(saved, tmp_path, capsys):
-    source, folder = saved('spin_official_tiny_x2'), tmp_path / 'folder'
-    folder.mkdir(mode=0o500)
-    assert main(['convert', source, str(folder / 'out.pth')]) == 1
-    assert capsys.readouterr().err == f'spinsr convert: error: {folder}/out.pth cannot be written: Permission denied\n'
-
-
 @pytest.mark.parametrize(
     'arguments',
     ['', 'a.pth', 'a b c', 'a b --to ours', 'a b --arch EDSR', 'a b --key ema', 'a b --frobnicate'],
