@@ -104,8 +104,12 @@ def crash(monkeypatch, owner, name, call):
     monkeypatch.setattr(owner, name, failing)
 
 
+GROWS = {'datasets:train:gt_sizes': [8, 16], 'datasets:train:iters': [4, 4], 'datasets:train:mini_batch_sizes': [2, 1]}
+
+
 @pytest.mark.parametrize(
-    'network', [pytest.param({}, id='SPIN'), pytest.param({'network_g': {'type': 'Drops', 'upscale': 2}}, id='random')]
+    'changes',
+    [pytest.param(GROWS, id='SPIN'), pytest.param({'network_g': {'type': 'Drops', 'upscale': 2}}, id='random')],
 )
 @pytest.mark.parametrize(
     ('owner', 'name', 'call'),
@@ -120,9 +124,9 @@ def crash(monkeypatch, owner, name, call):
         pytest.param(checkpoints.os, 'replace', 7, id='in-the-latest'),
     ],
 )
-def test_resume_gives_the_same_bits(project, monkeypatch, owner, name, call, network):
-    assert train.main(['-opt', options(project, 'whole', network)]) == 0
-    broken = options(project, 'broken', network)
+def test_resume_gives_the_same_bits(project, monkeypatch, owner, name, call, changes):
+    assert train.main(['-opt', options(project, 'whole', changes)]) == 0
+    broken = options(project, 'broken', changes)
     with monkeypatch.context() as patch:
         crash(patch, owner, name, call)
         with pytest.raises(Stop):

@@ -55,6 +55,7 @@ def project(folder, **changes):
     return folder
 
 
+GROWS = {'datasets:train:gt_sizes': [10, 16], 'datasets:train:iters': [4, 4]}
 UNCERTAINTY = {
     'model_type': 'UncertaintyModel',
     'network_s': {'type': 'RDBESA', 'num_feat': 4, 'num_block': 1, 'squeeze_factor': 2, 'upscale': 2},
@@ -64,7 +65,7 @@ UNCERTAINTY = {
 
 @pytest.mark.parametrize(
     ('accumulate', 'changes'),
-    [(1, {'train:pixel_opt:reduction': 'sum'}), (2, {'train:pixel_opt:reduction': 'mean'}), (2, UNCERTAINTY)],
+    [(1, {'train:pixel_opt:reduction': 'sum', **GROWS}), (2, {'train:pixel_opt:reduction': 'mean'}), (2, UNCERTAINTY)],
     ids=['at-once', 'in-two-parts', 'two-networks'],
 )
 def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(tmp_path, accumulate, changes):

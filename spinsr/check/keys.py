@@ -130,9 +130,9 @@ def unknown(options: Mapping[str, Any]) -> Iterator[Finding]:
     # Its own: a subclass in another package reads keys that nobody has declared.
     own = vars(model).get('OPTIONS') if model is not None else None
     known_model = model is not None and (model.__name__ == 'SRModel' or own is not None)
+    ours = getattr(registries.find('MODEL', 'SpinsrModel'), 'OPTIONS', {})
     yield from _path(options, known_model)
     if known_model:
-        ours = getattr(registries.find('MODEL', 'SpinsrModel'), 'OPTIONS', {})
         networks = [key for key in options if str(key).startswith('network_')]
         yield from _unread(options, (*_TOP, *networks, 'network_g'), '')
         for name, known in _READ.items():
@@ -142,7 +142,7 @@ def unknown(options: Mapping[str, Any]) -> Iterator[Finding]:
         cls = registries.find('DATASET', dataset.get('type'))
         reads = (vars(cls).get('OPTIONS') if cls else None) or _DATASET_READS.get(getattr(cls, '__name__', ''))
         if reads is not None:
-            yield from _unread(dataset, (*_LOADER, *reads), key)
+            yield from _unread(dataset, (*_LOADER, *reads, *(own or {}).get(key, ())), key, ours.get(key, ()))
 
 
 def _unread(

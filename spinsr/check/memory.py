@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from spinsr.check import registries
-from spinsr.check.finding import Finding, datasets, note, section, warning
-from spinsr.check.values import network_scale
+from spinsr.check.finding import Finding, note, section, warning
+from spinsr.check.values import largest_step, network_scale
 from spinsr.recompute import recompute_blocks
 from spinsr.rules import is_whole
 
@@ -42,8 +42,7 @@ def memory(options: Mapping[str, Any], largest: tuple[int, int] | None = None, *
     available, source = _available(device)
     process = _process() if device == 'cpu' else 0
     parts: list[tuple[str, str, Callable[[], int]]] = []
-    train = next((dataset for key, _, dataset in datasets(options) if key == 'datasets:train'), {})
-    batch, gt_size, scale = train.get('batch_size_per_gpu'), train.get('gt_size'), network_scale(network)[1]
+    (batch, gt_size), scale = largest_step(options), network_scale(network)[1]
     has_ema = section(options, 'train').get('ema_decay', 0) not in (0, None)
     if is_train and all(is_whole(value) and value > 0 for value in (batch, gt_size, scale)):
         side = gt_size // scale

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from spinsr import progressive
 from spinsr.check import registries
 from spinsr.check.finding import Finding, datasets, error, section, warning
 from spinsr.rules import ABOVE_0, FLAG, SECTION, Rule, is_number, is_whole, whole
@@ -11,6 +12,7 @@ from spinsr.rules import ABOVE_0, FLAG, SECTION, Rule, is_number, is_whole, whol
 _METRICS_WITH_A_BORDER = ('calculate_psnr', 'calculate_ssim', 'calculate_psnr_pt', 'calculate_ssim_pt')
 
 
+_TRAINING_SET = 'datasets:train'
 _TEXT = Rule(lambda value: isinstance(value, str) and value != '', 'text')
 _TEXT_OR_NONE = Rule(lambda value: value is None or isinstance(value, str), 'text, or ~')
 _SECTION_RULES = {
@@ -54,7 +56,7 @@ def kinds(options: Mapping[str, Any]) -> Iterator[Finding]:
     """Finds the values that are not of their kind, or out of range."""
     own = getattr(registries.find('MODEL', options.get('model_type')), 'OPTIONS', {})
     for name, rules in (*_SECTION_RULES.items(), *own.items()):
-        yield from _apply(rules, section(options, name) if name else options, f'{name}:' if name else '')
+        yield from _apply(rules, section(options, *name.split(':')) if name else options, f'{name}:' if name else '')
     for key, _, dataset in datasets(options):
         cls = registries.find('DATASET', dataset.get('type'))
         if cls is None or cls.__module__.partition('.')[0] in ('basicsr', 'spinsr'):
@@ -83,6 +85,7 @@ def agreement(options: Mapping[str, Any], *, is_train: bool) -> Iterator[Finding
         yield from _iterations(options)
         yield from _learning_rate(options)
         yield from _logging(options)
+        yield from _stages(options)
     if options.get('manual_seed') is None:
         yield warning('manual_seed', 'is not set: BasicSR draws one, so no two runs are the same')
     if is_train and 'debug' in str(options.get('name')):
@@ -189,6 +192,37 @@ def _scale(options: Mapping[str, Any]) -> Iterator[Finding]:
             gt_size = _whole_of(dataset, 'gt_size')
             if phase == 'train' and gt_size and is_whole(actual) and actual > 0 and gt_size % actual:
                 yield error(f'{key}:gt_size', f'must be a multiple of the scale, got {gt_size} for scale {actual}')
+
+
+def _stages(options: Mapping[str, Any]) -> Iterator[Finding]:
+    if _grows(options):
+        dataset, train = options['datasets']['train'], section(options, 'train')
+        total = _whole_of(train, 'total_iter')
+        if problem := progressive.problem(dataset, options['scale'], train.get('accumulate', 1)):
+            yield error(f'{_TRAINING_SET}:{problem[0]}', problem[1])
+        elif late := [stage.gt_size for stage in progressive.stages(dataset) if total and stage.first > total]:
+            yield warning(f'{_TRAINING_SET}:iters', f'{late} of gt_sizes are never reached: total_iter={total}')
+
+
+def _grows(options: Mapping[str, Any]) -> bool:
+    """Whether there are options of patches that grow, the model has them, and all values are of their kind."""
+    own = getattr(registries.find('MODEL', options.get('model_type')), 'OPTIONS', {}).get(_TRAINING_SET, {})
+    dataset = section(options, 'datasets', 'train')
+    numbers = options.get('scale'), section(options, 'train').get('accumulate', 1)
+    return (
+        any(key in dataset for key in own)
+        and all(is_whole(number) and number > 0 for number in numbers)
+        and all(rule.holds(dataset[key]) for key, rule in {**_DATASET_RULES, **own}.items() if key in dataset)
+    )
+
+
+def largest_step(options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Images on a device and side of the HR patches, of the training's largest iteration; unchecked."""
+    dataset = section(options, 'datasets', 'train')
+    if _grows(options) and not list(_stages(options)):
+        stage = max(progressive.stages(dataset), key=lambda stage: stage.batch * stage.gt_size**2)
+        return stage.batch, stage.gt_size
+    return dataset.get('batch_size_per_gpu'), dataset.get('gt_size')
 
 
 def _datasets(options: Mapping[str, Any], is_train: bool) -> Iterator[Finding]:

@@ -1,6 +1,7 @@
 """SRModel for long trainings: mixed precision, clipping, accumulation, checkpoints that a crash cannot spoil."""
 
 import contextlib
+import functools
 import inspect
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -16,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from spinsr import checkpoints, convert, distributed, infer, superpixels
+from spinsr import checkpoints, convert, distributed, infer, progressive, superpixels
 from spinsr.archs.spin_arch import SPIN
 from spinsr.errors import TrainingError
 from spinsr.option_files import OptionError
 from spinsr.recompute import recompute_blocks
-from spinsr.rules import ABOVE_0, FLAG, SECTION, one_of, whole
+from spinsr.rules import ABOVE_0, FLAG, SECTION, one_of, whole, wholes
 
 _TYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 # Sections of train whose losses SRModel does not have.
@@ -51,6 +52,8 @@ class SpinsrModel(SRModel):
     - `train: optim_g: type:` takes AdamW, too.
     - `train: tv_opt: ~`, `train: contrastive_opt: ~`: a loss each beside `pixel_opt` and `perceptual_opt`, of the
       result alone (WeightedTVLoss) and of result, target and LR image (ContrastiveLoss).
+    - `datasets: train: gt_sizes: ~`, `iters: ~`, `mini_batch_sizes: ~`: patches that grow, each size for so many
+      iterations, and, where the third is given, with so many images on each device.
     - `val: tile: ~`, `val: self_ensemble: false`: as for `spinsr.infer.super_resolve`.
     - `val: superpixels: ~`: a block of SPIN, from 0, whose superpixels go to TensorBoard with the validation pictures.
     - `logger: keep_last: ~`: as many checkpoints stay, older ones are deleted.
@@ -67,7 +70,7 @@ class SpinsrModel(SRModel):
     CALLS = {'pixel_opt': ('output', 'gt'), 'tv_opt': ('output',), 'contrastive_opt': ('output', 'gt', 'lq')}
     # What the network files of a checkpoint begin with.
     LABELS = ('net_g',)
-    # Section -> option -> what it may be; each is an attribute of the model.
+    # Section (or section:sub) -> option -> what it may be; each is an attribute of the model.
     OPTIONS = {
         'train': {
             'precision': one_of(*_TYPES),
@@ -79,17 +82,21 @@ class SpinsrModel(SRModel):
             'recompute': FLAG,
             **{name: SECTION for name in _MORE_LOSSES},
         },
+        'datasets:train': {'gt_sizes': wholes(1), 'iters': wholes(1), 'mini_batch_sizes': wholes(1)},
         'val': {'tile': whole(infer.SMALLEST_TILE, None), 'self_ensemble': FLAG, 'superpixels': whole(0, None)},
         'logger': {'keep_last': whole(1, None)},
     }
 
     def __init__(self, opt: dict[str, Any]) -> None:
         for section, rules in self.OPTIONS.items():
+            part = functools.reduce(lambda outer, inner: outer.get(inner) or {}, section.split(':'), opt)
             for name, rule in rules.items():
-                value = (opt.get(section) or {}).get(name, rule.default)
+                value = part.get(name, rule.default)
                 if not rule.holds(value):
                     raise OptionError(f'{section}:{name} must be {rule.wanted}, got {value!r}')
                 setattr(self, name, value)
+        if problem := progressive.problem(opt['datasets'].get('train') or {}, opt.get('scale', 1), self.accumulate):
+            raise OptionError('datasets:train:{}: {}'.format(*problem))
         # What the data loader needs to go on, set by spinsr.train: it is saved with every state.
         self.place: dict[str, int] = {}
         self.nonfinite = self.nonfinite_in_a_row = 0
@@ -99,6 +106,7 @@ class SpinsrModel(SRModel):
         self._pictures: list[dict[str, Tensor]] = []
         self._draws = False
         self._files: list[str] = []
+        self._stage: progressive.Stage | None = None
         device = 'cuda' if opt['num_gpu'] != 0 else 'cpu'
         self.scaler = torch.amp.GradScaler(device, enabled=self.precision == 'fp16')
         super().__init__(opt)
@@ -218,6 +226,8 @@ class SpinsrModel(SRModel):
             OptionError: The batch cannot be divided by `accumulate`.
             TrainingError: `max_nonfinite` iterations in a row were not finite.
         """
+        if self.gt_sizes:
+            self._take_stage(current_iter)
         self.optimizer_g.zero_grad()
         losses = self._backward()
         self.scaler.unscale_(self.optimizer_g)
@@ -237,6 +247,20 @@ class SpinsrModel(SRModel):
         # The loss of another process may be what is not finite.
         if self.ema_decay > 0 and regular and finite:
             self.model_ema(decay=self.ema_decay)
+
+    def _take_stage(self, current_iter: int) -> None:
+        """Leaves of the batch what the stage of an iteration wants."""
+        dataset = self.opt['datasets']['train']
+        stage = [one for one in progressive.stages(dataset) if one.first <= current_iter][-1]
+        images = stage.batch * (1 if self.opt['dist'] else max(self.opt['num_gpu'], 1))
+        if stage != self._stage:
+            words = f'patches of {stage.gt_size}x{stage.gt_size} (HR), {stage.batch} a device'
+            get_root_logger().info(f'Iteration {current_iter}: {words}, since iteration {stage.first}.')
+            self._stage = stage
+        self.lq, self.gt = progressive.cut(
+            self.lq, self.gt, stage.gt_size, images, self.opt['manual_seed'], current_iter
+        )
+        self._files = self._files[:images]
 
     def _backward(self) -> OrderedDict[str, Tensor]:
         """Adds up the gradients of the parts of the batch, and returns the losses of the whole."""

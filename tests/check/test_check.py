@@ -199,6 +199,24 @@ def test_memory_against_what_there_is(chain, monkeypatch, available, level):
     assert levels(found) == [level, level]
 
 
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({}, 'batch 2, LR 8x8'),
+        ({'gt_sizes': [8, 12], 'iters': [2, 2]}, 'batch 2, LR 6x6'),
+        ({'gt_sizes': [8, 12], 'iters': [2, 2], 'mini_batch_sizes': [4, 1]}, 'batch 4, LR 4x4'),
+        ({'gt_sizes': 'large'}, 'batch 2, LR 8x8'),
+        ({'gt_sizes': [8, 12]}, 'batch 2, LR 8x8'),
+    ],
+    ids=['one-size', 'growing', 'growing-as-batches-shrink', 'of-no-kind', 'incomplete'],
+)
+def test_memory_is_that_of_the_largest_step(chain, changes, words):
+    batch = {'batch_size_per_gpu': 4} if 'mini_batch_sizes' in changes else {}
+    dataset = {f'datasets:train:{key}': value for key, value in {**changes, **batch}.items()}
+    (found,) = memory.memory(changed(TRAIN, {'network_g': chain, **dataset}), is_train=True)
+    assert words in found.message
+
+
 def test_network_that_cannot_be_estimated(monkeypatch):
     class Moody(nn.Module):
         def forward(self, x):

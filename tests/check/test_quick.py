@@ -27,6 +27,11 @@ GOOD = changed(TRAIN, {'val:val_freq': 2, 'datasets:val:dataroot_gt': 'val/hr'})
 COSINE = {'type': 'CosineAnnealingRestartLR', 'periods': [4], 'restart_weights': [1], 'eta_min': 1e-7}
 
 
+def grows(**changes):
+    part = {'gt_sizes': [8, 16], 'iters': [2, 2], **changes}
+    return {f'datasets:train:{key}': value for key, value in part.items()}
+
+
 @pytest.fixture(autouse=True)
 def without_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
@@ -48,6 +53,7 @@ def matching(found, line):
         (changed(GOOD, {'train:scheduler': COSINE}), True),
         (changed(GOOD, {'train:scheduler': {**COSINE, 'periods': [3]}}), True),
         (changed(GOOD, {'model_type': 'SRModel'}), True),
+        (changed(GOOD, grows(mini_batch_sizes=[2, 1])), True),
         (changed(GOOD, {'datasets:val:name': 'pairs'}), True),
         (changed(GOOD, {'train:scheduler:milestones': []}), True),
         (changed(GOOD, {'train:perceptual_opt': None}), True),
@@ -58,6 +64,7 @@ def matching(found, line):
         'cosine',
         'cosine-one-less',
         'SRModel',
+        'patches-that-grow',
         'name-of-the-training-set',
         'no-milestones',
         'no-perceptual-loss',
@@ -149,6 +156,25 @@ for changes, line, name in [
     ({'datasets:val:io_backend': {'type': 'lmdb'}}, 'must end with .lmdb, as io_backend:type is lmdb', 'no-lmdb'),
     ({'datasets:val:dataroot_gt': 'x.lmdb'}, 'must be a folder, no .lmdb', 'lmdb-on-disk'),
     ({'datasets:train:gt_size': 15}, 'must be a multiple of the scale, got 15 for scale 2', 'gt_size'),
+    ({'datasets:train:iters': [4]}, 'datasets:train:iters: belongs to gt_sizes, and there is none', 'iters-alone'),
+    ({'datasets:train:mini_batch_sizes': [1]}, 'mini_batch_sizes: belongs to gt_sizes', 'mini-batches-alone'),
+    (grows(iters=None), 'iters: must have a number for each of gt_sizes [8, 16], got None', 'growth-without-iters'),
+    (grows(iters=[4]), 'iters: must have a number for each of gt_sizes [8, 16], got [4]', 'growth-of-other-length'),
+    (grows(gt_sizes=[8, 18]), 'must be multiples of scale=2 up to gt_size=16, got [8, 18]', 'growth-beyond-gt_size'),
+    (grows(gt_sizes=[7, 16]), 'must be multiples of scale=2 up to gt_size=16, got [7, 16]', 'growth-beside-the-scale'),
+    (grows(gt_sizes=[0, 16]), 'must be a list of whole numbers of at least 1, or ~, got [0, 16]', 'growth-from-0'),
+    (grows(gt_sizes=[]), 'must be a list of whole numbers of at least 1, or ~, got []', 'growth-of-nothing'),
+    (grows(mini_batch_sizes=[2]), 'mini_batch_sizes: must have a number for each', 'mini-batches-of-other-length'),
+    (
+        grows(mini_batch_sizes=[4, 1]),
+        'must be multiples of accumulate=1 up to batch_size_per_gpu=2, got [4, 1]',
+        'mini-batches-above-the-batch',
+    ),
+    (
+        {**grows(mini_batch_sizes=[2, 1]), 'train:accumulate': 2},
+        'must be multiples of accumulate=2 up to batch_size_per_gpu=2, got [2, 1]',
+        'mini-batches-that-do-not-divide',
+    ),
     ({'scale': 4}, 'scale: is 4, but network_g:upscale is 2', 'scale'),
     ({'network_s': {'type': 'RDBESA', 'upscale': 3}}, 'scale: is 2, but network_s:upscale is 3', 'scale-of-estimator'),
     ({'network_s': {'type': 'RDBESA'}}, 'scale: is 2, but network_s:upscale is 4, its default', 'scale-by-default'),
@@ -182,6 +208,16 @@ def test_error(capsys, options, line):
             {'model_type': 'SRModel', 'train:recompute': True},
             "nothing reads the key 'recompute'; model_type: SpinsrModel would",
             id='of-SpinsrModel',
+        ),
+        pytest.param(
+            {'model_type': 'SRModel', **grows()},
+            "datasets:train:gt_sizes: nothing reads the key 'gt_sizes'; model_type: SpinsrModel would",
+            id='patches-of-SpinsrModel',
+        ),
+        pytest.param(
+            {'model_type': 'SpinsrModel', **grows(iters=[4, 1])},
+            'datasets:train:iters: [16] of gt_sizes are never reached: total_iter=4',
+            id='patches-that-never-come',
         ),
         pytest.param({'val:val_frq': 1}, "did you mean 'val_freq'", id='val'),
         pytest.param({'logger:print_frq': 1}, "did you mean 'print_freq'", id='logger'),

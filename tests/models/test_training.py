@@ -1,6 +1,5 @@
 """The options of SpinsrModel in training: each does what it says, and without them nothing changes."""
 
-import logging
 import math
 import shutil
 
@@ -12,6 +11,7 @@ import spinsr.archs  # noqa: F401
 
 # isort: split
 from basicsr.models import build_model
+from basicsr.utils import get_root_logger
 from basicsr.utils.registry import ARCH_REGISTRY
 
 import spinsr.models.spinsr_model  # noqa: F401
@@ -100,6 +100,72 @@ def test_batch_that_does_not_divide_is_refused():
         train(build(**{'train:accumulate': 3}))
 
 
+GROWING = {'gt_sizes': [4, 12, 16], 'iters': [2, 3, 1], 'mini_batch_sizes': [4, 3, 1]}
+
+
+def growing(**others):
+    part = {**GROWING, 'batch_size_per_gpu': 4, **others}
+    return {f'datasets:train:{key}': value for key, value in part.items()}
+
+
+def seen_of(model, iterations):
+    """What the model takes of one batch in each iteration, and whether the pairs are still pairs."""
+    data = batch()
+    data['gt'] = data['lq'].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    patches = []
+    for iteration in iterations:
+        model.feed_data(data)
+        model.optimize_parameters(iteration)
+        assert torch.equal(model.gt, model.lq.repeat_interleave(2, 2).repeat_interleave(2, 3))
+        patches.append(model.lq)
+    return data['lq'], patches
+
+
+@pytest.fixture
+def log(caplog, monkeypatch):
+    """What BasicSR's logger says, which propagates nothing by itself."""
+    monkeypatch.setattr(get_root_logger(), 'propagate', True)
+    caplog.set_level('INFO', 'basicsr')
+    return caplog
+
+
+def test_patches_grow(log):
+    model = build(**growing())
+    _, patches = seen_of(model, range(1, 8))
+    assert [tuple(patch.shape) for patch in patches] == [(4, 3, 2, 2)] * 2 + [(3, 3, 6, 6)] * 3 + [(1, 3, 8, 8)] * 2
+    assert [line for line in log.messages if 'patches' in line] == [
+        'Iteration 1: patches of 4x4 (HR), 4 a device, since iteration 1.',
+        'Iteration 3: patches of 12x12 (HR), 3 a device, since iteration 3.',
+        'Iteration 6: patches of 16x16 (HR), 1 a device, since iteration 6.',
+    ]
+
+
+def test_the_place_of_a_small_patch_is_random_and_that_of_its_iteration():
+    changes = growing(gt_sizes=[10], iters=[100], mini_batch_sizes=None)
+    whole, patches = seen_of(build(**changes), range(1, 101))
+    at = [
+        next(
+            (top, left)
+            for top in range(4)
+            for left in range(4)
+            if torch.equal(patch, whole[:, :, top : top + 5, left : left + 5])
+        )
+        for patch in patches
+    ]
+    assert len(set(at)) == 16
+    _, later = seen_of(build(**changes), [57])
+    assert torch.equal(later[0], patches[56])
+    _, other = seen_of(build(**changes, manual_seed=1), range(1, 21))
+    assert any(not torch.equal(*pair) for pair in zip(other, patches, strict=False))
+
+
+def test_a_skipped_iteration_names_the_images_that_were_taken(log):
+    data = batch()
+    data['lq'][0] = math.nan
+    train(build(**growing(mini_batch_sizes=[2, 2, 2])), 1, data)
+    assert log.messages[-1].endswith('images: 0.png, 1.png')
+
+
 @pytest.mark.parametrize('limit', [0.01, 1000.0], ids=['clipped', 'below-the-limit'])
 def test_gradient_is_clipped_to_its_norm(limit):
     free, clipped = train(build(), 1), train(build(**{'train:grad_clip': limit}), 1)
@@ -159,7 +225,7 @@ def saved_state(model, folder):
 @pytest.mark.parametrize('value', [float('nan'), float('inf')], ids=str)
 @pytest.mark.parametrize('place', ['lq', 'gt', 'gradient'])
 @pytest.mark.parametrize('precision', ['fp32', 'fp16'])
-def test_step_that_is_not_finite_is_skipped_and_counted(place, value, precision, caplog):
+def test_step_that_is_not_finite_is_skipped_and_counted(place, value, precision, log):
     model = train(build(**SCALED, **{'train:precision': precision}), 1)
     if precision == 'fp16' and place == 'gradient':
         model.scaler = torch.amp.GradScaler('cpu', init_scale=1.0)  # nothing is left to search
@@ -169,12 +235,10 @@ def test_step_that_is_not_finite_is_skipped_and_counted(place, value, precision,
         hook = model.net_g.conv.weight.register_hook(lambda gradient: gradient * value)
     else:
         data[place][2, 1, 3, 3] = value
-    with caplog.at_level(logging.WARNING):
-        logging.getLogger('basicsr').propagate = True
-        model.feed_data(data)
-        model.optimize_parameters(2)
+    model.feed_data(data)
+    model.optimize_parameters(2)
     assert (model.nonfinite, model.nonfinite_in_a_row) == (1, 1)
-    assert 'iteration 2: loss or gradient not finite' in caplog.text and '2.png' in caplog.text
+    assert 'iteration 2: loss or gradient not finite' in log.text and '2.png' in log.text
     torch.testing.assert_close(weights(model), before, rtol=0, atol=0)
     if hook:
         hook.remove()
