@@ -37,12 +37,12 @@ _SWINIR = 'ICCVW 2021, github.com/JingyunLiang/SwinIR; trained on DIV2K'
 _OMNI = 'CVPR 2023, github.com/Francis0625/Omni-SR; trained on DIV2K'
 _ESRT = 'CVPRW 2022, github.com/luissen/ESRT'
 _RLFN = 'CVPRW 2022, arXiv:2205.07514, Table 1'
-# Rows of the SPIN paper's Table 1 whose own papers were not at hand. Of the networks there AWSRN-M, MADNet, GLADSR
-# and DRSAN are not here: no source at hand prints them.
+# Rows of the SPIN paper's Table 1 whose own papers were not at hand.
 _SWINIR_TABLE = 'as cited by SwinIR, ICCVW 2021, Table 3'
 _RFDN = 'ECCVW 2020, Table 3, as cited with CATANet, CVPR 2025'
 _SMSR = 'as cited by github.com/vpsg-research/DyRSRNet; parameters as the network publishes them'
 _CFSR = 'as cited by github.com/Aitical/CFSR; parameters as the network publishes them'
+_NO_PSNR = 'parameters in the SPIN paper, ICCV 2023, Table 1; no source at hand confirmed its PSNR'
 
 # A dash: not published, or not confirmed by any source.
 PUBLISHED = (
@@ -89,5 +89,17 @@ PUBLISHED = (
     _row('SMSR', 2, 985_000, '38.00 33.64 32.17 32.19 38.76', _SMSR),
     _row('SMSR', 3, 993_000, '34.40 30.33 29.10 28.25 33.68', _SMSR),
     _row('SMSR', 4, 1_006_000, '32.12 28.55 27.55 26.11 30.54', _SMSR),
+    _row('AWSRN-M', 2, 1_063_000, '- - - - -', _NO_PSNR),
+    _row('AWSRN-M', 3, 1_143_000, '- - - - -', _NO_PSNR),
+    _row('AWSRN-M', 4, 1_254_000, '- - - - -', _NO_PSNR),
+    _row('MADNet', 2, 878_000, '- - - - -', _NO_PSNR),
+    _row('MADNet', 3, 930_000, '- - - - -', _NO_PSNR),
+    _row('MADNet', 4, 1_002_000, '- - - - -', _NO_PSNR),
+    _row('GLADSR', 2, 812_000, '- - - - -', _NO_PSNR),
+    _row('GLADSR', 3, 821_000, '- - - - -', _NO_PSNR),
+    _row('GLADSR', 4, 826_000, '- - - - -', _NO_PSNR),
+    _row('DRSAN', 2, 690_000, '- - - - -', _NO_PSNR),
+    _row('DRSAN', 3, 740_000, '- - - - -', _NO_PSNR),
+    _row('DRSAN', 4, 730_000, '- - - - -', _NO_PSNR),
     _row('ShuffleMixer', 4, 411_000, '32.21 28.66 27.61 26.08 30.65', _CFSR),
 )
