@@ -43,9 +43,10 @@ def problem(dataset: Mapping[str, Any], scale: int, accumulate: int = 1) -> tupl
     if sizes is None:
         lone = next((key for key in ('iters', 'mini_batch_sizes') if dataset.get(key) is not None), None)
         return (lone, 'belongs to gt_sizes, and there is none') if lone else None
-    for key, numbers in (('iters', iters), ('mini_batch_sizes', batches)):
-        if numbers is None and key == 'iters' or numbers is not None and len(numbers) != len(sizes):
-            return key, f'must have a number for each of gt_sizes {sizes}, got {numbers}'
+    # Batches may stay as they are.
+    for key, numbers in (('iters', iters or []), ('mini_batch_sizes', batches or sizes)):
+        if len(numbers) != len(sizes):
+            return key, f'must have a number for each of gt_sizes {sizes}, got {dataset.get(key)}'
     if dataset.get('gt_size') is None or dataset.get('batch_size_per_gpu') is None:
         return 'gt_sizes', 'needs gt_size and batch_size_per_gpu, of the patches and batches that are loaded'
     if max(sizes) > dataset['gt_size'] or any(size % scale for size in sizes):

@@ -95,7 +95,8 @@ class SpinsrModel(SRModel):
                 if not rule.holds(value):
                     raise OptionError(f'{section}:{name} must be {rule.wanted}, got {value!r}')
                 setattr(self, name, value)
-        if problem := progressive.problem(opt['datasets'].get('train') or {}, opt.get('scale', 1), self.accumulate):
+        dataset = (opt.get('datasets') or {}).get('train') or {}
+        if problem := progressive.problem(dataset, opt.get('scale', 1), self.accumulate):
             raise OptionError('datasets:train:{}: {}'.format(*problem))
         # What the data loader needs to go on, set by spinsr.train: it is saved with every state.
         self.place: dict[str, int] = {}
