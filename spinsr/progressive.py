@@ -8,14 +8,6 @@ import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
-from spinsr.data.sampling import mixed_seed
-
-# The seeds of samples are mixed of (seed, epoch, position), those of networks end with 1.
-_OF_PATCHES = 2
-
 
 class Stage(NamedTuple):
     """A part of a training.
@@ -68,28 +60,3 @@ def stages(dataset: Mapping[str, Any]) -> list[Stage]:
     batches = dataset.get('mini_batch_sizes') or [dataset['batch_size_per_gpu']] * len(sizes)
     firsts = itertools.accumulate(dataset.get('iters') or [0], initial=1)
     return [Stage(*stage) for stage in zip(firsts, sizes, batches, strict=False)]
-
-
-def cut(lq: Tensor, gt: Tensor, gt_size: int, images: int, seed: int, iteration: int) -> tuple[Tensor, Tensor]:
-    """A part of a batch of pairs, at one random place, which depends on seed and iteration alone.
-
-    Args:
-        lq: (B, C, h, w).
-        gt: (B, C, r h, r w), at least `gt_size` high and wide.
-        gt_size: Side of the HR patches that are wanted, a multiple of r.
-        images: How many of the B images are wanted, the first ones.
-        seed: The training's seed.
-        iteration: The iteration.
-
-    Returns:
-        (images, C, gt_size / r, gt_size / r) and (images, C, gt_size, gt_size).
-    """
-    scale = gt.shape[-1] // lq.shape[-1]
-    side = gt_size // scale
-    generator = torch.Generator().manual_seed(mixed_seed(seed, iteration, _OF_PATCHES))
-    top, left = (int(torch.randint(size - side + 1, (), generator=generator)) for size in lq.shape[-2:])
-    gt_top, gt_left = top * scale, left * scale
-    return (
-        lq[:images, :, top : top + side, left : left + side],
-        gt[:images, :, gt_top : gt_top + gt_size, gt_left : gt_left + gt_size],
-    )

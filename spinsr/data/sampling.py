@@ -24,6 +24,10 @@ from basicsr.utils import FileClient  # noqa: E402
 from spinsr.data import image_file  # noqa: E402
 from spinsr.errors import DataError  # noqa: E402
 
+# Seeds of samples are mixed of (seed, epoch, position). A fourth number, above 0, keeps others apart: that of the
+# networks is in spinsr.train.
+_OF_PATCHES = 2
+
 
 class Place(NamedTuple):
     """Where a sample stands: what the sampler gives to the data set in place of a bare index."""
@@ -186,6 +190,31 @@ class _StrictClient:
         except ValueError as error:
             raise DataError(str(error)) from error
         return data
+
+
+def cut_patches(lq: Tensor, gt: Tensor, gt_size: int, images: int, seed: int, iteration: int) -> tuple[Tensor, Tensor]:
+    """A part of a batch of pairs, at one random place, which depends on seed and iteration alone.
+
+    Args:
+        lq: (B, C, h, w).
+        gt: (B, C, r h, r w), at least `gt_size` high and wide.
+        gt_size: Side of the HR patches that are wanted, a multiple of r.
+        images: How many of the B images are wanted, the first ones.
+        seed: The training's seed.
+        iteration: The iteration.
+
+    Returns:
+        (images, C, gt_size / r, gt_size / r) and (images, C, gt_size, gt_size), in the memory format of the batch.
+    """
+    scale = gt.shape[-1] // lq.shape[-1]
+    side = gt_size // scale
+    generator = torch.Generator().manual_seed(mixed_seed(seed, 0, iteration, _OF_PATCHES))
+    top, left = (int(torch.randint(size - side + 1, (), generator=generator)) for size in lq.shape[-2:])
+    gt_top, gt_left = top * scale, left * scale
+    return (
+        lq[:images, :, top : top + side, left : left + side].clone(),
+        gt[:images, :, gt_top : gt_top + gt_size, gt_left : gt_left + gt_size].clone(),
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from spinsr import checkpoints, convert, distributed, infer, progressive, superpixels
 from spinsr.archs.spin_arch import SPIN
+from spinsr.data.sampling import cut_patches
 from spinsr.errors import TrainingError
 from spinsr.option_files import OptionError
 from spinsr.recompute import recompute_blocks
@@ -258,9 +259,7 @@ class SpinsrModel(SRModel):
             words = f'patches of {stage.gt_size}x{stage.gt_size} (HR), {stage.batch} a device'
             get_root_logger().info(f'Iteration {current_iter}: {words}, since iteration {stage.first}.')
             self._stage = stage
-        self.lq, self.gt = progressive.cut(
-            self.lq, self.gt, stage.gt_size, images, self.opt['manual_seed'], current_iter
-        )
+        self.lq, self.gt = cut_patches(self.lq, self.gt, stage.gt_size, images, self.opt['manual_seed'], current_iter)
         self._files = self._files[:images]
 
     def _backward(self) -> OrderedDict[str, Tensor]:
