@@ -3,7 +3,7 @@
     python scripts/training_speed.py -opt train_SPIN_x4_sample.yml --variant bf16 channels_last workers=2
 
 All variants are built at once and take turns of some iterations, so that a machine whose speed changes is fair to all.
-An iteration is what training does: a batch from the loader, the step, the EMA.
+An iteration is what training does: a batch from the loader, the step, the EMA; where patches grow, with the first ones.
 """
 
 import argparse

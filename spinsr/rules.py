@@ -31,17 +31,6 @@ def whole(least: int, *others: Any, default: Any = None) -> Rule:
     )
 
 
-def wholes(least: int) -> Rule:
-    """A list of whole numbers of at least so much, or none."""
-    return Rule(
-        lambda value: (
-            value is None
-            or (isinstance(value, list) and value != [] and all(is_whole(one) and one >= least for one in value))
-        ),
-        f'a list of whole numbers of at least {least}, or ~',
-    )
-
-
 def one_of(*values: str) -> Rule:
     """One of some words, the first by default."""
     return Rule(lambda value: value in values, f'one of {", ".join(values)}', values[0])

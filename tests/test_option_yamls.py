@@ -214,7 +214,8 @@ def test_keys_are_known(path):
     assert set(opt['path']) <= PATH_KEYS
     for key, dataset_opt in opt['datasets'].items():
         known = TRAINING_DATASET_KEYS if key == 'train' else DATASET_KEYS[dataset_opt['type']]
-        assert set(dataset_opt) <= known, key
+        more = getattr(MODEL_REGISTRY.get(opt['model_type']), 'OF_TRAINING_SET', ()) if key == 'train' else ()
+        assert set(dataset_opt) <= {*known, *more}, key
     if is_train:
         assert set(opt['val']) == {'val_freq', 'save_img', 'metrics'}
         known = {'print_freq', 'save_checkpoint_freq', 'use_tb_logger', 'wandb'}
@@ -289,7 +290,16 @@ def test_patch_and_batch_are_the_recipe_s(path):
     own = path.stem.rpartition('_')[2]
     network = NETWORKS[opt['network_g']['type']]
     recipe = OWN_PATCH_AND_BATCH.get(own, (network.patch, network.batch))
-    assert (train['gt_size'] // opt['scale'], train['batch_size_per_gpu']) == recipe
+    first = train.get('gt_sizes', [train['gt_size']])[0]
+    assert (first // opt['scale'], train['batch_size_per_gpu']) == recipe
+
+
+def test_patches_of_the_release_grow_with_the_learning_rate():
+    opt = load(OPTIONS / 'train_SPIN_x4_release.yml')
+    data, train = opt['datasets']['train'], opt['train']
+    assert max(data['gt_sizes']) == data['gt_size']
+    assert data['iters'] == train['scheduler']['periods']
+    assert sum(data['iters']) == train['total_iter']
 
 
 @every_train_file

@@ -55,7 +55,12 @@ def project(folder, **changes):
     return folder
 
 
-GROWS = {'datasets:train:gt_sizes': [10, 16], 'datasets:train:iters': [4, 4]}
+def batches(loaded, taken):
+    """Patches that grow, from a part of those that are loaded."""
+    part = {'gt_sizes': [10, 16], 'iters': [4, 4], 'batch_size_per_gpu': loaded, 'mini_batch_sizes': [taken, loaded]}
+    return {f'datasets:train:{key}': value for key, value in part.items()}
+
+
 UNCERTAINTY = {
     'model_type': 'UncertaintyModel',
     'network_s': {'type': 'RDBESA', 'num_feat': 4, 'num_block': 1, 'squeeze_factor': 2, 'upscale': 2},
@@ -65,13 +70,13 @@ UNCERTAINTY = {
 
 @pytest.mark.parametrize(
     ('accumulate', 'changes'),
-    [(1, {'train:pixel_opt:reduction': 'sum', **GROWS}), (2, {'train:pixel_opt:reduction': 'mean'}), (2, UNCERTAINTY)],
+    [(1, {'train:pixel_opt:reduction': 'sum'}), (2, {'train:pixel_opt:reduction': 'mean'}), (2, UNCERTAINTY)],
     ids=['at-once', 'in-two-parts', 'two-networks'],
 )
 def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(tmp_path, accumulate, changes):
     once = {'train:total_iter': 1, 'logger:save_checkpoint_freq': 1, 'datasets:train:num_worker_per_gpu': 1, **changes}
-    one = project(tmp_path / 'one', **once, **{'datasets:train:batch_size_per_gpu': 4})
-    two = project(tmp_path / 'two', **once, **{'datasets:train:batch_size_per_gpu': 2, 'train:accumulate': accumulate})
+    one = project(tmp_path / 'one', **once, **batches(loaded=8, taken=4))
+    two = project(tmp_path / 'two', **once, **batches(loaded=4, taken=2), **{'train:accumulate': accumulate})
     runs = [start(one, ['-opt', 'tiny.yml']), start(two, ['-opt', 'tiny.yml'], processes=2)]
     for run in runs:
         output = finish(run)

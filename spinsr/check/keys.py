@@ -7,7 +7,7 @@ Of classes that declare none nothing is known, and nothing said.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from spinsr import option_files
+from spinsr import option_files, progressive
 from spinsr.check import registries
 from spinsr.check.finding import Finding, datasets, error, section, warning
 from spinsr.option_files import nearest
@@ -130,9 +130,9 @@ def unknown(options: Mapping[str, Any]) -> Iterator[Finding]:
     # Its own: a subclass in another package reads keys that nobody has declared.
     own = vars(model).get('OPTIONS') if model is not None else None
     known_model = model is not None and (model.__name__ == 'SRModel' or own is not None)
-    ours = getattr(registries.find('MODEL', 'SpinsrModel'), 'OPTIONS', {})
     yield from _path(options, known_model)
     if known_model:
+        ours = getattr(registries.find('MODEL', 'SpinsrModel'), 'OPTIONS', {})
         networks = [key for key in options if str(key).startswith('network_')]
         yield from _unread(options, (*_TOP, *networks, 'network_g'), '')
         for name, known in _READ.items():
@@ -142,7 +142,9 @@ def unknown(options: Mapping[str, Any]) -> Iterator[Finding]:
         cls = registries.find('DATASET', dataset.get('type'))
         reads = (vars(cls).get('OPTIONS') if cls else None) or _DATASET_READS.get(getattr(cls, '__name__', ''))
         if reads is not None:
-            yield from _unread(dataset, (*_LOADER, *reads, *(own or {}).get(key, ())), key, ours.get(key, ()))
+            more = progressive.KEYS if key == 'datasets:train' and 'gt_sizes' in dataset else ()
+            read = not known_model or hasattr(model, 'OF_TRAINING_SET')
+            yield from _unread(dataset, (*_LOADER, *reads, *(more if read else ())), key, more)
 
 
 def _unread(

@@ -11,8 +11,6 @@ from spinsr.rules import ABOVE_0, FLAG, SECTION, Rule, is_number, is_whole, whol
 
 _METRICS_WITH_A_BORDER = ('calculate_psnr', 'calculate_ssim', 'calculate_psnr_pt', 'calculate_ssim_pt')
 
-
-_TRAINING_SET = 'datasets:train'
 _TEXT = Rule(lambda value: isinstance(value, str) and value != '', 'text')
 _TEXT_OR_NONE = Rule(lambda value: value is None or isinstance(value, str), 'text, or ~')
 _SECTION_RULES = {
@@ -56,7 +54,7 @@ def kinds(options: Mapping[str, Any]) -> Iterator[Finding]:
     """Finds the values that are not of their kind, or out of range."""
     own = getattr(registries.find('MODEL', options.get('model_type')), 'OPTIONS', {})
     for name, rules in (*_SECTION_RULES.items(), *own.items()):
-        yield from _apply(rules, section(options, *name.split(':')) if name else options, f'{name}:' if name else '')
+        yield from _apply(rules, section(options, name) if name else options, f'{name}:' if name else '')
     for key, _, dataset in datasets(options):
         cls = registries.find('DATASET', dataset.get('type'))
         if cls is None or cls.__module__.partition('.')[0] in ('basicsr', 'spinsr'):
@@ -195,33 +193,35 @@ def _scale(options: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _stages(options: Mapping[str, Any]) -> Iterator[Finding]:
-    if _grows(options):
-        dataset, train = options['datasets']['train'], section(options, 'train')
-        total = _whole_of(train, 'total_iter')
-        if problem := progressive.problem(dataset, options['scale'], train.get('accumulate', 1)):
-            yield error(f'{_TRAINING_SET}:{problem[0]}', problem[1])
-        elif late := [stage.gt_size for stage in progressive.stages(dataset) if total and stage.first > total]:
-            yield warning(f'{_TRAINING_SET}:iters', f'{late} of gt_sizes are never reached: total_iter={total}')
+    if not _grows(options):
+        return
+    dataset, total = options['datasets']['train'], section(options, 'train').get('total_iter')
+    if problem := _problem(options):
+        yield error(f'datasets:train:{problem[0]}', problem[1])
+    elif late := [stage.gt_size for stage in progressive.stages(dataset) if is_whole(total) and stage.first > total]:
+        yield warning('datasets:train:iters', f'{late} of gt_sizes are never reached: total_iter={total}')
 
 
 def _grows(options: Mapping[str, Any]) -> bool:
-    """Whether there are options of patches that grow, the model has them, and all values are of their kind."""
-    own = getattr(registries.find('MODEL', options.get('model_type')), 'OPTIONS', {}).get(_TRAINING_SET, {})
+    model = registries.find('MODEL', options.get('model_type'))
+    return hasattr(model, 'OF_TRAINING_SET') and progressive.grows(section(options, 'datasets', 'train'))
+
+
+def _problem(options: Mapping[str, Any]) -> tuple[str, str] | None:
     dataset = section(options, 'datasets', 'train')
-    numbers = options.get('scale'), section(options, 'train').get('accumulate', 1)
-    return (
-        any(key in dataset for key in own)
-        and all(is_whole(number) and number > 0 for number in numbers)
-        and all(rule.holds(dataset[key]) for key, rule in {**_DATASET_RULES, **own}.items() if key in dataset)
-    )
+    numbers = options.get('scale') or dataset.get('scale'), section(options, 'train').get('accumulate')
+    # What is no number is found elsewhere.
+    return progressive.problem(dataset, *(number if is_whole(number) and number > 0 else 1 for number in numbers))
 
 
 def largest_step(options: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Images on a device and side of the HR patches, of the training's largest iteration; unchecked."""
-    dataset = section(options, 'datasets', 'train')
-    if _grows(options) and not list(_stages(options)):
-        stage = max(progressive.stages(dataset), key=lambda stage: stage.batch * stage.gt_size**2)
-        return stage.batch, stage.gt_size
+    """Images on a device and side of the HR patches, of the training's largest iteration; their kinds are unchecked."""
+    dataset, total = section(options, 'datasets', 'train'), section(options, 'train').get('total_iter')
+    if _grows(options) and not _problem(options):
+        reached = [stage for stage in progressive.stages(dataset) if not is_whole(total) or stage.first <= total]
+        stage = max(reached, key=lambda stage: stage.batch * stage.gt_size**2, default=None)
+        if stage is not None:
+            return stage.batch, stage.gt_size
     return dataset.get('batch_size_per_gpu'), dataset.get('gt_size')
 
 

@@ -1,7 +1,6 @@
 """SRModel for long trainings: mixed precision, clipping, accumulation, checkpoints that a crash cannot spoil."""
 
 import contextlib
-import functools
 import inspect
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from spinsr.data.sampling import cut_patches
 from spinsr.errors import TrainingError
 from spinsr.option_files import OptionError
 from spinsr.recompute import recompute_blocks
-from spinsr.rules import ABOVE_0, FLAG, SECTION, one_of, whole, wholes
+from spinsr.rules import ABOVE_0, FLAG, SECTION, one_of, whole
 
 _TYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 # Sections of train whose losses SRModel does not have.
@@ -71,7 +70,9 @@ class SpinsrModel(SRModel):
     CALLS = {'pixel_opt': ('output', 'gt'), 'tv_opt': ('output',), 'contrastive_opt': ('output', 'gt', 'lq')}
     # What the network files of a checkpoint begin with.
     LABELS = ('net_g',)
-    # Section (or section:sub) -> option -> what it may be; each is an attribute of the model.
+    # What it reads of `datasets: train`, beside the data set and its loader.
+    OF_TRAINING_SET = progressive.KEYS
+    # Section -> option -> what it may be; each is an attribute of the model.
     OPTIONS = {
         'train': {
             'precision': one_of(*_TYPES),
@@ -83,22 +84,24 @@ class SpinsrModel(SRModel):
             'recompute': FLAG,
             **{name: SECTION for name in _MORE_LOSSES},
         },
-        'datasets:train': {'gt_sizes': wholes(1), 'iters': wholes(1), 'mini_batch_sizes': wholes(1)},
         'val': {'tile': whole(infer.SMALLEST_TILE, None), 'self_ensemble': FLAG, 'superpixels': whole(0, None)},
         'logger': {'keep_last': whole(1, None)},
     }
 
     def __init__(self, opt: dict[str, Any]) -> None:
         for section, rules in self.OPTIONS.items():
-            part = functools.reduce(lambda outer, inner: outer.get(inner) or {}, section.split(':'), opt)
             for name, rule in rules.items():
-                value = part.get(name, rule.default)
+                value = (opt.get(section) or {}).get(name, rule.default)
                 if not rule.holds(value):
                     raise OptionError(f'{section}:{name} must be {rule.wanted}, got {value!r}')
                 setattr(self, name, value)
         dataset = (opt.get('datasets') or {}).get('train') or {}
-        if problem := progressive.problem(dataset, opt.get('scale', 1), self.accumulate):
-            raise OptionError('datasets:train:{}: {}'.format(*problem))
+        self.stages: list[progressive.Stage] = []
+        if progressive.grows(dataset):
+            scale = dataset.get('scale') or opt.get('scale', 1)
+            if problem := progressive.problem(dataset, scale, self.accumulate):
+                raise OptionError('datasets:train:{}: {}'.format(*problem))
+            self.stages = progressive.stages(dataset)
         # What the data loader needs to go on, set by spinsr.train: it is saved with every state.
         self.place: dict[str, int] = {}
         self.nonfinite = self.nonfinite_in_a_row = 0
@@ -228,7 +231,7 @@ class SpinsrModel(SRModel):
             OptionError: The batch cannot be divided by `accumulate`.
             TrainingError: `max_nonfinite` iterations in a row were not finite.
         """
-        if self.gt_sizes:
+        if self.stages:
             self._take_stage(current_iter)
         self.optimizer_g.zero_grad()
         losses = self._backward()
@@ -252,14 +255,14 @@ class SpinsrModel(SRModel):
 
     def _take_stage(self, current_iter: int) -> None:
         """Leaves of the batch what the stage of an iteration wants."""
-        dataset = self.opt['datasets']['train']
-        stage = [one for one in progressive.stages(dataset) if one.first <= current_iter][-1]
-        images = stage.batch * (1 if self.opt['dist'] else max(self.opt['num_gpu'], 1))
+        stage = [one for one in self.stages if one.first <= current_iter][-1]
         if stage != self._stage:
-            words = f'patches of {stage.gt_size}x{stage.gt_size} (HR), {stage.batch} a device'
+            words = f'patches of {stage.gt_size}x{stage.gt_size} (HR), {stage.batch} on each device'
             get_root_logger().info(f'Iteration {current_iter}: {words}, since iteration {stage.first}.')
             self._stage = stage
-        self.lq, self.gt = cut_patches(self.lq, self.gt, stage.gt_size, images, self.opt['manual_seed'], current_iter)
+        devices = len(self.lq) // self.opt['datasets']['train']['batch_size_per_gpu']
+        images, seed = devices * stage.batch, self.opt['manual_seed']
+        self.lq, self.gt = cut_patches(self.lq, self.gt, stage.gt_size, images, seed, current_iter)
         self._files = self._files[:images]
 
     def _backward(self) -> OrderedDict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Tables that depend on sizes alone, made once a size, as constants to whatever traces the network."""
+"""What depends on sizes alone, or on nothing, made once, as constants to whatever traces the network."""
 
 import functools
 from collections.abc import Callable

@@ -205,10 +205,11 @@ def test_memory_against_what_there_is(chain, monkeypatch, available, level):
         ({}, 'batch 2, LR 8x8'),
         ({'gt_sizes': [8, 12], 'iters': [2, 2]}, 'batch 2, LR 6x6'),
         ({'gt_sizes': [8, 12], 'iters': [2, 2], 'mini_batch_sizes': [4, 1]}, 'batch 4, LR 4x4'),
+        ({'gt_sizes': [8, 12], 'iters': [4, 2]}, 'batch 2, LR 4x4'),
         ({'gt_sizes': 'large'}, 'batch 2, LR 8x8'),
         ({'gt_sizes': [8, 12]}, 'batch 2, LR 8x8'),
     ],
-    ids=['one-size', 'growing', 'growing-as-batches-shrink', 'of-no-kind', 'incomplete'],
+    ids=['one-size', 'growing', 'growing-as-batches-shrink', 'growing-after-the-end', 'of-no-kind', 'incomplete'],
 )
 def test_memory_is_that_of_the_largest_step(chain, changes, words):
     batch = {'batch_size_per_gpu': 4} if 'mini_batch_sizes' in changes else {}

@@ -1,6 +1,8 @@
 """The checks of the option file alone: each mistake gives its line, and a good file gives none."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 from spinsr import option_files
 from spinsr.check import files, is_training, quick, stop_at_error
 from spinsr.check.finding import Finding, error, note, warning
+from spinsr.models.spinsr_model import SpinsrModel
 from spinsr.option_files import OptionError
 from spinsr.registration import register
 
@@ -54,6 +57,8 @@ def matching(found, line):
         (changed(GOOD, {'train:scheduler': {**COSINE, 'periods': [3]}}), True),
         (changed(GOOD, {'model_type': 'SRModel'}), True),
         (changed(GOOD, grows(mini_batch_sizes=[2, 1])), True),
+        (changed(GOOD, grows(gt_sizes=None, iters=None, mini_batch_sizes=None)), True),
+        (changed(without(GOOD, 'scale'), {**grows(), 'datasets:train:scale': 2, 'datasets:val:scale': 2}), True),
         (changed(GOOD, {'datasets:val:name': 'pairs'}), True),
         (changed(GOOD, {'train:scheduler:milestones': []}), True),
         (changed(GOOD, {'train:perceptual_opt': None}), True),
@@ -65,6 +70,8 @@ def matching(found, line):
         'cosine-one-less',
         'SRModel',
         'patches-that-grow',
+        'patches-that-do-not',
+        'patches-that-grow-by-the-scale-of-their-set',
         'name-of-the-training-set',
         'no-milestones',
         'no-perceptual-loss',
@@ -156,14 +163,14 @@ for changes, line, name in [
     ({'datasets:val:io_backend': {'type': 'lmdb'}}, 'must end with .lmdb, as io_backend:type is lmdb', 'no-lmdb'),
     ({'datasets:val:dataroot_gt': 'x.lmdb'}, 'must be a folder, no .lmdb', 'lmdb-on-disk'),
     ({'datasets:train:gt_size': 15}, 'must be a multiple of the scale, got 15 for scale 2', 'gt_size'),
-    ({'datasets:train:iters': [4]}, 'datasets:train:iters: belongs to gt_sizes, and there is none', 'iters-alone'),
-    ({'datasets:train:mini_batch_sizes': [1]}, 'mini_batch_sizes: belongs to gt_sizes', 'mini-batches-alone'),
     (grows(iters=None), 'iters: must have a number for each of gt_sizes [8, 16], got None', 'growth-without-iters'),
     (grows(iters=[4]), 'iters: must have a number for each of gt_sizes [8, 16], got [4]', 'growth-of-other-length'),
     (grows(gt_sizes=[8, 18]), 'must be multiples of scale=2 up to gt_size=16, got [8, 18]', 'growth-beyond-gt_size'),
     (grows(gt_sizes=[7, 16]), 'must be multiples of scale=2 up to gt_size=16, got [7, 16]', 'growth-beside-the-scale'),
-    (grows(gt_sizes=[0, 16]), 'must be a list of whole numbers of at least 1, or ~, got [0, 16]', 'growth-from-0'),
-    (grows(gt_sizes=[]), 'must be a list of whole numbers of at least 1, or ~, got []', 'growth-of-nothing'),
+    (grows(gt_sizes=[0, 16]), 'must be a list of whole numbers of at least 1, got [0, 16]', 'growth-from-0'),
+    (grows(gt_sizes=[]), 'must be a list of whole numbers of at least 1, got []', 'growth-of-nothing'),
+    (grows(iters='long'), "iters: must be a list of whole numbers of at least 1, got 'long'", 'growth-for-text'),
+    ({**grows(), 'datasets:train:gt_size': '16'}, 'gt_sizes: needs gt_size and batch_size_per_gpu', 'growth-to-text'),
     (grows(mini_batch_sizes=[2]), 'mini_batch_sizes: must have a number for each', 'mini-batches-of-other-length'),
     (
         grows(mini_batch_sizes=[4, 1]),
@@ -214,6 +221,7 @@ def test_error(capsys, options, line):
             "datasets:train:gt_sizes: nothing reads the key 'gt_sizes'; model_type: SpinsrModel would",
             id='patches-of-SpinsrModel',
         ),
+        pytest.param({'datasets:train:iters': [4]}, "datasets:train:iters: nothing reads the key 'iters'", id='iters'),
         pytest.param(
             {'model_type': 'SpinsrModel', **grows(iters=[4, 1])},
             'datasets:train:iters: [16] of gt_sizes are never reached: total_iter=4',
@@ -272,7 +280,11 @@ def foreign(monkeypatch):
     class TheirDataset(PairedImageDataset):
         pass
 
+    class TheirSpinsrModel(SpinsrModel):
+        pass
+
     monkeypatch.setitem(MODEL_REGISTRY._obj_map, 'TheirModel', TheirModel)
+    monkeypatch.setitem(MODEL_REGISTRY._obj_map, 'TheirSpinsrModel', TheirSpinsrModel)
     monkeypatch.setitem(DATASET_REGISTRY._obj_map, 'TheirDataset', TheirDataset)
 
 
@@ -284,6 +296,22 @@ def foreign(monkeypatch):
 def test_nothing_is_said_of_a_class_that_is_not_known(foreign, changes):
     theirs = {'model_type': 'TheirModel', 'datasets:val:type': 'TheirDataset', 'train:optim_g:type': 'AdamW'}
     assert list(quick(changed(GOOD, {**theirs, **changes}), is_train=True)) == []
+
+
+@pytest.mark.parametrize('model', ['TheirModel', 'TheirSpinsrModel'])
+def test_a_model_that_is_not_known_may_have_patches_that_grow(foreign, model):
+    theirs = {'model_type': model, 'train:optim_g:type': 'AdamW'}
+    assert list(quick(changed(GOOD, {**theirs, **grows()}), is_train=True)) == []
+
+
+def test_a_set_of_another_plugin_may_have_a_key_of_that_name(foreign):
+    theirs = {'datasets:train:type': 'TheirDataset', 'datasets:train:iters': 1000}
+    assert list(quick(changed(GOOD, theirs), is_train=True)) == []
+
+
+def test_looking_at_files_needs_no_torch():
+    code = 'import spinsr.check, sys; assert not {"torch", "basicsr", "cv2"} & set(sys.modules)'
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0
 
 
 @pytest.mark.parametrize(('kind', 'found'), [('AdamW', 0), ('Adam', 1)])

@@ -134,9 +134,9 @@ def test_patches_grow(log):
     _, patches = seen_of(model, range(1, 8))
     assert [tuple(patch.shape) for patch in patches] == [(4, 3, 2, 2)] * 2 + [(3, 3, 6, 6)] * 3 + [(1, 3, 8, 8)] * 2
     assert [line for line in log.messages if 'patches' in line] == [
-        'Iteration 1: patches of 4x4 (HR), 4 a device, since iteration 1.',
-        'Iteration 3: patches of 12x12 (HR), 3 a device, since iteration 3.',
-        'Iteration 6: patches of 16x16 (HR), 1 a device, since iteration 6.',
+        'Iteration 1: patches of 4x4 (HR), 4 on each device, since iteration 1.',
+        'Iteration 3: patches of 12x12 (HR), 3 on each device, since iteration 3.',
+        'Iteration 6: patches of 16x16 (HR), 1 on each device, since iteration 6.',
     ]
 
 
@@ -157,6 +157,17 @@ def test_the_place_of_a_small_patch_is_random_and_that_of_its_iteration():
     assert torch.equal(later[0], patches[56])
     _, other = seen_of(build(**changes, manual_seed=1), range(1, 21))
     assert any(not torch.equal(*pair) for pair in zip(other, patches, strict=False))
+
+
+def test_a_stage_has_its_images_on_each_device():
+    _, patches = seen_of(build(**growing(batch_size_per_gpu=2, mini_batch_sizes=[2, 2, 1])), [1, 3, 6])
+    assert [len(patch) for patch in patches] == [4, 4, 2]
+
+
+def test_a_small_patch_keeps_the_memory_format():
+    model = build(**growing(), **{'train:channels_last': True})
+    _, patches = seen_of(model, [1, 3])
+    assert all(patch.is_contiguous(memory_format=torch.channels_last) for patch in patches)
 
 
 def test_a_skipped_iteration_names_the_images_that_were_taken(log):
