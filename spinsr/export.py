@@ -105,7 +105,7 @@ def to_onnx(
         path: The file to write, ending in .onnx, in a folder that exists.
         size: Height and width that the file will take, in LR pixels; None means any size for SAN (sides of 4 to 1000)
             and RCAN (at least 2), and 64 x 64 for all else.
-        opset: Version of ONNX's operators, at least 18.
+        opset: Version of ONNX's operators, at least 18, and one that the installed torch and ONNX Runtime know.
         overwrite: Replace `path` if it exists.
 
     Returns:
@@ -126,7 +126,8 @@ def to_onnx(
     channels = next(m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d))
     with torch.no_grad():
         content = _translate(net, _image(channels, size), sides, opset)
-        found = [_differences(net, content, channels, other) for other in ((size, *_SIZES) if sides else (size,))]
+        sizes = (size, *_SIZES) if sides else (size,)
+        found = [_differences(net, content, opset, channels, other) for other in sizes]
     if not all(differences[-1] <= TOLERANCE for differences in found):
         least = max(min(differences) for differences in found)
         raise ValueError(
@@ -155,7 +156,7 @@ def _check(path: Path, size: Sequence[int] | None, opset: int, overwrite: bool) 
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise ImportError(f'export to ONNX needs the package {package}: pip install "spinsr[export]"') from error
+            raise ImportError(f'export to ONNX needs the package {package}: pip install {package}') from error
 
 
 def _sides(net: nn.Module) -> tuple[int, int | None] | None:
@@ -209,7 +210,11 @@ def _translate(net: nn.Module, image: Tensor, sides: tuple[int, int | None] | No
     except Exception as error:  # whatever of torch and onnxscript cannot take this network
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f'{type(net).__name__} cannot be translated to ONNX: {reason}') from error
-    return program.model_proto.SerializeToString()
+    model = program.model_proto
+    written = next(entry.version for entry in model.opset_import if not entry.domain)
+    if written != opset:
+        raise ValueError(f'opset must be one that torch {torch.__version__} can write, got {opset}; it wrote {written}')
+    return model.SerializeToString()
 
 
 def _stable_sort() -> Any:
@@ -239,7 +244,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _differences(net: nn.Module, content: bytes, channels: int, size: tuple[int, int]) -> list[float]:
+def _differences(net: nn.Module, content: bytes, opset: int, channels: int, size: tuple[int, int]) -> list[float]:
     """Largest difference between PyTorch and ONNX Runtime for one image after another, up to the first that agrees.
 
     SPIN ranks pixels. Where two have equal log-odds but for rounding, the runtimes may take one or the other, and the
@@ -247,7 +252,11 @@ def _differences(net: nn.Module, content: bytes, channels: int, size: tuple[int,
     """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
+    try:
+        session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
+    except Exception as error:  # each of its own kind
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f'ONNX Runtime {onnxruntime.__version__} does not take opset {opset}: {reason}') from error
     differences = []
     for seed in range(IMAGES):
         image = _image(channels, size, seed)

@@ -26,7 +26,8 @@ def load(
     """Builds a network, with weights, ready for `upscale`.
 
     Args:
-        arch: 'SPIN', 'SAN', 'RCAN' (the one of spinsr), or any other name in BasicSR's ARCH_REGISTRY.
+        arch: 'SPIN', 'SAN', 'RCAN' (the one of spinsr), or any other name in BasicSR's ARCH_REGISTRY, with or without
+            the suffix `_basicsr`. `num_in_ch` and `num_out_ch` are 3 where the arch has no default of its own.
         scale: Upscaling factor, the arch's `upscale` (or `scale`).
         weights: A .pth, .pt or .safetensors file, or a state dict: spinsr's or BasicSR's (`params_ema` before `params`)
             or the authors' own, which is converted. 'default' takes those that spinsr ships; None leaves the random
@@ -50,6 +51,8 @@ def load(
     from spinsr.archs import ARCH_REGISTRY
 
     name = 'RCAN_spinsr' if arch == 'RCAN' else arch
+    if name not in ARCH_REGISTRY and f'{name}_basicsr' in ARCH_REGISTRY:
+        name += '_basicsr'
     if name not in ARCH_REGISTRY:
         names = ['RCAN', *(known for known, _ in ARCH_REGISTRY)]
         hint = option_files.nearest(arch, names)
@@ -59,8 +62,14 @@ def load(
     cls = ARCH_REGISTRY.get(name)
     keyword = _scale_keyword(cls)
     _check_keywords(cls, arch, arch_args)
+    parameters = inspect.signature(cls).parameters
+    asked = [
+        key
+        for key in ('num_in_ch', 'num_out_ch')
+        if key in parameters and parameters[key].default is inspect.Parameter.empty
+    ]
     try:
-        net = cls(**{keyword: scale}, **arch_args)
+        net = cls(**{keyword: scale}, **(dict.fromkeys(asked, 3) | arch_args))
     except (ValueError, TypeError):
         raise
     except Exception as error:  # archs of others do not check their arguments

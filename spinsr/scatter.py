@@ -10,6 +10,7 @@ SIZE = (1200, 800)
 MARGIN = (110, 70, 40, 90)  # left, top, right, bottom
 SMOOTH = 2  # drawn larger and shrunk, for smooth edges
 GAP = 14 * SMOOTH  # between a point and its name
+MARGIN_OF_NAME = 3 * SMOOTH  # around a name
 INK, GRID, PUBLISHED, OURS = '#222222', '#e3e3e3', '#5b7fa6', '#d1495b'
 
 
@@ -88,25 +89,22 @@ def draw(points: Sequence[Point], title: str) -> Image.Image:
 
 
 def _label(canvas, text, centre, colour, taken, frame) -> tuple[float, float, float, float]:
-    """Writes a name beside its point, where it covers least of what is there; returns its box."""
+    """Writes a name where it covers least of what is there, near its point or at a line to it; returns its box."""
     x, y = centre
     options = []
-    for dx, dy, anchor in (
-        (GAP, 0, 'lm'),
-        (-GAP, 0, 'rm'),
-        (0, -GAP, 'mb'),
-        (0, GAP, 'mt'),
-        (GAP, -GAP, 'lb'),
-        (GAP, GAP, 'lt'),
-        (-GAP, -GAP, 'rb'),
-        (-GAP, GAP, 'rt'),
-    ):
-        box = canvas.textbbox((x + dx, y + dy), text, font=_font(20), anchor=anchor)
-        outside = box[0] < frame[0] or box[1] < frame[1] or box[2] > frame[2] or box[3] > frame[3]
-        options.append((outside, sum(_overlap(box, other) for other in taken), len(options), dx, dy, anchor, box))
-    *_, dx, dy, anchor, box = min(options)
-    canvas.text((x + dx, y + dy), text, colour, _font(20), anchor)
-    return box
+    for far in (1, 2, 3, 4):
+        for right, down in ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1)):
+            place = x + far * right * GAP, y + far * down * GAP
+            anchor = 'mlr'[right] + 'mtb'[down]
+            box = canvas.textbbox(place, text, font=_font(20), anchor=anchor)
+            outside = box[0] < frame[0] or box[1] < frame[1] or box[2] > frame[2] or box[3] > frame[3]
+            covered = sum(_overlap(box, other) for other in taken)
+            options.append((outside, covered, len(options), far, place, anchor, box))
+    *_, far, place, anchor, box = min(options)
+    if far > 1:
+        canvas.line((x, y, *place), colour, SMOOTH)
+    canvas.text(place, text, colour, _font(20), anchor)
+    return box[0] - MARGIN_OF_NAME, box[1] - MARGIN_OF_NAME, box[2] + MARGIN_OF_NAME, box[3] + MARGIN_OF_NAME
 
 
 def _overlap(a, b) -> float:

@@ -1,3 +1,4 @@
+import os
 import sys
 
 import numpy as np
@@ -159,7 +160,7 @@ def test_images_are_compared_until_one_agrees(exported, monkeypatch):
         return net(x) + next(offsets)
 
     with torch.no_grad():
-        first, second = export._differences(forward, path.read_bytes(), 3, (7, 9))
+        first, second = export._differences(forward, path.read_bytes(), 18, 3, (7, 9))
     assert first == pytest.approx(0.5, abs=1e-4)
     assert second <= 1e-5
 
@@ -178,6 +179,42 @@ def test_images_are_compared_until_one_agrees(exported, monkeypatch):
 def test_what_is_refused(name, options, message, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         to_onnx(build('RCAN'), tmp_path / name, **options)
+
+
+class Pixels(torch.nn.Module):
+    """Little to translate."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+def test_a_later_opset(tmp_path):
+    import onnx
+
+    to_onnx(Pixels(), tmp_path / 'net.onnx', size=(4, 5), opset=20)
+    assert [opset.version for opset in onnx.load(tmp_path / 'net.onnx').opset_import] == [20]
+
+
+def test_an_opset_that_torch_cannot_write(tmp_path):
+    with pytest.raises(ValueError, match='^opset must be one that torch .* can write, got 99; it wrote '):
+        to_onnx(Pixels(), tmp_path / 'net.onnx', size=(4, 5), opset=99)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_opset_that_the_runtime_does_not_take(tmp_path, monkeypatch):
+    import onnxruntime
+
+    def refuse(*_, **__):
+        raise onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph('no Attention\nmore')
+
+    monkeypatch.setattr(onnxruntime, 'InferenceSession', refuse)
+    with pytest.raises(ValueError, match=r'^ONNX Runtime \S+ does not take opset 18: no Attention$'):
+        to_onnx(Pixels(), tmp_path / 'net.onnx', size=(4, 5))
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_network_that_cannot_be_translated(exported, tmp_path):

@@ -34,8 +34,13 @@ def test_rcan_is_the_one_of_spinsr():
     assert type(spinsr.load('RCAN', scale=2, weights=None, **SMALL['RCAN'])).__module__ == 'spinsr.archs.rcan_arch'
 
 
-def test_other_archs_of_basicsr_load_too(image):
-    net = spinsr.load('EDSR', scale=2, num_in_ch=3, num_out_ch=3, num_feat=8, num_block=1, weights=None)
+@pytest.mark.parametrize(
+    ('arch', 'arguments'),
+    [('EDSR', {'num_block': 1}), ('SRVGGNetCompact', {'num_conv': 1}), ('SRVGGNetCompact_basicsr', {'num_conv': 1})],
+    ids=['needs-colours', 'has-a-suffix', 'with-its-suffix'],
+)
+def test_other_archs_of_basicsr_load_too(arch, arguments, image):
+    net = spinsr.load(arch, scale=2, num_feat=8, weights=None, **arguments)
     assert spinsr.upscale(image, net).shape == (10, 14, 3)
 
 

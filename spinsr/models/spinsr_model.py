@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -380,14 +381,19 @@ class SpinsrModel(SRModel):
         return visuals
 
     def _draw_superpixels(self, name: str, lq: Tensor) -> dict[str, Tensor]:
-        """Boundaries and mean colours of the superpixels of (1, 3, H, W), or of a tile in its middle, enlarged."""
+        """All pictures of the superpixels of (1, 3, H, W), or of a tile in its middle, and of its middle pixel."""
         image = (lq[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
         if self.tile is not None:
             image = image[tuple(slice(max(size - self.tile, 0) // 2, None) for size in image.shape[:2])]
             image = image[: self.tile, : self.tile]
         found = superpixels.find_superpixels(image, self._validated, self.superpixels)
-        pictures = superpixels.draw(found, self.opt['scale'])
-        return {f'{name}_{key}': torch.from_numpy(one).permute(2, 0, 1) / 255 for key, one in pictures.items()}
+        middle = image.shape[0] // 2, image.shape[1] // 2
+        pictures = superpixels.draw(found, self.opt['scale'], middle, int(found.labels[middle]))
+        # Without the numbers of pixel and superpixel: a picture keeps its name, whatever the network learns.
+        return {
+            f'{name}_{re.sub(r"_[0-9]+", "", key)}': torch.from_numpy(one).permute(2, 0, 1) / 255
+            for key, one in pictures.items()
+        }
 
     # Checkpoints
 

@@ -3,6 +3,7 @@
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -429,15 +430,24 @@ def test_validation_sends_superpixels():
     with torch.no_grad():
         model.net_g.conv_first.weight.neg_()  # what is drawn is the EMA
     images = validate(model, side=12).images
-    names = [f'{index}x2.png{part}' for index in range(4) for part in ('', '_boundaries', '_colours')]
+    ways = ['association', 'attention']
+    parts = [
+        '',
+        '_boundaries',
+        '_colours',
+        *(f'_pixel_{way}' for way in ways),
+        '_superpixel_top',
+        '_superpixel_attention',
+    ]
+    names = [f'{index}x2.png{part}' for index in range(4) for part in parts]
     assert list(images) == [(f'Set5/{name}', 4) for name in names]
     assert {(one.shape, one.dtype) for one in images.values()} == {((3, 24, 24), torch.float32)}
     lr = (batch(1, side=12)['lq'][0] * 255).round().byte().permute(1, 2, 0).numpy()
-    colours, others = (draw(find_superpixels(lr, net, 0), 2)['colours'] for net in (model.net_g_ema, model.net_g))
-    assert (colours != others).any()
-    assert torch.equal(
-        (images['Set5/0x2.png_colours', 4] * 255).round().byte().permute(1, 2, 0), torch.from_numpy(colours)
-    )
+    found, other = (find_superpixels(lr, net, 0) for net in (model.net_g_ema, model.net_g))
+    pictures, others = (draw(one, 2, (6, 6), one.labels[6, 6]) for one in (found, other))
+    assert (pictures['colours'] != others['colours']).any()
+    sent = [(images[f'Set5/0x2.png{part}', 4] * 255).round().byte().permute(1, 2, 0).numpy() for part in parts[1:]]
+    assert all(map(np.array_equal, sent, pictures.values()))
 
 
 def test_validation_in_tiles_sends_superpixels_of_the_tile_in_the_middle():
