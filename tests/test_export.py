@@ -248,7 +248,7 @@ def test_other_backends_are_refused(monkeypatch, tmp_path):
 @pytest.mark.parametrize('package', ['onnx', 'onnxruntime', 'onnxscript'])
 def test_without_a_package(package, exported, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=rf'needs the package {package}: pip install "spinsr'):
+    with pytest.raises(ImportError, match=rf'needs the package {package}: pip install {package}$'):
         to_onnx(build('RCAN'), tmp_path / 'net.onnx')
 
 

@@ -70,8 +70,11 @@ UNCERTAINTY = {
 
 @pytest.mark.parametrize(
     ('accumulate', 'changes'),
-    [(1, {'train:pixel_opt:reduction': 'sum'}), (2, {'train:pixel_opt:reduction': 'mean'}), (2, UNCERTAINTY)],
-    ids=['at-once', 'in-two-parts', 'two-networks'],
+    [
+        pytest.param(1, {'train:pixel_opt:reduction': 'sum'}, id='at-once', marks=pytest.mark.slow),
+        pytest.param(2, {'train:pixel_opt:reduction': 'mean'}, id='in-two-parts', marks=pytest.mark.slow),
+        pytest.param(2, UNCERTAINTY, id='in-two-parts-of-two-networks'),
+    ],
 )
 def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(tmp_path, accumulate, changes):
     once = {'train:total_iter': 1, 'logger:save_checkpoint_freq': 1, 'datasets:train:num_worker_per_gpu': 1, **changes}

@@ -242,6 +242,7 @@ def test_network_of_basicsr_trains(project, iterations, network):
     assert iterations == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_command_with_spawned_workers(tmp_path):
     """Where processes are spawned (macOS, Windows, --launcher), a worker imports BasicSR with the shims in place."""
     write_images(tmp_path, 3)

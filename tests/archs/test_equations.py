@@ -94,6 +94,7 @@ def test_batch_equals_single_images(assert_close):
     assert_close(net(x), torch.cat([net(one) for one in x.split(1)]))
 
 
+@pytest.mark.slow
 def test_compiles_without_a_graph_break(compiled, assert_close):
     net, x = build(**SWITCHES['all']).double(), torch.rand(2, 3, 9, 14, dtype=torch.float64)
     expected = [result.clone() for result in results(net, x)]

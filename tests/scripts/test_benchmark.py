@@ -174,6 +174,7 @@ def test_backends_agree(inference):
     assert (done.returncode, done.stderr, out['failed']) == (0, '', {})
 
 
+@pytest.mark.slow
 def test_no_ratio_when_the_outputs_differ(training):
     done, out, _ = training
     assert done.returncode == 1
