@@ -1,9 +1,11 @@
 """What every test has: determinism, one table of tolerances, and the authors' own networks in small."""
 
 import ast
+import logging
 import os
 import random
 import signal
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +44,21 @@ def deterministic(monkeypatch):
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def fresh_log():
+    """BasicSR's logger keeps the stderr, which pytest closes, and the level of the first who asks for it."""
+    yield
+    module = sys.modules.get('basicsr.utils.logger')
+    if module is not None:
+        logger = logging.getLogger('basicsr')
+        for handler in logger.handlers[:]:
+            logger.removeHandler(handler)
+            handler.close()
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
+        module.initialized_logger.clear()
 
 
 @pytest.fixture
