@@ -29,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from spinsr import option_files
+from spinsr import option_files, progressive
 from spinsr.cli.arguments import path, positive
 from spinsr.files import write_bytes
 
@@ -109,10 +109,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def options(args: argparse.Namespace, row: str, seed: int) -> dict[str, Any]:
-    """The option file of one training: the release recipe, smaller, with what the row changes."""
+    """The option file of one training: the release recipe, smaller, without growing patches, and the row's changes."""
     opt = option_files.read(option_files.find(f'train_SPIN_x{SCALE}_release.yml'))
     opt |= {'name': f'{slug(row)}_{seed}', 'manual_seed': seed, 'num_gpu': 0}
     del opt['datasets']['val'], opt['val']
+    for key in progressive.KEYS:
+        opt['datasets']['train'].pop(key, None)
     data = args.data.resolve()
     changes = {
         'datasets:train:dataroot_gt': str(data / 'train_HR.lmdb'),
@@ -122,6 +124,7 @@ def options(args: argparse.Namespace, row: str, seed: int) -> dict[str, Any]:
         'train:precision': 'fp32',
         'train:ema_decay': 0.99,
         'train:scheduler:periods': [args.iterations],
+        'train:scheduler:restart_weights': [1],
         'train:total_iter': args.iterations,
         'train:warmup_iter': min(100, args.iterations),
         'logger:print_freq': 100,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from spinsr import check, progressive
 from spinsr.cli import main as spinsr
 from spinsr.data import image_file
 
@@ -43,6 +44,8 @@ def test_every_row_builds_and_differs_from_the_default_as_it_says(row, tmp_path)
     opt, default = ablation.options(args, row, 1), ablation.options(args, ablation.DEFAULT, 1)
     network = {key: value for key, value in opt['network_g'].items() if key != 'type'}
     assert set(network) <= set(inspect.signature(SPIN).parameters)
+    assert [finding for finding in check.quick(opt, is_train=True) if finding.level == 'error'] == []
+    assert not progressive.grows(opt['datasets']['train'])
     with torch.device('meta'):
         SPIN(**network)
     own, usual = leaves(opt), leaves(default)
