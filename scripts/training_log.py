@@ -4,7 +4,8 @@
         --csv logs --plot curves.png
 
 A training that was stopped and resumed has several log files; of iterations that were done twice the later are taken.
-The picture's time is that of the median iteration times their number: what the machine did beside it does not count.
+Hours are iterations times the median of their seconds, of each patch size by itself: what the machine did beside the
+training does not count.
 """
 
 import argparse
@@ -110,7 +111,9 @@ def read(files: Sequence[Path]) -> Log:
             elif found := _SCORE.match(line):
                 # The log does not say of which iteration a validation is, but they come in order.
                 every = options.get('val_freq', 1)
-                iteration = options['total_iter'] if ended else (entered // every + validations[dataset]) * every
+                iteration = (
+                    options.get('total_iter', entered) if ended else (entered // every + validations[dataset]) * every
+                )
                 rows.setdefault(iteration if running else entered, {})[f'{dataset}/{found[1]}'] = float(found[2])
     return Log(rows, sorted(stages))
 

@@ -109,7 +109,10 @@ GROWS = {'datasets:train:gt_sizes': [8, 16], 'datasets:train:iters': [4, 4], 'da
 
 @pytest.mark.parametrize(
     'changes',
-    [pytest.param(GROWS, id='SPIN'), pytest.param({'network_g': {'type': 'Drops', 'upscale': 2}}, id='random')],
+    [
+        pytest.param(GROWS, id='SPIN-growing-patches'),
+        pytest.param({'network_g': {'type': 'Drops', 'upscale': 2}}, id='random'),
+    ],
 )
 @pytest.mark.parametrize(
     ('owner', 'name', 'call'),

@@ -324,13 +324,18 @@ def test_runs_with_half_weights(name, dtype):
     assert output.isfinite().all()
 
 
+# No other test has 10x15: the compiler is the first to ask for its tables, and must leave none of its own in the cache.
 COMPILED_SIZES = pytest.mark.parametrize(
     'sizes',
-    [pytest.param([(9, 14)], id='one_size'), pytest.param([(9, 14), (12, 7)], id='two_sizes', marks=pytest.mark.slow)],
+    [
+        pytest.param([(10, 15)], id='one_size'),
+        pytest.param([(9, 14), (12, 7)], id='two_sizes', marks=pytest.mark.slow),
+    ],
 )
 
 
 def compare(compiled, net, sizes, assert_close) -> None:
+    """The compiled network always runs before the other."""
     for size in sizes:
         x = torch.rand(2, 3, *size, dtype=torch.float64)
         assert_close(compiled(x), net(x))
@@ -361,14 +366,6 @@ def test_compiles_under_autocast(name, compiled):
         out = compiled(net)(x)
         plain = net(x)
     assert (out.float() - plain.float()).abs().mean() < 0.02
-
-
-@each_arch
-def test_compiling_first_leaves_the_tables_whole(name, compiled):
-    net, x = build(name), torch.rand(1, 3, 10, 15)
-    output = compiled(net)(x)
-    gradients(net, x)
-    assert torch.allclose(net(x), output, atol=1e-4)
 
 
 @each_arch

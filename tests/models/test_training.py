@@ -430,15 +430,8 @@ def test_validation_sends_superpixels():
     with torch.no_grad():
         model.net_g.conv_first.weight.neg_()  # what is drawn is the EMA
     images = validate(model, side=12).images
-    ways = ['association', 'attention']
-    parts = [
-        '',
-        '_boundaries',
-        '_colours',
-        *(f'_pixel_{way}' for way in ways),
-        '_superpixel_top',
-        '_superpixel_attention',
-    ]
+    parts = ['', '_boundaries', '_colours', '_pixel_association', '_pixel_attention']
+    parts += ['_superpixel_top', '_superpixel_attention']
     names = [f'{index}x2.png{part}' for index in range(4) for part in parts]
     assert list(images) == [(f'Set5/{name}', 4) for name in names]
     assert {(one.shape, one.dtype) for one in images.values()} == {((3, 24, 24), torch.float32)}

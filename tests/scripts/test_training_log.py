@@ -49,10 +49,11 @@ def experiment(tmp_path):
     folder = tmp_path / 'net'
     started = 'INFO: Start training from epoch: 0, iter: 0'
     write_log(folder, '000000', started, line(1000, 2), validation(30), line(2000, 2), validation(50), val_freq=1250)
-    resumed = ['INFO: Resuming training from epoch: 1, iter: 2000.', validation(31)]
-    resumed = [resumed[0], *resumed[1], 'INFO: Start training from epoch: 1, iter: 2000']
-    end = ['INFO: End of training. Time consumed: 1:00:00', *validation(math.inf)]
-    write_log(folder, '010000', resumed, validation(32), line(2600, 4), end, val_freq=1250)
+    resuming = 'INFO: Resuming training from epoch: 1, iter: 2000.'
+    resumed = 'INFO: Start training from epoch: 1, iter: 2000'
+    end = 'INFO: End of training. Time consumed: 1:00:00'
+    course = [resuming, validation(31), resumed, validation(32), line(2600, 4), end, validation(math.inf)]
+    write_log(folder, '010000', *course, val_freq=1250)
     return folder
 
 
