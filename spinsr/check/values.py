@@ -84,6 +84,7 @@ def agreement(options: Mapping[str, Any], *, is_train: bool) -> Iterator[Finding
         yield from _learning_rate(options)
         yield from _logging(options)
         yield from _stages(options)
+        yield from _accumulation(options)
     if options.get('manual_seed') is None:
         yield warning('manual_seed', 'is not set: BasicSR draws one, so no two runs are the same')
     if is_train and 'debug' in str(options.get('name')):
@@ -200,6 +201,24 @@ def _stages(options: Mapping[str, Any]) -> Iterator[Finding]:
         yield error(f'datasets:train:{problem[0]}', problem[1])
     elif late := [stage.gt_size for stage in progressive.stages(dataset) if is_whole(total) and stage.first > total]:
         yield warning('datasets:train:iters', f'{late} of gt_sizes are never reached: total_iter={total}')
+
+
+def _accumulation(options: Mapping[str, Any]) -> Iterator[Finding]:
+    import torch
+
+    parts = section(options, 'train').get('accumulate')
+    if not is_whole(parts) or parts < 1 or not _takes(options, 'accumulate') or _grows(options):
+        return
+    batch, count = section(options, 'datasets', 'train').get('batch_size_per_gpu'), options.get('num_gpu', 'auto')
+    # Without a launcher the batches of all devices are one.
+    devices = torch.cuda.device_count() if count == 'auto' else count
+    if is_whole(batch) and is_whole(devices) and batch * max(devices, 1) % parts:
+        yield error('train:accumulate', f'must divide the batch, got {parts} for {batch * max(devices, 1)} images')
+
+
+def _takes(options: Mapping[str, Any], key: str) -> bool:
+    """Whether the model reads this key of `train`."""
+    return key in getattr(registries.find('MODEL', options.get('model_type')), 'OPTIONS', {}).get('train', {})
 
 
 def _grows(options: Mapping[str, Any]) -> bool:

@@ -182,6 +182,7 @@ for changes, line, name in [
         'must be multiples of accumulate=2 up to batch_size_per_gpu=2, got [2, 1]',
         'mini-batches-that-do-not-divide',
     ),
+    ({'train:accumulate': 3}, 'train:accumulate: must divide the batch, got 3 for ', 'accumulate-that-does-not-divide'),
     ({'scale': 4}, 'scale: is 4, but network_g:upscale is 2', 'scale'),
     ({'network_s': {'type': 'RDBESA', 'upscale': 3}}, 'scale: is 2, but network_s:upscale is 3', 'scale-of-estimator'),
     ({'network_s': {'type': 'RDBESA'}}, 'scale: is 2, but network_s:upscale is 4, its default', 'scale-by-default'),
