@@ -186,18 +186,21 @@ def test_no_ratio_when_the_outputs_differ(training):
     assert out['results']['auto'] and out['results']['reference']
 
 
+@pytest.mark.slow
 def test_training_compares_gradients_of_eight_images(training):
     _, out, _ = training
     assert (out['mode'], out['batch']) == ('train', 8)
     assert 'gradient factor' in out['agreement']['auto'][1]['rule']
 
 
+@pytest.mark.slow
 def test_each_backend_has_its_own_peak_of_memory(training):
     result = training[1]['results']
     assert result['reference']['peak_rss_bytes'] - result['reference']['baseline_rss_bytes'] > 280e6
     assert result['auto']['peak_rss_bytes'] - result['auto']['baseline_rss_bytes'] < 100e6
 
 
+@pytest.mark.slow
 def test_only_the_json_file_is_left(training):
     assert {path.name for path in training[2].iterdir()} - {'__pycache__'} == {'out.json', 'plugin.py'}
 
