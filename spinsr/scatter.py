@@ -1,7 +1,7 @@
 """PSNR against parameters as a picture, as in Figure 1 of the SPIN paper; drawn with Pillow alone."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
@@ -12,6 +12,7 @@ SMOOTH = 2  # drawn larger and shrunk, for smooth edges
 GAP = 14 * SMOOTH  # between a point and its name
 MARGIN_OF_NAME = 3 * SMOOTH  # around a name
 INK, GRID, PUBLISHED, OURS = '#222222', '#e3e3e3', '#5b7fa6', '#d1495b'
+_Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 class Point(NamedTuple):
@@ -73,13 +74,16 @@ def draw(points: Sequence[Point], title: str) -> Image.Image:
     boxes = [(x - radius, y - radius, x + radius, y + radius) for x, y in centres]
     # As wide as a name keeps away from its own point: a name closer to another would be taken for that one's.
     taken = [(x - GAP, y - GAP, x + GAP, y + GAP) for x, y in centres]
-    for point, (x, y), box in zip(points, centres, boxes, strict=True):
+    labels = place_names([point.name for point in points], centres, taken, (left, top, right, bottom))
+    for point, (x, y), box, label in zip(points, centres, boxes, labels, strict=True):
         colour = OURS if point.ours else PUBLISHED
         if point.ours:
             canvas.polygon([(x, box[1]), (box[2], y), (x, box[3]), (box[0], y)], colour)
         else:
             canvas.ellipse(box, colour)
-        taken.append(_label(canvas, point.name, (x, y), colour, taken, (left, top, right, bottom)))
+        if label.line:
+            canvas.line((x, y, *label.place), colour, SMOOTH)
+        canvas.text(label.place, point.name, colour, _font(20), label.anchor)
     # In the corner that large, good networks leave free.
     legend = [(OURS, 'measured here')] * any(p.ours for p in points)
     legend += [(PUBLISHED, 'as published')] * any(not p.ours for p in points)
@@ -88,26 +92,68 @@ def draw(points: Sequence[Point], title: str) -> Image.Image:
     return image.resize(SIZE, Image.Resampling.LANCZOS)
 
 
-def _label(canvas, text, centre, colour, taken, frame) -> tuple[float, float, float, float]:
-    """Writes a name where it covers least of what is there, near its point or at a line to it; returns its box."""
+class Label(NamedTuple):
+    """Where a name is written; the line to its point as boxes, none where it is beside it."""
+
+    place: tuple[float, float]
+    anchor: str
+    box: _Box
+    line: list[_Box]
+
+
+def place_names(
+    texts: Sequence[str], centres: Sequence[tuple[float, float]], taken: Sequence[_Box], frame: _Box
+) -> list[Label]:
+    """Finds a place for each name beside its point, or at a line to it, where it covers least.
+
+    All are placed more than once: at first the early ones do not know of the later.
+
+    Args:
+        texts: The names.
+        centres: (x, y) of their points, in pixels.
+        taken: Boxes (left, top, right, bottom) that names and lines should not cover, those of the points among them.
+        frame: Box that the names should not leave.
+
+    Returns:
+        A label for each name.
+    """
+    labels: dict[int, Label] = {}
+    for _ in range(3):
+        for i, (text, centre) in enumerate(zip(texts, centres, strict=True)):
+            others = [label for j, label in labels.items() if j != i]
+            names, lines = [_wider(label.box) for label in others], [box for label in others for box in label.line]
+            labels[i] = _best(_options(text, centre), [*taken, *names, *lines], frame)
+    return list(labels.values())
+
+
+def _wider(box: _Box) -> _Box:
+    return box[0] - MARGIN_OF_NAME, box[1] - MARGIN_OF_NAME, box[2] + MARGIN_OF_NAME, box[3] + MARGIN_OF_NAME
+
+
+def _options(text: str, centre: tuple[float, float]) -> Iterator[Label]:
+    """Near the point or at a line to it, the best to read first."""
     x, y = centre
-    options = []
     for far in (1, 2, 3, 4):
         for right, down in ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1)):
             place = x + far * right * GAP, y + far * down * GAP
             anchor = 'mlr'[right] + 'mtb'[down]
-            box = canvas.textbbox(place, text, font=_font(20), anchor=anchor)
-            outside = box[0] < frame[0] or box[1] < frame[1] or box[2] > frame[2] or box[3] > frame[3]
-            covered = sum(_overlap(box, other) for other in taken)
-            options.append((outside, covered, len(options), far, place, anchor, box))
-    *_, far, place, anchor, box = min(options)
-    if far > 1:
-        canvas.line((x, y, *place), colour, SMOOTH)
-    canvas.text(place, text, colour, _font(20), anchor)
-    return box[0] - MARGIN_OF_NAME, box[1] - MARGIN_OF_NAME, box[2] + MARGIN_OF_NAME, box[3] + MARGIN_OF_NAME
+            box = _font(20).getbbox(text, anchor=anchor)
+            box = tuple(side + place[i % 2] for i, side in enumerate(box))
+            steps = [(x + n / 2 * right * GAP, y + n / 2 * down * GAP) for n in range(3, 2 * far)]
+            line = [(i - GAP / 4, j - GAP / 4, i + GAP / 4, j + GAP / 4) for i, j in steps]
+            yield Label(place, anchor, box, line)
 
 
-def _overlap(a, b) -> float:
+def _best(options: Iterable[Label], taken: Sequence[_Box], frame: _Box) -> Label:
+    def price(label: Label) -> tuple[bool, float]:
+        box = label.box
+        outside = box[0] < frame[0] or box[1] < frame[1] or box[2] > frame[2] or box[3] > frame[3]
+        return outside, sum(_overlap(mine, other) for mine in (box, *label.line) for other in taken)
+
+    return min(options, key=price)
+
+
+def _overlap(a: _Box, b: _Box) -> float:
     return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
 
 

@@ -1,5 +1,6 @@
 """What networks cost: counts known from hand or from the authors' networks, a process that measures, the picture."""
 
+import itertools
 import json
 import logging
 
@@ -156,6 +157,27 @@ def test_points_are_in_the_picture():
     assert image.size == scatter.SIZE
     ours = [image.getpixel((x, y)) == (0xD1, 0x49, 0x5B) for x in range(115, 400) for y in range(400, 700)]
     assert any(ours)  # fewer parameters and the lower PSNR: left below
+
+
+def test_names_of_a_crowd_keep_off_each_other_and_the_lines():
+    """Set5 x4: RLFN, before RFDN and all but on it, must make room for its name."""
+    crowd = {
+        'IMDN': (686, 672),
+        'LAPAR-A': (648, 718),
+        'RLFN': (566, 646),
+        'ELAN-light': (606, 496),
+        'LatticeNet': (724, 600),
+        'RFDN': (558, 646),
+        'ESRT': (708, 688),
+        'ShuffleMixer': (432, 672),
+    }
+    points = [(x - scatter.GAP, y - scatter.GAP, x + scatter.GAP, y + scatter.GAP) for x, y in crowd.values()]
+    labels = scatter.place_names(list(crowd), list(crowd.values()), points, (220, 140, 2320, 1420))
+    names = [label.box for label in labels]
+    lines = [box for label in labels for box in label.line]
+    pairs = [*itertools.combinations(names, 2), *itertools.product(names, points), *itertools.product(names, lines)]
+    for a, b in pairs:
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
 
 
 @pytest.mark.parametrize('points', [[], [scatter.Point('a', 0, 30.0)], [scatter.Point('a', 9, float('inf'))]])
