@@ -1,8 +1,8 @@
 """How much the choices in SPIN and in its training matter: small networks, equal budget, several seeds.
 
-    spinsr prepare images T91 BSDS500 DIV2K_test_LRx4 -o datasets/release --scale 2 3 4 --min-side 128 \\
+    spinsr prepare images T91 BSDS500 DIV2K_test_LRx4 -o datasets/ablation --scale 2 3 4 --min-side 128 \\
         --exclude B100 Set5 Set14
-    python scripts/ablation.py --data datasets/release --benchmark datasets/benchmark/Set5 datasets/benchmark/Set14
+    python scripts/ablation.py --data datasets/ablation --benchmark datasets/benchmark/Set5 datasets/benchmark/Set14
 
 trains each row of ROWS with each seed by `python -m spinsr.train`, in OUT/experiments, scores it, and writes
 OUT/ablation.md, .json and .png with what is there. The same command goes on where it was stopped. A row that is done is

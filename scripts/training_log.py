@@ -1,6 +1,6 @@
 """The course of trainings from their log files: a table for each, and one picture of their validation curves.
 
-    python scripts/training_log.py experiments/train_SPIN_x4_release experiments/train_RCAN_x4_light \
+    python scripts/training_log.py experiments/train_SPIN_x4_release experiments/train_RCAN_x4_light \\
         --csv logs --plot curves.png
 
 A training that was stopped and resumed has several log files; of iterations that were done twice the later are taken.
@@ -111,9 +111,9 @@ def read(files: Sequence[Path]) -> Log:
             elif found := _SCORE.match(line):
                 # The log does not say of which iteration a validation is, but they come in order.
                 every = options.get('val_freq', 1)
-                iteration = (
-                    options.get('total_iter', entered) if ended else (entered // every + validations[dataset]) * every
-                )
+                iteration = (entered // every + validations[dataset]) * every
+                if ended:
+                    iteration = options.get('total_iter', max(rows, default=entered))
                 rows.setdefault(iteration if running else entered, {})[f'{dataset}/{found[1]}'] = float(found[2])
     return Log(rows, sorted(stages))
 

@@ -38,7 +38,7 @@ def quick(options: Mapping[str, Any], *, is_train: bool, launcher: str = 'none')
     yield from keys.unknown(options)
     yield from registries.types(options)
     yield from values.kinds(options)
-    yield from values.agreement(options, is_train=is_train)
+    yield from values.agreement(options, is_train=is_train, launcher=launcher)
     yield from machine.devices(options, launcher)
 
 

@@ -72,19 +72,20 @@ def _apply(rules: Mapping[str, Rule], part: Mapping[str, Any], where: str) -> It
             yield error(f'{where}{key}', f'must be {rule.wanted}, got {part[key]!r}')
 
 
-def agreement(options: Mapping[str, Any], *, is_train: bool) -> Iterator[Finding]:
+def agreement(options: Mapping[str, Any], *, is_train: bool, launcher: str) -> Iterator[Finding]:
     """Finds the values that do not go together.
 
     Args:
         options: The option file; values that are not of their kind are left to `kinds`.
         is_train: For training, else for testing.
+        launcher: 'none', 'pytorch' or 'slurm'.
     """
     if is_train:
         yield from _iterations(options)
         yield from _learning_rate(options)
         yield from _logging(options)
         yield from _stages(options)
-        yield from _accumulation(options)
+        yield from _accumulation(options, launcher)
     if options.get('manual_seed') is None:
         yield warning('manual_seed', 'is not set: BasicSR draws one, so no two runs are the same')
     if is_train and 'debug' in str(options.get('name')):
@@ -203,17 +204,19 @@ def _stages(options: Mapping[str, Any]) -> Iterator[Finding]:
         yield warning('datasets:train:iters', f'{late} of gt_sizes are never reached: total_iter={total}')
 
 
-def _accumulation(options: Mapping[str, Any]) -> Iterator[Finding]:
+def _accumulation(options: Mapping[str, Any], launcher: str) -> Iterator[Finding]:
     import torch
 
     parts = section(options, 'train').get('accumulate')
     if not is_whole(parts) or parts < 1 or not _takes(options, 'accumulate') or _grows(options):
         return
-    batch, count = section(options, 'datasets', 'train').get('batch_size_per_gpu'), options.get('num_gpu', 'auto')
-    # Without a launcher the batches of all devices are one.
-    devices = torch.cuda.device_count() if count == 'auto' else count
-    if is_whole(batch) and is_whole(devices) and batch * max(devices, 1) % parts:
-        yield error('train:accumulate', f'must divide the batch, got {parts} for {batch * max(devices, 1)} images')
+    batch, devices = section(options, 'datasets', 'train').get('batch_size_per_gpu'), options.get('num_gpu', 'auto')
+    if launcher != 'none':
+        devices = 1  # a process each
+    elif devices == 'auto':
+        devices = torch.cuda.device_count()
+    if is_whole(batch) and is_whole(devices) and (images := batch * max(devices, 1)) % parts:
+        yield error('train:accumulate', f'must divide the batch, got {parts} for {images} images')
 
 
 def _takes(options: Mapping[str, Any], key: str) -> bool:

@@ -324,18 +324,16 @@ def test_runs_with_half_weights(name, dtype):
     assert output.isfinite().all()
 
 
-# No other test has 10x15: the compiler is the first to ask for its tables, and must leave none of its own in the cache.
 COMPILED_SIZES = pytest.mark.parametrize(
     'sizes',
     [
-        pytest.param([(10, 15)], id='one_size'),
+        pytest.param([(9, 14)], id='one_size'),
         pytest.param([(9, 14), (12, 7)], id='two_sizes', marks=pytest.mark.slow),
     ],
 )
 
 
 def compare(compiled, net, sizes, assert_close) -> None:
-    """The compiled network always runs before the other."""
     for size in sizes:
         x = torch.rand(2, 3, *size, dtype=torch.float64)
         assert_close(compiled(x), net(x))
@@ -370,7 +368,8 @@ def test_compiles_under_autocast(name, compiled):
 
 @each_arch
 def test_exports(name, assert_close):
-    net, x = away_from_zero(build(name)).double().eval(), torch.rand(1, 3, 9, 14, dtype=torch.float64)
+    # No other test has 10x15: the exporter is the first to ask for its tables, and must leave none of its own behind.
+    net, x = away_from_zero(build(name)).double().eval(), torch.rand(1, 3, 10, 15, dtype=torch.float64)
     exported = torch.export.export(net, (x,)).module()
     other = torch.rand_like(x)
     with torch.no_grad():

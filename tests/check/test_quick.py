@@ -198,6 +198,16 @@ ERRORS.append(pytest.param(without(GOOD, 'scale'), 'scale: is not set, and datas
 ERRORS.append(pytest.param(without(GOOD, 'train:optim_g:lr'), "needs the keyword 'lr'", id='no-lr'))
 
 
+@pytest.mark.parametrize(
+    ('launcher', 'found'), [('none', []), ('pytorch', ['must divide the batch, got 2 for 3 images'])]
+)
+def test_parts_of_the_batch_are_of_all_devices_or_of_one_process(launcher, found, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    options = changed(GOOD, {'train:accumulate': 2, 'datasets:train:batch_size_per_gpu': 3})
+    errors = [finding for finding in quick(options, is_train=True, launcher=launcher) if finding.level == 'error']
+    assert [finding.message for finding in errors if finding.key == 'train:accumulate'] == found
+
+
 @pytest.mark.parametrize(('options', 'line'), ERRORS)
 def test_error(capsys, options, line):
     assert matching(lines(options, 'error'), line)

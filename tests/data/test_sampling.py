@@ -127,7 +127,7 @@ def test_crops_are_those_of_basicsr(pairs):
 
 @contextlib.contextmanager
 def refused(line):
-    """An error of the data. In its traceback is the loader, which torch, when it is garbage, gives 5 s to end."""
+    """An error of the data. Its traceback would keep the loader, whose collection then waits 5 s for the worker."""
     with pytest.raises(DataError, match=line) as error:
         yield error
     traceback.clear_frames(error.tb)

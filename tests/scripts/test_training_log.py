@@ -73,6 +73,12 @@ def test_the_later_run_of_an_iteration_counts(experiment, tmp_path, capsys):
     ]
 
 
+def test_last_validation_of_a_log_without_options_is_of_its_last_iteration(tmp_path):
+    began, end = 'INFO: Start training from epoch: 0, iter: 0', 'INFO: End of training. Time consumed: 1:00:00'
+    (tmp_path / 'a.log').write_text('\n'.join([began, line(100, 1), end, *validation(30)]))
+    assert training_log.read([tmp_path / 'a.log']).rows[100]['My set/psnr'] == 30
+
+
 def test_each_stage_has_a_speed_of_its_own(tmp_path, capsys):
     stage = 'INFO: Iteration 301: patches of 16x16 (HR), 8 on each device, since iteration 301.'
     began = 'INFO: Start training from epoch: 0, iter: 0'
