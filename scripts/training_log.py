@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.csv.mkdir(parents=True, exist_ok=True)
             write_bytes(args.csv / f'{name}.csv', table(log).encode())
     if args.plot:
-        write_bytes(args.plot, draw(logs, args.metric))
+        write_bytes(args.plot, draw(logs, args.metric, args.bottom))
     return 0
 
 
@@ -80,6 +80,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--csv', type=path, metavar='FOLDER', help='write EXPERIMENT.csv into it for each')
     parser.add_argument('--plot', type=path, metavar='FILE', help='draw the validation curves (PNG; needs matplotlib)')
     parser.add_argument('--metric', default='Set5/psnr', help='what the picture shows (default: %(default)s)')
+    parser.add_argument('--bottom', type=float, help='where the scale of the picture begins (default: the least value)')
     return parser.parse_args(argv)
 
 
@@ -138,7 +139,7 @@ def table(log: Log) -> str:
     return text.getvalue()
 
 
-def draw(logs: Mapping[str, Log], metric: str) -> bytes:
+def draw(logs: Mapping[str, Log], metric: str, bottom: float | None = None) -> bytes:
     """The validation curves over the hours, as the bytes of a PNG file."""
     import matplotlib
 
@@ -151,6 +152,7 @@ def draw(logs: Mapping[str, Log], metric: str) -> bytes:
         axis.plot([hour for hour, _ in points], [score for _, score in points], marker='o', ms=3, label=name)
     axis.set_xlabel('hours at the median speed')
     axis.set_ylabel(metric)
+    axis.set_ylim(bottom=bottom)
     axis.grid(color='0.9')
     axis.legend()
     figure.tight_layout()
