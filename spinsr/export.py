@@ -208,13 +208,16 @@ def _translate(net: nn.Module, image: Tensor, sides: tuple[int, int | None] | No
             # Each node has the lines of Python that it came from, with the folders of this machine: most of the file.
             ClearMetadataAndDocStringPass()(program.model)
     except Exception as error:  # whatever of torch and onnxscript cannot take this network
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f'{type(net).__name__} cannot be translated to ONNX: {reason}') from error
+        raise ValueError(f'{type(net).__name__} cannot be translated to ONNX: {_first_line(error)}') from error
     model = program.model_proto
     written = next(entry.version for entry in model.opset_import if not entry.domain)
     if written != opset:
         raise ValueError(f'opset must be one that torch {torch.__version__} can write, got {opset}; it wrote {written}')
     return model.SerializeToString()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _stable_sort() -> Any:
@@ -252,15 +255,19 @@ def _differences(net: nn.Module, content: bytes, opset: int, channels: int, size
     """
     import onnxruntime
 
+    runtime = f'ONNX Runtime {onnxruntime.__version__}'
     try:
         session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
     except Exception as error:  # each of its own kind
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f'ONNX Runtime {onnxruntime.__version__} does not take opset {opset}: {reason}') from error
+        raise ValueError(f'{runtime} does not take opset {opset}: {_first_line(error)}') from error
     differences = []
     for seed in range(IMAGES):
         image = _image(channels, size, seed)
-        (out,) = session.run(None, {'image': image.numpy()})
+        try:
+            (out,) = session.run(None, {'image': image.numpy()})
+        except Exception as error:
+            rule = f'{runtime} cannot run what torch {torch.__version__} wrote'
+            raise ValueError(f'{rule}: {_first_line(error)}') from error
         expected = net(image)
         if out.shape != tuple(expected.shape):
             raise ValueError(f'the ONNX file gives {out.shape} where PyTorch gives {tuple(expected.shape)}')

@@ -217,6 +217,19 @@ def test_an_opset_that_the_runtime_does_not_take(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_file_that_the_runtime_cannot_run(tmp_path, monkeypatch):
+    import onnxruntime
+
+    class Session(onnxruntime.InferenceSession):
+        def run(self, *_):
+            raise onnxruntime.capi.onnxruntime_pybind11_state.Fail('a Slice node\nmore')
+
+    monkeypatch.setattr(onnxruntime, 'InferenceSession', Session)
+    with pytest.raises(ValueError, match=r'^ONNX Runtime \S+ cannot run what torch \S+ wrote: a Slice node$'):
+        to_onnx(Pixels(), tmp_path / 'net.onnx', size=(4, 5))
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_network_that_cannot_be_translated(exported, tmp_path):
     class Odd(torch.nn.Module):
         def __init__(self):
