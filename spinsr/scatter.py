@@ -1,5 +1,6 @@
 """PSNR against parameters as a picture, as in Figure 1 of the SPIN paper; drawn with Pillow alone."""
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -191,5 +192,6 @@ def _short(number: int) -> str:
     return str(number)
 
 
+@functools.cache
 def _font(size: int) -> ImageFont.ImageFont:
     return ImageFont.load_default(size * SMOOTH)

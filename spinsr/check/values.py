@@ -52,8 +52,7 @@ _DATASET_RULES = {
 
 def kinds(options: Mapping[str, Any]) -> Iterator[Finding]:
     """Finds the values that are not of their kind, or out of range."""
-    own = getattr(registries.find('MODEL', options.get('model_type')), 'OPTIONS', {})
-    for name, rules in (*_SECTION_RULES.items(), *own.items()):
+    for name, rules in (*_SECTION_RULES.items(), *_own_rules(options).items()):
         yield from _apply(rules, section(options, name) if name else options, f'{name}:' if name else '')
     for key, _, dataset in datasets(options):
         cls = registries.find('DATASET', dataset.get('type'))
@@ -93,6 +92,11 @@ def agreement(options: Mapping[str, Any], *, is_train: bool, launcher: str) -> I
     yield from _scale(options)
     yield from _datasets(options, is_train)
     yield from _protocol(options)
+
+
+def _own_rules(options: Mapping[str, Any]) -> Mapping[str, Mapping[str, Rule]]:
+    """Of the options that the model adds to BasicSR's, by section."""
+    return getattr(registries.find('MODEL', options.get('model_type')), 'OPTIONS', {})
 
 
 def _whole_of(part: Mapping[str, Any], key: str) -> int | None:
@@ -208,7 +212,7 @@ def _accumulation(options: Mapping[str, Any], launcher: str) -> Iterator[Finding
     import torch
 
     parts = section(options, 'train').get('accumulate')
-    if not is_whole(parts) or parts < 1 or not _takes(options, 'accumulate') or _grows(options):
+    if not is_whole(parts) or parts < 1 or 'accumulate' not in _own_rules(options).get('train', {}) or _grows(options):
         return
     batch, devices = section(options, 'datasets', 'train').get('batch_size_per_gpu'), options.get('num_gpu', 'auto')
     if launcher != 'none':
@@ -217,11 +221,6 @@ def _accumulation(options: Mapping[str, Any], launcher: str) -> Iterator[Finding
         devices = torch.cuda.device_count()
     if is_whole(batch) and is_whole(devices) and (images := batch * max(devices, 1)) % parts:
         yield error('train:accumulate', f'must divide the batch, got {parts} for {images} images')
-
-
-def _takes(options: Mapping[str, Any], key: str) -> bool:
-    """Whether the model reads this key of `train`."""
-    return key in getattr(registries.find('MODEL', options.get('model_type')), 'OPTIONS', {}).get('train', {})
 
 
 def _grows(options: Mapping[str, Any]) -> bool:

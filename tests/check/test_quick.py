@@ -227,6 +227,7 @@ def test_error(capsys, options, line):
             "nothing reads the key 'recompute'; model_type: SpinsrModel would",
             id='of-SpinsrModel',
         ),
+        pytest.param({'train:accumulate': 3}, "nothing reads the key 'accumulate'", id='parts-of-SpinsrModel'),
         pytest.param(
             {'model_type': 'SRModel', **grows()},
             "datasets:train:gt_sizes: nothing reads the key 'gt_sizes'; model_type: SpinsrModel would",
