@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 root = Path(__file__).parent
-version = re.search(r"__version__ = '(.+)'", (root / 'spinsr' / '__init__.py').read_text(encoding='utf-8')).group(1)
+version = re.search(r"__version__ = '(.+)'", (root / 'spinsr' / '_version.py').read_text(encoding='utf-8')).group(1)
 
 setup(
     name='spinsr',

@@ -29,9 +29,9 @@ from typing import Any
 
 import yaml
 
-from spinsr import option_files, progressive
 from spinsr.cli.arguments import path, positive
-from spinsr.files import write_bytes
+from spinsr.training import option_files, progressive_learning
+from spinsr.utils.atomic_write import write_bytes
 
 SCALE = 4
 PROTOCOL = 'y_crop_scale'
@@ -113,7 +113,7 @@ def options(args: argparse.Namespace, row: str, seed: int) -> dict[str, Any]:
     opt = option_files.read(option_files.find(f'train_SPIN_x{SCALE}_release.yml'))
     opt |= {'name': f'{slug(row)}_{seed}', 'manual_seed': seed, 'num_gpu': 0}
     del opt['datasets']['val'], opt['val']
-    for key in progressive.KEYS:
+    for key in progressive_learning.KEYS:
         opt['datasets']['train'].pop(key, None)
     data = args.data.resolve()
     changes = {
@@ -205,12 +205,12 @@ class Workers:
 def evaluate(opt: Mapping[str, Any], out: Path, benchmarks: Sequence[Path]) -> dict[str, float]:
     """Mean PSNR on each benchmark, of the EMA weights."""
     import spinsr
-    from spinsr import evaluate
+    from spinsr.evaluation import benchmark
 
     arch_args = {key: value for key, value in opt['network_g'].items() if key not in ('type', 'upscale')}
     weights = out / 'experiments' / opt['name'] / 'models' / 'net_g_latest.pth'
     net = spinsr.load('SPIN', SCALE, weights, **arch_args)
-    results = evaluate.evaluate(benchmarks, [SCALE], evaluate.network({SCALE: net}), protocols=[PROTOCOL])
+    results = benchmark.evaluate(benchmarks, [SCALE], benchmark.network({SCALE: net}), protocols=[PROTOCOL])
     return {result['dataset']: result['protocols'][PROTOCOL]['psnr'] for result in results}
 
 

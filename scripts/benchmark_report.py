@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmark_session import Check, Session
 
-from spinsr.files import write_bytes
+from spinsr.utils.atomic_write import write_bytes
 
 
 def pair_of(backends: Sequence[str]) -> tuple[str, str] | None:

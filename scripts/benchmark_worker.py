@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from spinsr.complexity import Uncounted, peak_rss, timed
+from spinsr.evaluation.complexity import Uncounted, peak_rss, timed
 from spinsr.ops import resolve_backend
-from spinsr.recompute import recompute_blocks
+from spinsr.training.grad_checkpointing import recompute_blocks
+from spinsr.utils.text import nearest
 
 PHOTOGRAPH = 'ihc.png'  # a micrograph with fine texture everywhere: in smooth areas near-ties are frequent
 # Matrices that fill the device: a product of 1024 does not fill a GPU.
@@ -71,7 +72,7 @@ class Gauge:
     """Checks the arguments once for all workers, then measures how fast this machine multiplies matrices."""
 
     def __init__(self, settings: dict[str, Any]):
-        from spinsr import ops, option_files
+        from spinsr import ops
         from spinsr.archs import ARCH_REGISTRY
 
         for name in settings['backends']:
@@ -88,7 +89,7 @@ class Gauge:
                 raise Refused(f'--import {module}: {said(error)}') from error
         arch, known = settings['arch'], sorted(ARCH_REGISTRY.keys())
         if arch not in known:
-            raise Refused(f'--arch: {arch!r} is not registered; {option_files.nearest(arch, known)}')
+            raise Refused(f'--arch: {arch!r} is not registered; {nearest(arch, known)}')
         try:
             net = load(settings)
             if settings['recompute']:
@@ -210,7 +211,7 @@ def import_plugin(module: str) -> None:
 
 def load(settings: dict[str, Any]) -> torch.nn.Module:
     import spinsr
-    from spinsr.option_files import parse_value
+    from spinsr.training.option_files import parse_value
 
     arguments = {key: parse_value(value) for key, value in settings['arch_args']}
     return spinsr.load(settings['arch'], settings['scale'], settings['weights'], **arguments)

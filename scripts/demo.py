@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 import spinsr
-from spinsr import compat, superpixels
+from spinsr import compat
+from spinsr.analysis import superpixels
 from spinsr.data.bicubic import mod_crop, upsample
 
 compat.install()

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f'superpixel_quality: error: {error}', file=sys.stderr)
         return 1
-    from spinsr.files import write_bytes
+    from spinsr.utils.atomic_write import write_bytes
 
     text = table(rows)
     print(text, end='')
@@ -70,8 +70,8 @@ def measured(paths: Sequence[Path], weights: str, scale: int) -> list[dict[str, 
     from tqdm import tqdm
 
     import spinsr
+    from spinsr.analysis.superpixel_metrics import compare
     from spinsr.data import image_file
-    from spinsr.superpixel_quality import compare
 
     net = spinsr.load('SPIN', scale, weights)
     return [{'image': path.stem, **row} for path in tqdm(paths) for row in compare(image_file.read(path), net)]

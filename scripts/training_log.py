@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spinsr.cli.arguments import path
-from spinsr.files import write_bytes
+from spinsr.utils.atomic_write import write_bytes
 
 _OPTION = re.compile(r' +(val_freq|total_iter): (\d+)$')
 _ITERATION = re.compile(r'\[epoch: *\d+, iter: *([\d,]+), lr:\(([^,)]+).*time \(data\): ([\d.]+) .*?\] (.*)')

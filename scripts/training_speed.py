@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
-from spinsr import launch, option_files
-from spinsr.errors import UserError
-from spinsr.files import write_bytes
+from spinsr import launch
+from spinsr.training import option_files
+from spinsr.utils.atomic_write import write_bytes
+from spinsr.utils.errors import UserError
 
 VARIANTS: dict[str, dict[str, Any]] = {
     'bf16': {'train:precision': 'bf16'},
@@ -63,7 +64,7 @@ def build(name: str, changes: dict[str, Any]) -> Callable[[], None]:
     """A function that does one iteration."""
     from basicsr.models import build_model
 
-    from spinsr.data import loader
+    from spinsr.training import loader
 
     opt = option_files.read(option_files.find(name))
     for key, value in changes.items():

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from spinsr import launch, option_files
+from spinsr import launch
 from spinsr.cli.arguments import positive, size
-from spinsr.errors import UserError
+from spinsr.training import option_files
+from spinsr.utils.errors import UserError
 
 
 def main() -> int:

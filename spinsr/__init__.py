@@ -4,18 +4,18 @@
 package alone pulls in neither torch nor BasicSR.
 """
 
-__version__ = '0.1.0'
+from spinsr._version import __version__
 
 __all__ = ['__version__', 'load', 'upscale']
 
 
 def __getattr__(name: str):
     if name == 'load':
-        from spinsr.network import load
+        from spinsr.inference.load import load
 
         return load
     if name == 'upscale':
-        from spinsr.infer import upscale
+        from spinsr.inference.upscale import upscale
 
         return upscale
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

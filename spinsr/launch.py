@@ -1,18 +1,19 @@
 """What train and test have in common: the flags, the option file, the registrations and the checks; then BasicSR."""
 
 import argparse
-import contextlib
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from spinsr import check, compat, distributed, option_files
-from spinsr.errors import UserError
-from spinsr.registration import register
+from spinsr import check, compat
+from spinsr.models.registration import register
+from spinsr.training import distributed, option_files
+from spinsr.utils.errors import UserError
+from spinsr.utils.patching import replaced
 
 
 def launch(
@@ -106,21 +107,3 @@ def _basicsr_options(options: dict[str, Any], args: argparse.Namespace, is_train
             replaced(basicsr_options, init_dist=init_dist),
         ):
             return basicsr_options.parse_options(str(Path.cwd()), is_train=is_train)[0]
-
-
-@contextlib.contextmanager
-def replaced(owner: Any, **values: Any) -> Iterator[None]:
-    """Gives an object other attributes for the length of a with block.
-
-    Args:
-        owner: The object, or module.
-        values: The attributes; each must exist.
-    """
-    before = {name: getattr(owner, name) for name in values}
-    try:
-        for name, value in values.items():
-            setattr(owner, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(owner, name, value)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from spinsr import compat
-from spinsr.launch import launch, replaced
+from spinsr.launch import launch
+from spinsr.utils.patching import replaced
 
 
 def main(argv: Sequence[str] | None = None) -> int:

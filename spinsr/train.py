@@ -14,8 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spinsr import checkpoints, compat, distributed
-from spinsr.launch import launch, replaced
+from spinsr import compat
+from spinsr.launch import launch
+from spinsr.training import checkpoints, distributed
+from spinsr.utils.patching import replaced
 
 # The seeds of samples are mixed of (seed, epoch, position); as a fourth number it keeps those of the network apart.
 _OF_NETWORK = 1
@@ -79,7 +81,7 @@ class _Run:
         return self.state
 
     def create_train_val_dataloader(self, opt: dict[str, Any], logger: Any) -> tuple:
-        from spinsr.data import loader
+        from spinsr.training import loader
 
         for note in self.notes:
             logger.warning(note)
@@ -110,7 +112,7 @@ class _Run:
         return model
 
     def message_logger(self, opt: dict[str, Any], start_iter: int, tb_logger: Any) -> Any:
-        from spinsr.progress import Progress
+        from spinsr.training.progress_bar import Progress
 
         self._validate_missed(start_iter, tb_logger)
         shown = None if distributed.is_main() else False
@@ -125,7 +127,7 @@ class _Run:
                 self.model.validation(val_loader, start_iter, tb_logger, val['save_img'])
 
     def finish(self) -> None:
-        from spinsr.progress import summary
+        from spinsr.training.progress_bar import summary
 
         self.close()
         for line in summary(self.opt, self.model):
@@ -159,7 +161,7 @@ def _seed(*numbers: int) -> None:
     import numpy as np
     import torch
 
-    from spinsr.data.sampling import mixed_seed
+    from spinsr.training.sampling import mixed_seed
 
     seed = mixed_seed(*numbers)
     random.seed(seed)

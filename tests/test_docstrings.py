@@ -12,9 +12,9 @@ import spinsr.ops
 MODULES = [
     *(f'spinsr.ops.{module.name}' for module in pkgutil.iter_modules(spinsr.ops.__path__)),
     *(f'spinsr.modules.{module.name}' for module in pkgutil.iter_modules(spinsr.modules.__path__)),
-    'spinsr.infer',
-    'spinsr.network',
-    'spinsr.superpixels',
+    'spinsr.inference.upscale',
+    'spinsr.inference.load',
+    'spinsr.analysis.superpixels',
 ]
 OPS = [
     'associate',

@@ -22,7 +22,7 @@ from spinsr.modules.superpixel_aggregation import SuperpixelAggregation
 from spinsr.modules.superpixel_cross_attention import SuperpixelCrossAttention
 from spinsr.modules.upsample import TokenUpsample
 from spinsr.ops import Association
-from spinsr.rules import is_whole
+from spinsr.utils.validation import is_whole
 
 CELLS = (12, 16, 20, 24)
 # How many cells away the superpixels are that a pixel can belong to.

@@ -11,7 +11,7 @@ from spinsr.check import keys, machine, registries, values
 from spinsr.check.finding import Finding, section, stop_at_error
 from spinsr.check.keys import is_training
 from spinsr.check.machine import files
-from spinsr.registration import register
+from spinsr.models.registration import register
 
 __all__ = ['Finding', 'check', 'files', 'is_training', 'quick', 'stop_at_error']
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from spinsr.option_files import OptionError
+from spinsr.utils.errors import OptionError
 
 
 class Finding(NamedTuple):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from spinsr.check.finding import Finding, datasets, error, section, warning
 from spinsr.data.image_file import DAMAGE, PNG_END
-from spinsr.rules import is_whole
+from spinsr.utils.validation import is_whole
 
 _HEAD = 65536  # bytes of an LMDB's value in which the header is looked for
 _ENDS = {'PNG': PNG_END, 'JPEG': b'\xff\xd9'}

@@ -7,10 +7,10 @@ Of classes that declare none nothing is known, and nothing said.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from spinsr import option_files, progressive
 from spinsr.check import registries
 from spinsr.check.finding import Finding, datasets, error, section, warning
-from spinsr.option_files import nearest
+from spinsr.training import option_files, progressive_learning
+from spinsr.utils.text import nearest
 
 _SECTIONS = {
     True: ('name', 'model_type', 'num_gpu', 'datasets', 'network_g', 'path', 'train', 'logger'),
@@ -142,7 +142,7 @@ def unknown(options: Mapping[str, Any]) -> Iterator[Finding]:
         cls = registries.find('DATASET', dataset.get('type'))
         reads = (vars(cls).get('OPTIONS') if cls else None) or _DATASET_READS.get(getattr(cls, '__name__', ''))
         if reads is not None:
-            more = progressive.KEYS if key == 'datasets:train' and 'gt_sizes' in dataset else ()
+            more = progressive_learning.KEYS if key == 'datasets:train' and 'gt_sizes' in dataset else ()
             read = not known_model or hasattr(model, 'OF_TRAINING_SET')
             yield from _unread(dataset, (*_LOADER, *reads, *(more if read else ())), key, more)
 

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from spinsr import option_files, weights
+from spinsr import weights
 from spinsr.check.finding import Finding, datasets, error, section, warning
-from spinsr.rules import is_whole
+from spinsr.training import option_files
+from spinsr.utils.validation import is_whole
 
 
 def devices(options: Mapping[str, Any], launcher: str = 'none') -> Iterator[Finding]:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from spinsr.check.finding import Finding, datasets, error, section
-from spinsr.option_files import nearest
-from spinsr.rules import is_number
+from spinsr.utils.text import nearest
+from spinsr.utils.validation import is_number
 
 # BasicSR's losses that are built without data or downloads.
 _PLAIN_LOSSES = ('L1Loss', 'MSELoss', 'CharbonnierLoss', 'WeightedTVLoss', 'GANLoss')

@@ -4,10 +4,10 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from spinsr import progressive
 from spinsr.check import registries
 from spinsr.check.finding import Finding, datasets, error, section, warning
-from spinsr.rules import ABOVE_0, FLAG, SECTION, Rule, is_number, is_whole, whole
+from spinsr.training import progressive_learning
+from spinsr.utils.validation import ABOVE_0, FLAG, SECTION, Rule, is_number, is_whole, whole
 
 _METRICS_WITH_A_BORDER = ('calculate_psnr', 'calculate_ssim', 'calculate_psnr_pt', 'calculate_ssim_pt')
 
@@ -204,7 +204,9 @@ def _stages(options: Mapping[str, Any]) -> Iterator[Finding]:
     dataset, total = options['datasets']['train'], section(options, 'train').get('total_iter')
     if problem := _problem(options):
         yield error(f'datasets:train:{problem[0]}', problem[1])
-    elif late := [stage.gt_size for stage in progressive.stages(dataset) if is_whole(total) and stage.first > total]:
+    elif late := [
+        stage.gt_size for stage in progressive_learning.stages(dataset) if is_whole(total) and stage.first > total
+    ]:
         yield warning('datasets:train:iters', f'{late} of gt_sizes are never reached: total_iter={total}')
 
 
@@ -225,21 +227,25 @@ def _accumulation(options: Mapping[str, Any], launcher: str) -> Iterator[Finding
 
 def _grows(options: Mapping[str, Any]) -> bool:
     model = registries.find('MODEL', options.get('model_type'))
-    return hasattr(model, 'OF_TRAINING_SET') and progressive.grows(section(options, 'datasets', 'train'))
+    return hasattr(model, 'OF_TRAINING_SET') and progressive_learning.grows(section(options, 'datasets', 'train'))
 
 
 def _problem(options: Mapping[str, Any]) -> tuple[str, str] | None:
     dataset = section(options, 'datasets', 'train')
     numbers = options.get('scale') or dataset.get('scale'), section(options, 'train').get('accumulate')
     # What is no number is found elsewhere.
-    return progressive.problem(dataset, *(number if is_whole(number) and number > 0 else 1 for number in numbers))
+    return progressive_learning.problem(
+        dataset, *(number if is_whole(number) and number > 0 else 1 for number in numbers)
+    )
 
 
 def largest_step(options: Mapping[str, Any]) -> tuple[Any, Any]:
     """Images on a device and side of the HR patches, of the training's largest iteration; their kinds are unchecked."""
     dataset, total = section(options, 'datasets', 'train'), section(options, 'train').get('total_iter')
     if _grows(options) and not _problem(options):
-        reached = [stage for stage in progressive.stages(dataset) if not is_whole(total) or stage.first <= total]
+        reached = [
+            stage for stage in progressive_learning.stages(dataset) if not is_whole(total) or stage.first <= total
+        ]
         stage = max(reached, key=lambda stage: stage.batch * stage.gt_size**2, default=None)
         if stage is not None:
             return stage.batch, stage.gt_size

@@ -12,7 +12,7 @@ from spinsr import convert
 from spinsr.check import registries
 from spinsr.check.finding import Finding, error, note, section, warning
 from spinsr.check.memory import build
-from spinsr.rules import is_whole
+from spinsr.utils.validation import is_whole
 
 
 def weights(options: Mapping[str, Any], *, is_train: bool) -> Iterator[Finding]:

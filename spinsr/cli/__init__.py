@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from spinsr import __version__
+from spinsr._version import __version__
 
 COMMANDS = (
     'check',

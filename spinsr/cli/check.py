@@ -33,8 +33,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         OptionError: The file cannot be read, or a forced key does not exist.
     """
-    from spinsr import option_files
     from spinsr.check import check
+    from spinsr.training import option_files
 
     _, options = option_files.load(args.opt, args.force_yml)
     findings = check(options, is_train=False if args.test else None, decode=args.deep, progress=True)

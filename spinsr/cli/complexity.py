@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
     network.import_modules(args)
 
     import spinsr
-    from spinsr import complexity
-    from spinsr.files import write_bytes
+    from spinsr.evaluation import complexity
+    from spinsr.utils.atomic_write import write_bytes
 
     device = str(network.device(args.device))
     scores = _read_scores(args)
@@ -177,7 +177,7 @@ def _read_scores(args: argparse.Namespace) -> list[tuple[str, int, float]]:
 
 def _published(args: argparse.Namespace) -> list[Any]:
     """The published rows that belong to the picture."""
-    from spinsr.published import PUBLISHED
+    from spinsr.evaluation.published_results import PUBLISHED
 
     return [row for row in PUBLISHED if row.scale == args.scale and args.dataset in row.psnr]
 
@@ -185,10 +185,10 @@ def _published(args: argparse.Namespace) -> list[Any]:
 def _picture(args: argparse.Namespace, scores: list[tuple[str, int, float]]) -> bytes:
     import io
 
-    from spinsr import scatter
+    from spinsr.evaluation import plot
 
-    points = [scatter.Point(row.name, row.parameters, row.psnr[args.dataset]) for row in _published(args)]
-    points += [scatter.Point(*score, ours=True) for score in scores]
+    points = [plot.Point(row.name, row.parameters, row.psnr[args.dataset]) for row in _published(args)]
+    points += [plot.Point(*score, ours=True) for score in scores]
     data = io.BytesIO()
-    scatter.draw(points, f'{args.dataset} x{args.scale}: PSNR on Y against parameters').save(data, 'PNG')
+    plot.draw(points, f'{args.dataset} x{args.scale}: PSNR on Y against parameters').save(data, 'PNG')
     return data.getvalue()

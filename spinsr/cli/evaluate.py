@@ -85,19 +85,19 @@ def run(args: argparse.Namespace) -> int:
     protocols = _unique(args.protocol) if args.protocol else None
     _check_usage(args, scales, protocols)
 
-    from spinsr import evaluate
-    from spinsr.files import write_bytes
+    from spinsr.evaluation import benchmark
+    from spinsr.utils.atomic_write import write_bytes
 
     logging.basicConfig(level=logging.INFO, format='%(message)s')
     writers = {
-        args.json: evaluate.to_json,
-        args.csv: evaluate.to_csv,
-        args.markdown: evaluate.to_markdown,
+        args.json: benchmark.to_json,
+        args.csv: benchmark.to_csv,
+        args.markdown: benchmark.to_markdown,
     }
     writers.pop(None, None)
     arguments.check_outputs(writers, args.overwrite)
-    _check_protocols(args, protocols, evaluate.PROTOCOLS)
-    metrics = evaluate.load_metrics(_unique(args.metric), network.device(args.device)) if args.metric else {}
+    _check_protocols(args, protocols, benchmark.PROTOCOLS)
+    metrics = benchmark.load_metrics(_unique(args.metric), network.device(args.device)) if args.metric else {}
     upscaler, method, about = _source(args, scales)
 
     failures = []
@@ -106,11 +106,11 @@ def run(args: argparse.Namespace) -> int:
         failures.append(line)
         print(f'spinsr evaluate: error: {line}', file=sys.stderr)
 
-    results = evaluate.evaluate(
+    results = benchmark.evaluate(
         args.benchmark, scales, upscaler, method=method, protocols=protocols, metrics=metrics, failed=failed
     )
     if results:
-        print(evaluate.to_markdown(results), end='')
+        print(benchmark.to_markdown(results), end='')
         results = [result | about[result['scale']] for result in results]
         for path, to_text in writers.items():
             write_bytes(path, to_text(results).encode())
@@ -151,7 +151,7 @@ def _is_rounded(args: argparse.Namespace) -> bool:
 
 def _source(args: argparse.Namespace, scales: list[int]) -> tuple[Callable[..., Any], str, dict[int, dict[str, Any]]]:
     """Where the images come from, the method's name, and by scale what the files say about it."""
-    from spinsr import evaluate
+    from spinsr.evaluation import benchmark
 
     if args.sr is not None:
         folder = os.path.expanduser(args.sr)
@@ -159,9 +159,9 @@ def _source(args: argparse.Namespace, scales: list[int]) -> tuple[Callable[..., 
         for entry in about.values():
             if not os.path.isdir(entry['sr']):
                 raise ValueError(f'{entry["sr"]} is no folder')
-        return evaluate.images(folder), Path(os.path.abspath(folder)).name, about
+        return benchmark.images(folder), Path(os.path.abspath(folder)).name, about
     if args.arch == 'bicubic':
-        return evaluate.upsample, 'bicubic', {scale: {} for scale in scales}
+        return benchmark.upsample, 'bicubic', {scale: {} for scale in scales}
     nets, about = {}, {}
     for scale in scales:
         weights = args.weights.replace('{scale}', str(scale))
@@ -173,7 +173,7 @@ def _source(args: argparse.Namespace, scales: list[int]) -> tuple[Callable[..., 
             'weights': weights,
             'self_ensemble': args.self_ensemble,
         }
-    upscaler = evaluate.network(nets, self_ensemble=args.self_ensemble)
+    upscaler = benchmark.network(nets, self_ensemble=args.self_ensemble)
     return upscaler, args.arch + '+' * args.self_ensemble, about
 
 

@@ -73,7 +73,7 @@ def _write_safetensors(args: argparse.Namespace) -> int:
 
 
 def _write_onnx(args: argparse.Namespace) -> int:
-    from spinsr.export import export_file
+    from spinsr.export.onnx import export_file
 
     done = export_file(
         args.source,

@@ -104,14 +104,14 @@ def device(name: str) -> Any:
 
 def limited_memory(args: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
     """`spinsr.infer.limited_memory` where --device is the CPU."""
-    from spinsr import infer
+    from spinsr.inference import upscale as upscaling
 
-    return infer.limited_memory() if device(args.device).type == 'cpu' else contextlib.nullcontext()
+    return upscaling.limited_memory() if device(args.device).type == 'cpu' else contextlib.nullcontext()
 
 
 def argument(text: str) -> tuple[str, Any]:
     """What argparse makes of one KEY=VALUE."""
-    from spinsr.option_files import parse_value
+    from spinsr.training.option_files import parse_value
 
     key, equals, value = text.partition('=')
     if not equals or not key.isidentifier():

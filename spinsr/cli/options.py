@@ -3,8 +3,8 @@
 import argparse
 import shutil
 
-from spinsr import option_files
 from spinsr.cli import arguments
+from spinsr.training import option_files
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:

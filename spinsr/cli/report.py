@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
             exists or cannot be written, which shows before the work.
     """
     arguments.check_outputs([args.out], args.overwrite)
-    from spinsr.files import write_bytes
     from spinsr.report import make_report
+    from spinsr.utils.atomic_write import write_bytes
 
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     net = network.load(args, args.scale)

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f'the output must be a folder, {args.out} is none')
     image = photograph.read(args.image).pixels
     net = network.load(args, args.scale)
-    from spinsr.superpixels import draw, find_superpixels, write_pictures
+    from spinsr.analysis.superpixels import draw, find_superpixels, write_pictures
 
     pictures = {}
     # All is drawn before anything is written: a superpixel may exist in one block and not in another.

@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from spinsr.folders import name_outputs, upscale_files
-    from spinsr.infer import check_options
+    from spinsr.inference.image_files import name_outputs, upscale_files
+    from spinsr.inference.upscale import check_options
 
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     # Before the network is built: what is mistyped shows at once.
@@ -92,7 +92,7 @@ def _compiled(net: Any, precision: str) -> Any:
     """The network after torch.compile, or as it is where that fails: there may be no C++ compiler."""
     import torch
 
-    from spinsr.infer import super_resolve
+    from spinsr.inference.upscale import super_resolve
 
     # Sizes differ from image to image; without `dynamic` the second one would be compiled anew.
     compiled = torch.compile(net, dynamic=True)

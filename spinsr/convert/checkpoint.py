@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spinsr.files import write_bytes
+from spinsr.utils.atomic_write import write_bytes
 
 ENDINGS = ('.pth', '.pt', '.safetensors')
 

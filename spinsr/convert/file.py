@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spinsr import __version__
+from spinsr._version import __version__
 from spinsr.convert import names
 from spinsr.convert.checkpoint import check_target, read_checkpoint, unwrap, wrapped_in, write_checkpoint
 from spinsr.convert.names import StateDict

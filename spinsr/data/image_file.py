@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from spinsr.files import write_bytes
+from spinsr.utils.atomic_write import write_bytes
 
 EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 PNG_END = b'\x00\x00\x00\x00IEND\xaeB`\x82'

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from spinsr.data import image_file
-from spinsr.files import write_bytes
+from spinsr.utils.atomic_write import write_bytes
 
 FORMATS = {
     '.bmp': 'BMP',

@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from spinsr import checkpoints, convert, distributed, infer, progressive, superpixels
+from spinsr import convert
+from spinsr.analysis import superpixels
 from spinsr.archs.spin_arch import SPIN
-from spinsr.data.sampling import cut_patches
-from spinsr.errors import TrainingError
-from spinsr.option_files import OptionError
-from spinsr.recompute import recompute_blocks
-from spinsr.rules import ABOVE_0, FLAG, SECTION, one_of, whole
+from spinsr.inference import upscale as upscaling
+from spinsr.training import checkpoints, distributed, progressive_learning
+from spinsr.training.grad_checkpointing import recompute_blocks
+from spinsr.training.sampling import cut_patches
+from spinsr.utils.errors import OptionError, TrainingError
+from spinsr.utils.validation import ABOVE_0, FLAG, SECTION, one_of, whole
 
 _TYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 # Sections of train whose losses SRModel does not have.
@@ -72,7 +74,7 @@ class SpinsrModel(SRModel):
     # What the network files of a checkpoint begin with.
     LABELS = ('net_g',)
     # What it reads of `datasets: train`, beside the data set and its loader.
-    OF_TRAINING_SET = progressive.KEYS
+    OF_TRAINING_SET = progressive_learning.KEYS
     # Section -> option -> what it may be; each is an attribute of the model.
     OPTIONS = {
         'train': {
@@ -85,7 +87,7 @@ class SpinsrModel(SRModel):
             'recompute': FLAG,
             **{name: SECTION for name in _MORE_LOSSES},
         },
-        'val': {'tile': whole(infer.SMALLEST_TILE, None), 'self_ensemble': FLAG, 'superpixels': whole(0, None)},
+        'val': {'tile': whole(upscaling.SMALLEST_TILE, None), 'self_ensemble': FLAG, 'superpixels': whole(0, None)},
         'logger': {'keep_last': whole(1, None)},
     }
 
@@ -97,12 +99,12 @@ class SpinsrModel(SRModel):
                     raise OptionError(f'{section}:{name} must be {rule.wanted}, got {value!r}')
                 setattr(self, name, value)
         dataset = (opt.get('datasets') or {}).get('train') or {}
-        self.stages: list[progressive.Stage] = []
-        if progressive.grows(dataset):
+        self.stages: list[progressive_learning.Stage] = []
+        if progressive_learning.grows(dataset):
             scale = dataset.get('scale') or opt.get('scale', 1)
-            if problem := progressive.problem(dataset, scale, self.accumulate):
+            if problem := progressive_learning.problem(dataset, scale, self.accumulate):
                 raise OptionError('datasets:train:{}: {}'.format(*problem))
-            self.stages = progressive.stages(dataset)
+            self.stages = progressive_learning.stages(dataset)
         # What the data loader needs to go on, set by spinsr.train: it is saved with every state.
         self.place: dict[str, int] = {}
         self.nonfinite = self.nonfinite_in_a_row = 0
@@ -112,7 +114,7 @@ class SpinsrModel(SRModel):
         self._pictures: list[dict[str, Tensor]] = []
         self._draws = False
         self._files: list[str] = []
-        self._stage: progressive.Stage | None = None
+        self._stage: progressive_learning.Stage | None = None
         device = 'cuda' if opt['num_gpu'] != 0 else 'cpu'
         self.scaler = torch.amp.GradScaler(device, enabled=self.precision == 'fp16')
         super().__init__(opt)
@@ -346,7 +348,9 @@ class SpinsrModel(SRModel):
 
     def test(self) -> None:
         """Puts the fed image through the EMA of the network, or the network where there is none."""
-        self.output = infer.super_resolve(self.lq, self._validated, tile=self.tile, self_ensemble=self.self_ensemble)
+        self.output = upscaling.super_resolve(
+            self.lq, self._validated, tile=self.tile, self_ensemble=self.self_ensemble
+        )
 
     @property
     def _validated(self) -> nn.Module:

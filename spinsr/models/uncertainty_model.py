@@ -7,7 +7,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor
 
 from spinsr.models.spinsr_model import SpinsrModel
-from spinsr.option_files import OptionError
+from spinsr.utils.errors import OptionError
 
 # Loss -> whether the estimator learns.
 _STEPS = {'UncertaintyEstimationLoss': True, 'UncertaintyDrivenLoss': False}

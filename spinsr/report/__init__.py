@@ -17,9 +17,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from spinsr import __version__, complexity, evaluate, infer, superpixels
+from spinsr._version import __version__
+from spinsr.analysis import superpixels
 from spinsr.archs.spin_arch import SPIN
 from spinsr.data import bicubic, image_file, photograph
+from spinsr.evaluation import benchmark, complexity
+from spinsr.inference import upscale as upscaling
 from spinsr.report import curves, page, pictures
 
 # Of how many images there are pictures, if nothing else is asked for.
@@ -70,7 +73,7 @@ def make_report(
     # What is mistyped shows before the work.
     series = curves.read_log(log) if log is not None else []
     protocols = curves.read_protocols(log) if log is not None else {}
-    method, scale = type(net).__name__, infer.scale_of(net)
+    method, scale = type(net).__name__, upscaling.scale_of(net)
     draw = _Drawer(net, method, scale, block)
     if (folder / 'HR').is_dir():
         scores, entries, count = _benchmark(folder, net, draw, shown)
@@ -132,17 +135,17 @@ class _Drawer:
 
 def _benchmark(folder: Path, net: nn.Module, draw: _Drawer, shown: int) -> tuple[dict[str, Any], list[page.Entry], int]:
     entries: list[page.Entry] = []
-    upscale = evaluate.network({draw.scale: net})
+    upscale = benchmark.network({draw.scale: net})
 
-    def upscale_and_draw(pair: evaluate.Pair) -> np.ndarray:
+    def upscale_and_draw(pair: benchmark.Pair) -> np.ndarray:
         sr = upscale(pair)
         if len(entries) < shown:
             entries.append(draw(pair.name, pair.lr, np.rint(sr).astype(np.uint8), pair.hr))
         return sr
 
     scores = {
-        name: evaluate.evaluate([folder], [draw.scale], upscaler, method=name)[0]['protocols']
-        for name, upscaler in {'bicubic': evaluate.upsample, draw.method: upscale_and_draw}.items()
+        name: benchmark.evaluate([folder], [draw.scale], upscaler, method=name)[0]['protocols']
+        for name, upscaler in {'bicubic': benchmark.upsample, draw.method: upscale_and_draw}.items()
     }
     return scores, entries, len(scores[draw.method][page.MAIN_PROTOCOL]['images'])
 
@@ -154,8 +157,8 @@ def _folder(
     entries: list[page.Entry] = []
     for path in tqdm(paths[:shown], 'Report', unit='image', disable=None, leave=False):
         try:
-            lr = infer.rgb8(photograph.read(path).pixels)
-            entries.append(draw(path.name, lr, infer.upscale(lr, net)))
+            lr = upscaling.rgb8(photograph.read(path).pixels)
+            entries.append(draw(path.name, lr, upscaling.upscale(lr, net)))
         except (ValueError, RuntimeError, MemoryError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             reason = reason if str(path) in reason else f'{path}: {reason}'

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spinsr import option_files
-from spinsr.evaluate import PROTOCOLS
-from spinsr.option_files import OptionError
-from spinsr.scatter import round_step
+from spinsr.evaluation.benchmark import PROTOCOLS
+from spinsr.evaluation.plot import round_step
+from spinsr.training import option_files
+from spinsr.utils.errors import OptionError
 
 # At most so many points are drawn; of more, the means of groups of neighbours.
 POINTS = 200

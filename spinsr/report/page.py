@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from spinsr.evaluate import PROTOCOLS
+from spinsr.evaluation.benchmark import PROTOCOLS
 from spinsr.report.pictures import BRIGHTEST, CROP_SIDE, JPEG_QUALITY, LONGEST, LOSSLESS_BYTES, Box
 
 # Of which the page shows every image; of the others the mean.

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from spinsr.analysis.superpixels import draw, find_superpixels
 from spinsr.archs import ARCH_REGISTRY
 from spinsr.check import memory
-from spinsr.superpixels import draw, find_superpixels
 
 SMALL = {
     'num_feat': 16,

@@ -19,7 +19,7 @@ from spinsr import test as spinsr_test
 from spinsr import train
 from spinsr.check import check, is_training, memory
 from spinsr.cli import main
-from spinsr.registration import register
+from spinsr.models.registration import register
 
 register()
 

@@ -15,7 +15,7 @@ from ..tiny_project import TEST, TRAIN, changed, write_images
 
 # isort: split
 from spinsr.check.images import images
-from spinsr.registration import register
+from spinsr.models.registration import register
 
 register()
 

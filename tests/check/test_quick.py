@@ -17,12 +17,12 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 
-from spinsr import option_files
 from spinsr.check import files, is_training, quick, stop_at_error
 from spinsr.check.finding import Finding, error, note, warning
+from spinsr.models.registration import register
 from spinsr.models.spinsr_model import SpinsrModel
-from spinsr.option_files import OptionError
-from spinsr.registration import register
+from spinsr.training import option_files
+from spinsr.utils.errors import OptionError
 
 register()
 

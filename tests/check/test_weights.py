@@ -15,8 +15,8 @@ from ..tiny_project import SPIN, TEST, TRAIN, changed
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 
 from spinsr.check.weights import weights
+from spinsr.models.registration import register
 from spinsr.models.spinsr_model import SpinsrModel
-from spinsr.registration import register
 
 register()
 

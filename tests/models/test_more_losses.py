@@ -11,8 +11,8 @@ import spinsr.archs  # noqa: F401
 from basicsr.losses import build_loss
 from basicsr.models import build_model
 
-from spinsr.option_files import OptionError
-from spinsr.registration import register
+from spinsr.models.registration import register
+from spinsr.utils.errors import OptionError
 
 from ..tiny_project import TRAIN, changed
 

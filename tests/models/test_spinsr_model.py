@@ -11,7 +11,7 @@ from basicsr.archs import build_network
 from basicsr.models import build_model
 
 import spinsr.models.spinsr_model  # noqa: F401
-from spinsr.option_files import OptionError
+from spinsr.utils.errors import OptionError
 
 from ..networks import NETWORKS
 

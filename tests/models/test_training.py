@@ -16,10 +16,9 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.registry import ARCH_REGISTRY
 
 import spinsr.models.spinsr_model  # noqa: F401
-from spinsr import distributed
-from spinsr.errors import TrainingError
-from spinsr.option_files import OptionError
-from spinsr.superpixels import draw, find_superpixels
+from spinsr.analysis.superpixels import draw, find_superpixels
+from spinsr.training import distributed
+from spinsr.utils.errors import OptionError, TrainingError
 
 from ..tiny_project import TRAIN, changed
 

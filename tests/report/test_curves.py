@@ -7,8 +7,8 @@ import pytest
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from spinsr.option_files import OptionError
 from spinsr.report.curves import POINTS, Series, chart, read_log, read_protocols
+from spinsr.utils.errors import OptionError
 
 PSNR = {'type': 'calculate_psnr', 'crop_border': 4, 'test_y_channel': True}
 

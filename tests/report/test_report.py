@@ -11,8 +11,10 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 import spinsr
-from spinsr import complexity, evaluate, report
+from spinsr import report
 from spinsr.data import image_file
+from spinsr.evaluation import benchmark as evaluation
+from spinsr.evaluation import complexity
 from spinsr.report import make_report, page
 
 from ..tiny_benchmark import photo, write_benchmark
@@ -63,8 +65,8 @@ def test_benchmark_has_all_pictures(benchmark):
 
 def test_scores_are_those_of_evaluate(benchmark, spin):
     folder, text = benchmark
-    expected = evaluate.evaluate([folder], [2], evaluate.network({2: spin}))[0]['protocols']
-    of_bicubic = evaluate.evaluate([folder], [2], evaluate.upsample)[0]['protocols']
+    expected = evaluation.evaluate([folder], [2], evaluation.network({2: spin}))[0]['protocols']
+    of_bicubic = evaluation.evaluate([folder], [2], evaluation.upsample)[0]['protocols']
     rows = [re.sub(r'<[^>]+>', ' ', row).split() for row in re.findall(r'<tr[ >].*?</tr>', text)]
     one, other = (scores['y_crop_scale']['images']['bird'] for scores in (of_bicubic, expected))
     gain = f'{other["psnr"] - one["psnr"]:+.2f}'.replace('-', '−')

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from spinsr import check, progressive
+from spinsr import check
 from spinsr.cli import main as spinsr
 from spinsr.data import image_file
+from spinsr.training import progressive_learning
 
 from ..tiny_benchmark import photo, write_benchmark
 
@@ -45,7 +46,7 @@ def test_every_row_builds_and_differs_from_the_default_as_it_says(row, tmp_path)
     network = {key: value for key, value in opt['network_g'].items() if key != 'type'}
     assert set(network) <= set(inspect.signature(SPIN).parameters)
     assert [finding for finding in check.quick(opt, is_train=True) if finding.level == 'error'] == []
-    assert not progressive.grows(opt['datasets']['train'])
+    assert not progressive_learning.grows(opt['datasets']['train'])
     with torch.device('meta'):
         SPIN(**network)
     own, usual = leaves(opt), leaves(default)

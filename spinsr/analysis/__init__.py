@@ -1,0 +1,1 @@
+"""What a network learned: its superpixels, drawn and measured."""

@@ -1,0 +1,292 @@
+"""How large and how fast a network is: parameters, multiply-adds, activations, latency and peak memory.
+
+`count` needs neither time nor memory: the network runs on tensors without values. `measure` runs it in a process of
+its own, since a peak of memory is that of a process.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+COLUMNS = (
+    'arch',
+    'scale',
+    'input',
+    'parameters',
+    'multiply-adds',
+    'of convolutions',
+    'activations',
+    'latency',
+    'peak memory',
+)
+
+
+def count(net: nn.Module, height: int, width: int) -> dict[str, int]:
+    """Counts the parameters of a network, and the multiply-adds and activations of one image.
+
+    The ops of spinsr are counted in their dense formulation, as the papers write them (backend 'reference'), so that
+    the number says something about the network and not about the machine. Multiply-adds are those of convolutions and
+    matrix products, attention included; half of what torch's FlopCounterMode counts. Activations are the elements of
+    the outputs of all convolutions, as in the NTIRE challenges on efficient super-resolution.
+
+    Args:
+        net: On the CPU, for (1, 3, H, W), RGB.
+        height, width: H and W of the input, in LR pixels.
+
+    Returns:
+        'parameters', 'multiply_adds', of these 'convolution_multiply_adds', and 'activations'.
+
+    Raises:
+        ValueError: A size is below 1, the network does not run at this size, or it has an op that cannot be counted.
+
+    Example:
+        >>> count(nn.Conv2d(3, 8, 3, padding=1), 10, 20)['multiply_adds']
+        43200
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    if min(height, width) < 1:
+        raise ValueError(f'height and width must be at least 1, got {height=}, {width=}')
+    uncounted, convolutions = Uncounted(), _Convolutions()
+    try:
+        with (
+            _dense_ops(),
+            torch.inference_mode(),
+            FakeTensorMode(allow_non_fake_inputs=True),
+            convolutions,
+            uncounted,
+            FlopCounterMode(display=False) as counter,
+        ):
+            net(torch.empty(1, 3, height, width, dtype=next(net.parameters()).dtype))
+    except Exception as error:  # whatever the network of others raises
+        raise ValueError(f'a {height}x{width} input cannot be counted: {_first_line(error)}') from error
+    if uncounted.names:
+        raise ValueError(f'torch has no formula for {", ".join(sorted(uncounted.names))}')
+    by_op = counter.get_flop_counts()['Global']
+    return {
+        'parameters': sum(p.numel() for p in net.parameters()),
+        'multiply_adds': counter.get_total_flops() // 2,
+        'convolution_multiply_adds': sum(flops for op, flops in by_op.items() if 'convolution' in str(op)) // 2,
+        'activations': convolutions.elements,
+    }
+
+
+def measure(
+    arch: str,
+    scale: int,
+    height: int,
+    width: int,
+    *,
+    runs: int = 3,
+    device: str = 'cpu',
+    arch_args: Mapping[str, Any] | None = None,
+    imports: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Measures a network with random weights in a process of its own, with the ops backend that is in force.
+
+    Args:
+        arch, scale, arch_args: As for `spinsr.load`.
+        height, width: Of the input, in LR pixels.
+        runs: How many are timed, after one that is not.
+        device: Where it runs.
+        imports: Modules to import first.
+
+    Returns:
+        'latency', the median in seconds, and 'seconds', all of them; 'peak_memory' in bytes: of the process on the CPU,
+        with torch itself (None where the system does not say), allocated tensors on CUDA; 'base_memory', the same
+        before the first run.
+
+    Raises:
+        ValueError: The process failed; the message says why.
+    """
+    order = {
+        'arch': arch,
+        'scale': scale,
+        'size': [height, width],
+        'runs': runs,
+        'device': device,
+        'arch_args': dict(arch_args or {}),
+        'imports': list(imports),
+    }
+    done = subprocess.run(
+        [sys.executable, '-m', 'spinsr.evaluation.complexity'], input=json.dumps(order), capture_output=True, text=True
+    )
+    answer = done.stdout.strip().splitlines()[-1:]
+    if done.returncode or not answer:
+        lines = done.stderr.strip().splitlines()
+        reason = 'killed: out of memory?' if done.returncode == -9 else lines[-1] if lines else 'no answer'
+        raise ValueError(f'{arch} x{scale} cannot be measured: {reason}')
+    return json.loads(answer[0])
+
+
+def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table of the rows: 'arch', 'scale', 'size' (H, W), what `count` and, if wanted, `measure` return."""
+    cells = [_cells(row) for row in rows]
+    shown = len(COLUMNS) if any('latency' in row for row in rows) else COLUMNS.index('latency')
+    table = [COLUMNS[:shown], *(line[:shown] for line in cells)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ['| ' + ' | '.join(x.ljust(n) for x, n in zip(line, widths, strict=True)) + ' |' for line in table]
+    lines.insert(1, '| ' + ' | '.join('-' * n for n in widths) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    height, width = row['size']
+    memory = row.get('peak_memory')
+    return [
+        row['arch'],
+        f'x{row["scale"]}',
+        f'{height}x{width}',
+        f'{row["parameters"]:,}',
+        f'{_rounded(row["multiply_adds"] / 1e9)} G',
+        f'{_rounded(row["convolution_multiply_adds"] / 1e9)} G',
+        f'{_rounded(row["activations"] / 1e6)} M',
+        f'{row["latency"]:.3g} s' if 'latency' in row else '',
+        f'{memory / 1e6:,.0f} MB' if memory is not None else '',
+    ]
+
+
+def _rounded(number: float) -> str:
+    return f'{number:,.1f}' if number >= 0.1 or number == 0 else f'{number:.2g}'
+
+
+class Uncounted(TorchDispatchMode):
+    """Notes the ops, other than torch's own, that FlopCounterMode takes for free."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace not in ('aten', 'prim', 'prims') and func._overloadpacket not in flop_registry:
+            self.names.add(str(func._overloadpacket))
+        return func(*args, **(kwargs or {}))
+
+
+class _Convolutions(TorchDispatchMode):
+    """Counts the output elements of convolutions, and answers questions about values that are not there."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        # The reference's top-N asks whether there are ties: of random values there are none.
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
+            return False
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in (torch.ops.aten.convolution, torch.ops.aten._convolution):
+            self.elements += out.numel()
+        return out
+
+
+@contextlib.contextmanager
+def _dense_ops() -> Iterator[None]:
+    before = os.environ.get('SPINSR_OPS_BACKEND')
+    os.environ['SPINSR_OPS_BACKEND'] = 'reference'
+    try:
+        yield
+    finally:
+        del os.environ['SPINSR_OPS_BACKEND']
+        if before is not None:
+            os.environ['SPINSR_OPS_BACKEND'] = before
+
+
+@contextlib.contextmanager
+def timed(device: torch.device) -> Iterator[list[float]]:
+    """Puts the seconds of the with block, the device's work included, into the list it gives."""
+    clock: list[float] = []
+    _synchronize(device)
+    start = time.perf_counter()
+    yield clock
+    _synchronize(device)
+    clock.append(time.perf_counter() - start)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != 'cpu':
+        getattr(torch, device.type).synchronize()
+
+
+def peak_rss() -> int | None:
+    """Largest resident memory of this process until now, in bytes; None where the system does not say."""
+    # getrusage's peak outlives exec: a new process would start with that of the process that made it.
+    with contextlib.suppress(OSError), open('/proc/self/status', encoding='utf-8') as file:
+        for line in file:
+            if line.startswith('VmHWM:'):
+                return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    # Kilobytes on Linux, bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _work(order: Mapping[str, Any]) -> dict[str, Any]:
+    """What the process of `measure` does."""
+    import importlib
+
+    device = torch.device(order['device'])
+
+    import spinsr
+    import spinsr.archs  # noqa: F401  before anything of BasicSR
+
+    logging.getLogger('spinsr').setLevel(logging.ERROR)  # that it has no weights is as wanted
+    for module in order['imports']:
+        importlib.import_module(module)
+    torch.manual_seed(0)
+    net = spinsr.load(order['arch'], order['scale'], None, device, **order['arch_args'])
+    x = torch.rand(1, 3, *order['size'], device=device)
+    on_cuda = device.type == 'cuda'
+
+    def peak() -> int | None:
+        return torch.cuda.max_memory_allocated(device) if on_cuda else peak_rss()
+
+    base = peak()
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(1 + order['runs']):
+            with timed(device) as clock:
+                net(x)
+            seconds.append(clock[0])
+    return {
+        'latency': statistics.median(seconds[1:]),
+        'seconds': seconds[1:],
+        'peak_memory': peak(),
+        'base_memory': base,
+    }
+
+
+def _main() -> int:
+    # What a plugin prints must not get among the answer.
+    answer = os.fdopen(os.dup(sys.stdout.fileno()), 'w')
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    try:
+        result = _work(json.load(sys.stdin))
+    except Exception as error:
+        sys.stderr.write(f'{_first_line(error)}\n')
+        return 1
+    answer.write(json.dumps(result) + '\n')
+    answer.close()
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(_main())

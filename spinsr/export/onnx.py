@@ -1,0 +1,278 @@
+"""Networks as ONNX files, for runtimes without PyTorch.
+
+The tables of SPIN depend on the size of the image, and tracing makes constants of them: its files take one size. SAN
+and RCAN have no tables, and their files take images of any size that follows the same path through the network.
+"""
+
+import contextlib
+import importlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spinsr.convert.checkpoint import check_target
+from spinsr.ops import resolve_backend
+from spinsr.utils.atomic_write import write_bytes
+
+SIZE = (64, 64)
+# Largest difference between PyTorch and ONNX Runtime, on outputs in [0, 1], and the images in which to look for it.
+TOLERANCE = 1e-4
+IMAGES = 3
+# Numbers; larger tables are left to the runtime, which computes them from small ones when it loads the file.
+LARGEST_TABLE = 2**13
+# Where a graph takes any size it is compared at these, which are odd, even and no multiple of anything.
+_SIZES = ((29, 38), (16, 53))
+
+
+class OnnxFile(NamedTuple):
+    """What `to_onnx` wrote.
+
+    Attributes:
+        size: Height and width of the images that the file takes, in LR pixels; None where it takes any.
+        sides: Where it takes any, the least and the largest side; a largest of None means no limit.
+        difference: Largest difference between PyTorch and ONNX Runtime on the images that were compared.
+        set_aside: Generated images that were not counted, for two pixels of equal rank but for rounding.
+        num_bytes: Size of the file.
+    """
+
+    size: tuple[int, int] | None
+    sides: tuple[int, int | None] | None
+    difference: float
+    set_aside: int
+    num_bytes: int
+
+
+def export_file(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    arch: str | None = None,
+    arch_args: Mapping[str, Any] | None = None,
+    *,
+    size: Sequence[int] | None = None,
+    opset: int = 18,
+    overwrite: bool = False,
+) -> OnnxFile:
+    """`to_onnx` of a checkpoint of SPIN, SAN or RCAN, whose scale and sizes are told from its shapes.
+
+    Args:
+        source: A .pth, .pt or .safetensors file: the authors', BasicSR's or ours.
+        target: The file to write.
+        arch: 'SPIN', 'SAN' or 'RCAN'; None to tell it from the names.
+        arch_args: Arguments of the network that no shape tells; see `spinsr.convert.shapes`.
+        size, opset, overwrite: As for `to_onnx`.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError, TypeError, OSError, ImportError: As `to_onnx` and `spinsr.load`.
+    """
+    from spinsr import convert
+    from spinsr.convert.shapes import arch_args_of
+    from spinsr.inference import load
+
+    _check(Path(target), size, opset, overwrite)
+    checkpoint = convert.read_checkpoint(source)
+    try:
+        arch = arch or convert.detect_arch(convert.unwrap(checkpoint))
+        state_dict = convert.convert_state_dict(checkpoint, arch)
+        args = arch_args_of(state_dict, arch) | dict(arch_args or {})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f'{os.fspath(source)}: {error}') from error
+    net = load.load(arch, args.pop('upscale'), state_dict, **args)
+    return to_onnx(net, target, size=size, opset=opset, overwrite=overwrite)
+
+
+def to_onnx(
+    net: nn.Module,
+    path: str | os.PathLike,
+    *,
+    size: Sequence[int] | None = None,
+    opset: int = 18,
+    overwrite: bool = False,
+) -> OnnxFile:
+    """Writes a network as an ONNX file, after ONNX Runtime was seen to compute what PyTorch does.
+
+    The file takes `image`, (1, C, H, W) float32, RGB in [0, 1], and gives `upscaled`, (1, C, scale*H, scale*W).
+
+    Args:
+        net: On the CPU, in float32, as from `spinsr.load`; it is put into eval mode.
+        path: The file to write, ending in .onnx, in a folder that exists.
+        size: Height and width that the file will take, in LR pixels; None means any size for SAN (sides of 4 to 1000)
+            and RCAN (at least 2), and 64 x 64 for all else.
+        opset: Version of ONNX's operators, at least 18, and one that the installed torch and ONNX Runtime know.
+        overwrite: Replace `path` if it exists.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: A wrong ending, size or opset, another ops backend than 'torch', a network that cannot be
+            translated, or one whose file computes something else; then nothing is written.
+        FileExistsError: `path` exists, and `overwrite` is not set.
+        OSError: The file cannot be written.
+        ImportError: onnx, onnxruntime or onnxscript is not installed.
+    """
+    path = Path(path)
+    _check(path, size, opset, overwrite)
+    net = net.eval()
+    sides = None if size else _sides(net)
+    size = tuple(size or SIZE)
+    channels = next(m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d))
+    with torch.no_grad():
+        content = _translate(net, _image(channels, size), sides, opset)
+        sizes = (size, *_SIZES) if sides else (size,)
+        found = [_differences(net, content, opset, channels, other) for other in sizes]
+    if not all(differences[-1] <= TOLERANCE for differences in found):
+        least = max(min(differences) for differences in found)
+        raise ValueError(
+            f'the ONNX file would differ from PyTorch by {least:.2g}, which must be at most {TOLERANCE}; '
+            'it was not written'
+        )
+    write_bytes(path, content)
+    return OnnxFile(
+        size=None if sides else size,
+        sides=sides,
+        difference=max(differences[-1] for differences in found),
+        set_aside=sum(len(differences) - 1 for differences in found),
+        num_bytes=len(content),
+    )
+
+
+def _check(path: Path, size: Sequence[int] | None, opset: int, overwrite: bool) -> None:
+    check_target(path, overwrite, ('.onnx',), 'an ONNX file')
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise ValueError(f'size must be a height and a width of at least 1, got {tuple(size)}')
+    if opset < 18:
+        raise ValueError(f'opset must be at least 18, got {opset}')
+    if (backend := resolve_backend()) != 'torch':
+        raise ValueError(f"export needs the ops backend 'torch', got {backend!r}; unset SPINSR_OPS_BACKEND")
+    for package in ('onnx', 'onnxruntime', 'onnxscript'):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ImportError(f'export to ONNX needs the package {package}: pip install {package}') from error
+
+
+def _sides(net: nn.Module) -> tuple[int, int | None] | None:
+    """Least and largest side of the images that follow one path through the network; None: each size has its own."""
+    from spinsr.archs.rcan_arch import RCAN
+    from spinsr.archs.san_arch import SAN
+    from spinsr.modules.second_order_attention import MAX_SIDE
+
+    if isinstance(net, SAN):
+        return 4, MAX_SIDE  # below, a quadrant has a side of 1, which is not pooled; above, covariances are of a crop
+    return (2, None) if isinstance(net, RCAN) else None  # torch.export makes a constant of a side of 1
+
+
+def _image(channels: int, size: tuple[int, int], seed: int = 0) -> Tensor:
+    """A random image, the same for the same seed, with coarse and fine structure as photographs have."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, channels, 5, 7, generator=generator)
+    smooth = nn.functional.interpolate(coarse, size=size, mode='bicubic').clamp(0, 1)
+    return 0.9 * smooth + 0.1 * torch.rand(1, channels, *size, generator=generator)
+
+
+def _translate(net: nn.Module, image: Tensor, sides: tuple[int, int | None] | None, opset: int) -> bytes:
+    """The network as the bytes of an ONNX file."""
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    from onnxscript import optimizer
+
+    shapes = None
+    if sides:
+        shapes = ({2 + i: torch.export.Dim(name, min=sides[0], max=sides[1]) for i, name in enumerate(('H', 'W'))},)
+    try:
+        with _quiet():
+            # Not optimised: onnxscript's patterns of several nodes are compared with every node at every node, which
+            # takes longer than all else for a graph of this size.
+            program = torch.onnx.export(
+                net,
+                (image,),
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=shapes,
+                input_names=['image'],
+                output_names=['upscaled'],
+                custom_translation_table={torch.ops.aten.sort.stable: _stable_sort()},
+                optimize=False,
+                verbose=False,
+            )
+            optimizer.inline(program.model)
+            optimizer.fold_constants(program.model, output_size_limit=LARGEST_TABLE)
+            optimizer.remove_unused_nodes(program.model)
+            # Each node has the lines of Python that it came from, with the folders of this machine: most of the file.
+            ClearMetadataAndDocStringPass()(program.model)
+    except Exception as error:  # whatever of torch and onnxscript cannot take this network
+        raise ValueError(f'{type(net).__name__} cannot be translated to ONNX: {_first_line(error)}') from error
+    model = program.model_proto
+    written = next(entry.version for entry in model.opset_import if not entry.domain)
+    if written != opset:
+        raise ValueError(f'opset must be one that torch {torch.__version__} can write, got {opset}; it wrote {written}')
+    return model.SerializeToString()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _stable_sort() -> Any:
+    """aten.sort.stable in ONNX, whose TopK puts the lower index first among equals."""
+    from onnxscript import opset18 as op
+
+    def sort(x, stable=True, dim=-1, descending=False):  # noqa: ANN001, ANN202
+        length = op.Reshape(op.Gather(op.Shape(x), op.Constant(value_int=dim)), op.Constant(value_ints=[1]))
+        return op.TopK(x, length, axis=dim, largest=int(descending), sorted=1)
+
+    return sort
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch and onnxscript have to say about themselves."""
+    loggers = [logging.getLogger(name) for name in ('torch.onnx', 'onnxscript', 'onnx_ir')]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _differences(net: nn.Module, content: bytes, opset: int, channels: int, size: tuple[int, int]) -> list[float]:
+    """Largest difference between PyTorch and ONNX Runtime for one image after another, up to the first that agrees.
+
+    SPIN ranks pixels. Where two have equal log-odds but for rounding, the runtimes may take one or the other, and the
+    images differ there without an error in either. A wrong translation differs for every image.
+    """
+    import onnxruntime
+
+    runtime = f'ONNX Runtime {onnxruntime.__version__}'
+    try:
+        session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
+    except Exception as error:  # each of its own kind
+        raise ValueError(f'{runtime} does not take opset {opset}: {_first_line(error)}') from error
+    differences = []
+    for seed in range(IMAGES):
+        image = _image(channels, size, seed)
+        try:
+            (out,) = session.run(None, {'image': image.numpy()})
+        except Exception as error:
+            rule = f'{runtime} cannot run what torch {torch.__version__} wrote'
+            raise ValueError(f'{rule}: {_first_line(error)}') from error
+        expected = net(image)
+        if out.shape != tuple(expected.shape):
+            raise ValueError(f'the ONNX file gives {out.shape} where PyTorch gives {tuple(expected.shape)}')
+        differences.append((torch.from_numpy(out) - expected).abs().max().item())
+        if differences[-1] <= TOLERANCE:
+            break
+    return differences

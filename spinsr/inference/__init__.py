@@ -1,0 +1,1 @@
+"""Networks in use: loaded by name, run on images, in tiles, over folders."""

@@ -1,0 +1,28 @@
+"""Our archs, models, datasets and losses, put into BasicSR's registries."""
+
+import importlib
+import pkgutil
+
+from spinsr import compat
+from spinsr.utils.errors import OptionError
+
+
+def register() -> None:
+    """Registers our archs, models, datasets and losses in BasicSR: the files that end in _arch.py, _model.py and so on.
+
+    Raises:
+        OptionError: If BasicSR cannot be imported, for the reason that compat names.
+    """
+    try:
+        compat.install()
+    except ImportError as error:
+        raise OptionError(str(error)) from error
+    import spinsr.archs
+    import spinsr.data
+    import spinsr.losses
+    import spinsr.models
+
+    for package, ending in ((spinsr.data, '_dataset'), (spinsr.losses, '_loss'), (spinsr.models, '_model')):
+        for module in pkgutil.iter_modules(package.__path__):
+            if module.name.endswith(ending):
+                importlib.import_module(f'{package.__name__}.{module.name}')

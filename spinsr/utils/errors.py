@@ -1,0 +1,25 @@
+"""What goes wrong because of something a person can mend: said in one line, without a traceback."""
+
+
+class UserError(Exception):
+    """Bad input, or a machine that cannot do what was asked; the message is one line for the person at the terminal."""
+
+
+class DataError(UserError, ValueError):
+    """A sample that cannot be used; the message names its file or key."""
+
+    def __init__(self, message: str) -> None:
+        # A worker of torch's loader wraps the message in the traceback of the worker.
+        super().__init__(message.rpartition(f'{type(self).__name__}: ')[2].strip())
+
+
+class TrainingError(UserError, RuntimeError):
+    """Training that cannot go on."""
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint that is damaged, or cannot be written."""
+
+
+class OptionError(UserError, ValueError):
+    """A mistake in an option file or a flag, said in one line for the person who wrote it."""

@@ -1,0 +1,276 @@
+"""What networks cost: counts known from hand or from the authors' networks, a process that measures, the picture."""
+
+import itertools
+import json
+import logging
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import spinsr
+from spinsr import ops
+from spinsr.cli import main
+from spinsr.evaluation import complexity, plot
+from spinsr.evaluation.complexity import count, measure, to_markdown
+from spinsr.evaluation.published_results import PUBLISHED
+
+SPIN = {'num_feat': 8, 'num_block': 1, 'qk_dim': 4, 'mlp_dim': 8, 'stoken_size': [4]}
+ARCH_ARGS = ['--arch-args', *(f'{key}={value}' for key, value in SPIN.items())]
+COMMAND = ['complexity', '--size', '9x13', '--no-latency', *ARCH_ARGS]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def scores(path, parameters=1000, scale=4, dataset='Set5', psnr=31.0):
+    result = {'dataset': dataset, 'scale': scale, 'method': 'SPIN', 'parameters': parameters}
+    path.write_text(json.dumps([{**result, 'protocols': {'y_crop_scale': {'psnr': psnr, 'ssim': 0.9}}}]))
+    return path.name
+
+
+class Product(nn.Module):
+    """A convolution 3 -> 4 with stride 2, and a product of the (4, HW) features with themselves."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x).flatten(2)
+        return y @ y.transpose(1, 2)
+
+
+def test_counts_by_hand():
+    pixels = 5 * 4  # of a 10x8 input at stride 2
+    convolution = pixels * 4 * 3 * 9
+    assert count(Product(), 10, 8) == {
+        'parameters': 4 * 3 * 9 + 4,
+        'multiply_adds': convolution + 4 * 4 * pixels,
+        'convolution_multiply_adds': convolution,
+        'activations': 4 * pixels,
+    }
+
+
+class Covariance(nn.Conv2d):
+    def forward(self, x):
+        return ops.covariance(super().forward(x))
+
+
+def test_ops_count_as_the_papers_write_them():
+    counted = count(Covariance(3, 4, 1), 5, 6)  # centred by a (30, 30) matrix
+    assert counted['multiply_adds'] - counted['convolution_multiply_adds'] == 4 * 30 * 30 + 4 * 30 * 4
+
+
+@pytest.mark.slow
+def test_rcan_x4_for_1280x720():
+    counted = count(spinsr.load('RCAN', 4, None), 180, 320)
+    assert counted['parameters'] == 15_592_355
+    assert round(counted['multiply_adds'] / 1e9, 1) == 916.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('scale', 'size', 'published'), [(2, (360, 640), 595.9), (3, (240, 427), 175.3), (4, (180, 320), 89.2)]
+)
+def test_spin_is_near_the_count_of_the_authors_code(scale, size, published):
+    counted = count(spinsr.load('SPIN', scale, None), *size)
+    assert counted['multiply_adds'] / 1e9 == pytest.approx(published, rel=0.01)
+
+
+@pytest.mark.parametrize('backend', [None, 'torch'])
+def test_the_backend_in_force_neither_changes_the_count_nor_is_changed(backend, monkeypatch):
+    net = spinsr.load('SPIN', 2, None, **SPIN)
+    expected = count(net, 9, 13)
+    if backend:
+        monkeypatch.setenv('SPINSR_OPS_BACKEND', backend)
+    assert count(net, 9, 13) == expected
+    assert complexity.os.environ.get('SPINSR_OPS_BACKEND') == backend
+
+
+def test_counting_takes_no_memory_and_leaves_the_network_as_it_was():
+    net = nn.Conv2d(3, 8, 1)
+    before = net.weight.clone()
+    assert count(net, 10**6, 10**6)['multiply_adds'] == 24 * 10**12
+    assert torch.equal(net.weight, before) and net(torch.rand(1, 3, 2, 2)).isfinite().all()
+
+
+@pytest.mark.parametrize(('height', 'width'), [(0, 5), (5, 0)])
+def test_sizes_below_one_are_refused(height, width):
+    with pytest.raises(ValueError, match='at least 1'):
+        count(nn.Conv2d(3, 8, 1), height, width)
+
+
+def test_a_network_that_does_not_run_is_said_in_one_line():
+    with pytest.raises(ValueError, match='5x5 input cannot be counted: ') as error:
+        count(nn.Conv2d(4, 8, 1), 5, 5)
+    assert '\n' not in str(error.value)
+
+
+def test_measured_in_a_process():
+    row = measure('SPIN', 2, 9, 13, runs=3, arch_args=SPIN)
+    assert len(row['seconds']) == 3 and row['latency'] == sorted(row['seconds'])[1] > 0
+    assert row['peak_memory'] >= row['base_memory'] > 50e6
+
+
+def test_a_process_that_fails_says_why():
+    with pytest.raises(ValueError, match='SPIN x2 cannot be measured: .*nowhere'):
+        measure('SPIN', 2, 9, 13, device='nowhere')
+
+
+def test_table():
+    row = {'arch': 'A', 'scale': 4, 'size': [180, 320], 'parameters': 1234567, 'multiply_adds': 5_650_000_000}
+    row |= {'convolution_multiply_adds': 5_250_000_000, 'activations': 3_210_000}
+    header, _, line = to_markdown([row]).splitlines()
+    assert [cell.strip() for cell in line.split('|')[1:-1]] == [
+        'A',
+        'x4',
+        '180x320',
+        '1,234,567',
+        '5.7 G',
+        '5.2 G',
+        '3.2 M',
+    ]
+    assert 'latency' not in header
+    header, _, line = to_markdown([row | {'latency': 0.5, 'peak_memory': 3e8}]).splitlines()
+    assert 'latency' in header and line.endswith('| 0.5 s   | 300 MB      |')
+
+
+@pytest.mark.parametrize('row', PUBLISHED, ids=lambda row: f'{row.name}_x{row.scale}')
+def test_published_rows(row):
+    assert row.source and 1e5 < row.parameters < 2e7
+    assert all(24 < x < 40 for x in row.psnr.values())
+    if row.psnr:
+        assert row.psnr['Set5'] > row.psnr['Set14'] > row.psnr['B100']
+    else:
+        assert 'no source' in row.source
+
+
+def test_points_are_in_the_picture():
+    point = plot.Point('here', 555_000, 30.0, ours=True)
+    image = plot.draw([point, plot.Point('there', 10**7, 32.0)], 'title')
+    colours = {colour for _, colour in image.getcolors(10**6)}
+    assert {(0xD1, 0x49, 0x5B), (0x5B, 0x7F, 0xA6)} <= colours
+    assert image.size == plot.SIZE
+    ours = [image.getpixel((x, y)) == (0xD1, 0x49, 0x5B) for x in range(115, 400) for y in range(400, 700)]
+    assert any(ours)  # fewer parameters and the lower PSNR: left below
+
+
+def test_names_of_a_crowd_keep_off_each_other_and_the_lines():
+    """Set5 x4: RLFN, before RFDN and all but on it, must make room for its name."""
+    crowd = {
+        'IMDN': (686, 672),
+        'LAPAR-A': (648, 718),
+        'RLFN': (566, 646),
+        'ELAN-light': (606, 496),
+        'LatticeNet': (724, 600),
+        'RFDN': (558, 646),
+        'ESRT': (708, 688),
+        'ShuffleMixer': (432, 672),
+    }
+    points = [(x - plot.GAP, y - plot.GAP, x + plot.GAP, y + plot.GAP) for x, y in crowd.values()]
+    labels = plot.place_names(list(crowd), list(crowd.values()), points, (220, 140, 2320, 1420))
+    names = [label.box for label in labels]
+    lines = [box for label in labels for box in label.line]
+    pairs = [*itertools.combinations(names, 2), *itertools.product(names, points), *itertools.product(names, lines)]
+    for a, b in pairs:
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+@pytest.mark.parametrize('points', [[], [plot.Point('a', 0, 30.0)], [plot.Point('a', 9, float('inf'))]])
+def test_points_without_a_place_are_refused(points):
+    with pytest.raises(ValueError, match='point|above 0'):
+        plot.draw(points, 'title')
+
+
+def test_command_writes_table_numbers_and_picture(here, capsys):
+    name = scores(here / 's.json')
+    files = ['--markdown', 'o/t.md', '--json', 'o/t.json', '--plot', 'o/p.png', '--scores', name]
+    assert main([*COMMAND, *files]) == 0
+    table = (here / 'o/t.md').read_text()
+    assert capsys.readouterr().out == table
+    (row,) = json.loads((here / 'o/t.json').read_text())
+    assert f'{row["parameters"]:,}' in table and row['size'] == [9, 13]
+    assert Image.open(here / 'o/p.png').size == plot.SIZE
+    assert sorted(path.name for path in (here / 'o').iterdir()) == ['p.png', 't.json', 't.md']
+    assert main([*COMMAND, '--json', 'o/t.json']) == 1
+    assert capsys.readouterr().err == 'spinsr complexity: error: o/t.json exists; --overwrite replaces it\n'
+    assert main([*COMMAND, '--json', 'o/t.json', '--overwrite']) == 0
+
+
+def test_measured_networks_stand_where_their_files_say(here, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plot, 'draw', lambda points, title: drawn.extend(points) or Image.new('RGB', (1, 1)))
+    files = [scores(here / 'small.json', 1000, psnr=30.0), scores(here / 'large.json', 2000, psnr=31.5)]
+    assert main([*COMMAND, '--plot', 'one.png', '--scores', files[0]]) == 0
+    assert drawn[-1] == plot.Point('SPIN (here)', 1000, 30.0, ours=True)
+    assert main([*COMMAND, '--plot', 'two.png', '--scores', *files]) == 0
+    assert drawn[-2:] == [
+        plot.Point('SPIN (small)', 1000, 30.0, ours=True),
+        plot.Point('SPIN (large)', 2000, 31.5, ours=True),
+    ]
+
+
+def test_default_size_gives_1280x720(here, monkeypatch):
+    monkeypatch.setattr(complexity, 'count', lambda net, height, width: {'called': (height, width)})
+    monkeypatch.setattr(complexity, 'to_markdown', lambda rows: '')
+    assert main(['complexity', '--scale', '3', '--no-latency', '--json', 'a.json', *ARCH_ARGS]) == 0
+    assert json.loads((here / 'a.json').read_text())[0]['called'] == [240, 427]
+
+
+def test_an_unknown_arch_is_an_error_and_the_others_are_done(capsys):
+    assert main(['complexity', '--arch', 'Nope', 'MSRResNet', '--size', '8x8', '--no-latency']) == 1
+    out, err = capsys.readouterr()
+    assert 'MSRResNet' in out and len(err.splitlines()) == 1 and "'Nope'" in err
+
+
+@pytest.mark.parametrize(
+    ('change', 'reason'),
+    [
+        ({'dataset': 'Set14'}, 'has no results for Set5 x4'),
+        ({'scale': 2}, 'has no results for Set5 x4'),
+        ({'parameters': None}, 'must be of spinsr evaluate --json'),
+        ({'psnr': None}, 'must be of spinsr evaluate --json'),
+    ],
+    ids=['dataset', 'scale', 'parameters', 'psnr'],
+)
+def test_scores_that_do_not_fit_are_refused(change, reason, here, capsys):
+    assert main([*COMMAND, '--plot', 'p.png', '--scores', scores(here / 's.json', **change)]) == 1
+    assert reason in capsys.readouterr().err and not (here / 'p.png').exists()
+
+
+def test_a_picture_of_nothing_is_refused_before_the_work(here, capsys):
+    assert main([*COMMAND, '--plot', 'p.png', '--dataset', 'Set51']) == 1
+    captured = capsys.readouterr()
+    assert 'no results for Set51 x4 are published or given' in captured.err and captured.out == ''
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ['--size', '9'],
+        ['--scale', '0'],
+        ['--runs', '0'],
+        ['--plot', 'p.jpg'],
+        ['--scores', 's.json'],
+        ['--arch', 'SPIN', 'SAN', *ARCH_ARGS],
+        ['--json', 'a', '--markdown', 'a'],
+    ],
+    ids=lambda x: x[0][2:],
+)
+def test_usage(arguments):
+    with pytest.raises(SystemExit) as error:
+        main(['complexity', *arguments])
+    assert error.value.code == 2
+
+
+def test_the_command_leaves_the_logger_as_it_was(capsys):
+    before = logging.getLogger('spinsr').level
+    small = ['--arch-args', 'num_feat=4', 'num_group=1', 'num_block=1', 'squeeze_factor=2']
+    assert main(['complexity', '--arch', 'RCAN', '--size', '8x8', '--no-latency', *small]) == 0
+    assert logging.getLogger('spinsr').level == before

@@ -1,0 +1,229 @@
+"""Files and folders of photographs through a network."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from spinsr.data import photograph
+from spinsr.data.photograph import Photograph
+from spinsr.inference import upscale as upscaling
+from spinsr.inference.image_files import name_outputs, upscale_files
+
+
+class Twice(nn.Upsample):
+    def __init__(self):
+        super().__init__(scale_factor=2)
+
+
+def write(path: Path, value: int = 50, shape: tuple[int, ...] = (4, 5, 3), dtype: type = np.uint8) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    photograph.write(path, Photograph(np.full(shape, value, dtype)))
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with two images, and much that is none."""
+    folder = tmp_path / 'photos'
+    write(folder / 'a.png')
+    write(folder / 'b.JPG')
+    write(folder / '.hidden.png')
+    write(folder / 'below' / 'c.png')
+    (folder / 'notes.txt').write_text('x')
+    return folder
+
+
+def test_names_of_files_and_folders(photos, tmp_path):
+    extra = write(tmp_path / 'Bild ä.webp')
+    outputs = name_outputs([extra, photos], tmp_path / 'out', 3)
+    assert {source.name: target for source, target in outputs.items()} == {
+        'Bild ä.webp': tmp_path / 'out' / 'Bild ä_x3.webp',
+        'a.png': tmp_path / 'out' / 'a_x3.png',
+        'b.JPG': tmp_path / 'out' / 'b_x3.JPG',
+    }
+    assert list(outputs) == [extra, photos / 'a.png', photos / 'b.JPG']
+    assert not (tmp_path / 'out').exists()
+
+
+def test_an_image_that_is_named_twice_is_done_once(photos, tmp_path):
+    assert len(name_outputs([photos / 'a.png', photos, photos / 'below' / '..' / 'a.png'], tmp_path / 'out', 4)) == 2
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda p: [p / 'photos', write(p / 'more' / 'a.png')], r'photos/a.png and .*more/a.png would both become'),
+        (lambda p: [p / 'photos', write(p / 'more' / 'A.PNG')], r'photos/a.png and .*more/A.PNG would both become'),
+        (lambda p: [p / 'photos', write(p / 'out' / 'a_x4.png')], r'a_x4.png, the output of .*a.png, is an input too'),
+        (lambda p: [write(p / 'out' / 'a.png').parent], 'the output folder must be none of the inputs'),
+        (lambda p: [p / 'nowhere.png'], 'nowhere.png is missing'),
+        (lambda p: [p / 'photos' / 'notes.txt'], r'notes.txt must end in one of \.bmp'),
+        (lambda p: [(p / 'empty').mkdir() or p / 'empty'], 'empty holds no images'),
+    ],
+    ids=['two_of_a_name', 'two_but_for_capitals', 'output_is_input', 'folder_is_out', 'missing', 'ending', 'empty'],
+)
+def test_what_cannot_be_done_is_said_before_the_work(photos, tmp_path, make, message):
+    with pytest.raises(ValueError, match=message):
+        name_outputs(make(tmp_path), tmp_path / 'out', 4)
+
+
+def test_output_that_is_no_folder(photos):
+    with pytest.raises(ValueError, match='must be a folder, .*a.png is none'):
+        name_outputs([photos], photos / 'a.png', 4)
+
+
+def test_files_are_upscaled_and_nothing_else_is_there(photos, tmp_path):
+    out = tmp_path / 'a new' / 'földer'
+    report = upscale_files(name_outputs([photos], out, 2), Twice())
+    assert report == ([out / 'a_x2.png', out / 'b_x2.JPG'], [], {})
+    assert names(out) == ['a_x2.png', 'b_x2.JPG']
+    assert np.array_equal(photograph.read(out / 'a_x2.png').pixels, np.full((8, 10, 3), 50, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ('name', 'shape', 'dtype'),
+    [
+        ('a.tiff', (4, 5), np.uint16),
+        ('a.png', (4, 5, 4), np.uint16),
+        ('a.webp', (4, 5, 4), np.uint8),
+        ('a.bmp', (1, 1, 3), np.uint8),
+        ('a.png', (4, 5, 2), np.uint8),
+    ],
+    ids=['grey_tiff_16', 'rgba_png_16', 'rgba_webp', 'one_pixel', 'grey_alpha'],
+)
+def test_depth_and_channels_stay(tmp_path, name, shape, dtype):
+    path = write(tmp_path / name, np.iinfo(dtype).max // 3, shape, dtype)
+    (target,) = upscale_files(name_outputs([path], tmp_path / 'out', 2), Twice()).done
+    found = photograph.read(target).pixels
+    expected = np.full((2 * shape[0], 2 * shape[1], *shape[2:]), np.iinfo(dtype).max // 3, dtype)
+    assert found.dtype == dtype
+    assert np.array_equal(found, expected)
+
+
+def test_profile_stays(tmp_path):
+    from PIL import ImageCms
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    photograph.write(tmp_path / 'a.png', Photograph(np.zeros((4, 5, 3), np.uint8), profile))
+    (target,) = upscale_files(name_outputs([tmp_path / 'a.png'], tmp_path / 'out', 2), Twice()).done
+    assert Image.open(target).info['icc_profile'] == profile
+
+
+def test_what_is_there_is_skipped(photos, tmp_path):
+    out = tmp_path / 'out'
+    out.mkdir()
+    (out / 'a_x2.png').write_text('mine')
+    report = upscale_files(name_outputs([photos], out, 2), Twice())
+    assert report == ([out / 'b_x2.JPG'], [out / 'a_x2.png'], {})
+    assert (out / 'a_x2.png').read_text() == 'mine'
+
+
+def test_overwrite_makes_it_anew(photos, tmp_path):
+    out = tmp_path / 'out'
+    out.mkdir()
+    (out / 'a_x2.png').write_text('mine')
+    report = upscale_files(name_outputs([photos], out, 2), Twice(), overwrite=True)
+    assert (len(report.done), report.skipped) == (2, [])
+    assert photograph.read(out / 'a_x2.png').pixels.shape == (8, 10, 3)
+
+
+class Picky(Twice):
+    """Takes no image of 5 columns."""
+
+    def forward(self, x):
+        if x.shape[3] == 5:
+            raise RuntimeError('no room for 5\nmore')
+        return super().forward(x)
+
+
+def test_broken_files_and_failures_are_named_and_the_rest_is_done(photos, tmp_path, caplog):
+    data = (photos / 'a.png').read_bytes()
+    (photos / 'broken.png').write_bytes(data[:-20])
+    (photos / 'text.png').write_text('x')
+    write(photos / 'wide.jpg', shape=(1, 40000, 3))
+    write(photos / 'good.bmp', shape=(3, 3, 3))
+    report = upscale_files(name_outputs([photos], tmp_path / 'out', 2), Picky())
+    assert [path.name for path in report.done] == ['good_x2.bmp']
+    assert names(tmp_path / 'out') == ['good_x2.bmp']
+    reasons = {path.name: reason for path, reason in report.failed.items()}
+    assert reasons['a.png'] == f'{photos}/a.png: no room for 5'
+    assert reasons['broken.png'].startswith(f'{photos}/broken.png cannot be read whole')
+    assert reasons['text.png'].startswith(f'{photos}/text.png is no image')
+    assert 'wide_x2.jpg: JPEG ends at 65500 pixels a side, got 2x80000' in reasons['wide.jpg']
+    left_out, *failures = caplog.messages
+    assert left_out.endswith('photos: left out, for they are no images of a known kind: notes.txt')
+    assert failures == list(report.failed.values())
+
+
+def test_options_reach_the_network(photos, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(upscaling, 'upscale', lambda image, net, **options: seen.append(options) or image)
+    upscale_files(
+        name_outputs([photos / 'a.png'], tmp_path / 'out', 2), Twice(), tile=40, self_ensemble=True, precision='bf16'
+    )
+    assert seen == [{'tile': 40, 'self_ensemble': True, 'precision': 'bf16', 'progress': True}]
+
+
+@pytest.mark.parametrize('options', [{'tile': 5}, {'precision': 'fp8'}], ids=str)
+def test_wrong_options_are_an_error_and_not_a_failure_of_each_image(photos, tmp_path, options):
+    with pytest.raises(ValueError, match='must be'):
+        upscale_files(name_outputs([photos], tmp_path / 'out', 2), Twice(), **options)
+
+
+@pytest.mark.parametrize('where', ['network', 'rename'])
+def test_an_interruption_leaves_whole_files_only(photos, tmp_path, monkeypatch, where):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    out = tmp_path / 'out'
+    net = Twice()
+    if where == 'network':
+        calls = iter([False, False, True])
+        net.register_forward_pre_hook(lambda *_: interrupt() if next(calls) else None)
+    else:
+        replace = os.replace
+        monkeypatch.setattr(
+            os, 'replace', lambda old, new: interrupt() if Path(new).suffix == '.JPG' else replace(old, new)
+        )
+    with pytest.raises(KeyboardInterrupt):
+        upscale_files(name_outputs([photos], out, 2), net)
+    assert names(out) == ['a_x2.png']
+    monkeypatch.undo()
+    net._forward_pre_hooks.clear()
+    report = upscale_files(name_outputs([photos], out, 2), net)
+    assert (report.done, report.skipped) == ([out / 'b_x2.JPG'], [out / 'a_x2.png'])
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(photos, tmp_path, monkeypatch):
+    def refuse(dir):
+        raise PermissionError(13, 'Permission denied', f'{dir}/tmpxyz')
+
+    monkeypatch.setattr(tempfile, 'TemporaryFile', refuse)
+    monkeypatch.setattr(upscaling, 'upscale', lambda *_, **__: pytest.fail('worked'))
+    with pytest.raises(PermissionError) as error:
+        upscale_files(name_outputs([photos], tmp_path / 'out', 2), Twice())
+    assert error.value.filename == str(tmp_path / 'out')
+
+
+def test_an_image_for_which_memory_does_not_suffice_is_a_failure(photos, tmp_path):
+    class Full(Twice):
+        def forward(self, x):
+            if x.shape[2] > 8:
+                raise torch.OutOfMemoryError('CUDA out of memory')
+            return super().forward(x)
+
+    write(photos / 'large.png', shape=(50, 50, 3))
+    report = upscale_files(name_outputs([photos], tmp_path / 'out', 2), Full())
+    assert list(report.failed) == [photos / 'large.png']
+    assert report.failed[photos / 'large.png'].endswith('whole, in tiles of 32: CUDA out of memory')
+    assert len(report.done) == 2
