@@ -291,7 +291,7 @@ def constants_of(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def arguments_of(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The arguments that the shapes tell; windows, shifts and heads are left to the defaults."""
+    """The arguments that the shapes tell; heads, windows, shifts and `img_range` are left to the defaults."""
     num_feat, channels = state_dict['conv_first.weight'].shape[:2]
     layers = {int(match[1]) for name in state_dict if (match := re.match(r'body\.0\.sa_list\.(\d+)\.', name))}
     arguments = {

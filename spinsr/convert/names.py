@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spinsr.archs import emt_arch
+from spinsr.archs import emt_arch, rlfn_arch
 
-ARCHS = ('SPIN', 'SAN', 'RCAN', 'EMT')
+ARCHS = ('SPIN', 'SAN', 'RCAN', 'EMT', 'RLFN')
 
 StateDict = dict[str, Tensor]
 # How many names an error shows.
@@ -29,6 +29,7 @@ _FIELDS = {
     'block': r'\d+',
     'stage': r'\d+',
     'layer': r'\d+',
+    'number': r'[1-9]\d*',  # of blocks that are numbered from 1
     'attention': r'\d+',  # layers of two kinds
     'mixer': r'\d+',
     'end': 'weight|bias',
@@ -118,7 +119,13 @@ _RCAN = (
     ('body.{groups}.{end}', 'conv_after_body.{end}'),
 )
 
-_TABLES = {'SPIN': _SPIN, 'SAN': _SAN, 'RCAN': _RCAN, 'EMT': emt_arch.TENSOR_NAMES}
+_TABLES = {
+    'SPIN': _SPIN,
+    'SAN': _SAN,
+    'RCAN': _RCAN,
+    'EMT': emt_arch.TENSOR_NAMES,
+    'RLFN': rlfn_arch.TENSOR_NAMES,
+}
 _RULES = {arch: tuple(Rule(*row) for row in table) for arch, table in _TABLES.items()}
 
 # A second stage is there at x4 only; BasicSR's RCAN has no mean.
@@ -157,6 +164,11 @@ def canonical(arch: str) -> str:
     return arch.removesuffix('_spinsr')
 
 
+def has_mean(arch: str) -> bool:
+    """Whether an arch keeps the mean of the images, which the authors subtract and add in layers."""
+    return any(rule.ours == 'mean' for rule in _RULES[arch])
+
+
 def fitting(names: Iterable[str], arch: str) -> int:
     """How many names are those of an arch, in the form that fits better."""
     return max(sum(_find(name, arch, side) is not None for name in names) for side in Rule._fields)
@@ -190,6 +202,9 @@ def missing(names: Iterable[str], arch: str) -> list[str]:
     every = {field: set(_FIELDS[field].split('|')) for field in ('end', 'statistic')}
     seen = _values(fields for _, fields in found.values()) | every
     seen |= {field: set(map(str, range(count))) for field, count in _counts(seen).items()}
+    seen['number'] = set(map(str, range(1, 1 + max(map(int, seen.get('number', {'1'}))))))
+    # A network may have layers of one kind alone.
+    seen = {'attention': set(), 'mixer': set()} | seen
     return [
         name
         for rule in _RULES[arch]

@@ -1,9 +1,9 @@
-"""State dicts of SPIN, SAN and RCAN: the authors' form -> ours, and back; our RCAN -> BasicSR's.
+"""State dicts of `ARCHS`: the authors' form -> ours, and back; our RCAN -> BasicSR's.
 
-The names differ (`spinsr.convert.names`); SPIN's 1x1 convolutions are linear layers here, with q, k and v in one
-matrix; SAN's dead parameters are dropped; and the trainable MeanShift layers of SAN and RCAN are folded into the first
-and last convolution and the buffer `mean`, exactly: with S, s the weight and bias of `sub_mean` and A, a those of
-`add_mean`,
+The names differ (`spinsr.convert.names`). SPIN's 1x1 convolutions are linear layers here, with q, k and v in one
+matrix. SAN's dead parameters and EMT's fixed kernels are dropped. The MeanShift layers of SAN, RCAN and EMT are folded
+into the first and last convolution and the buffer `mean`, exactly: with S, s the weight and bias of `sub_mean` and A, a
+those of `add_mean`,
 
     mean = -S^-1 s      conv_first.weight = head.weight S      conv_last = A tail + a - mean
 
@@ -55,7 +55,7 @@ def convert_state_dict(state_dict: Mapping, arch: str) -> StateDict:
         return {name: value.flatten(1) if value.shape[2:] == (1, 1) else value for name, value in converted.items()}
     if arch == 'EMT':
         _check_constants(state_dict, emt_arch.constants_of(converted), arch)
-    return converted | _fold_mean(state_dict, converted, arch)
+    return converted | _fold_mean(state_dict, converted, arch) if names.has_mean(arch) else converted
 
 
 def to_official(state_dict: Mapping, arch: str) -> StateDict:
@@ -91,7 +91,10 @@ def to_official(state_dict: Mapping, arch: str) -> StateDict:
         converted |= _dead_parameters(state_dict)
     if arch == 'EMT':
         converted |= emt_arch.constants_of(state_dict)
-    mean = state_dict['mean'] if 'mean' in state_dict else DIV2K_MEAN.to(next(iter(state_dict.values())))
+    if not names.has_mean(arch):
+        return converted
+    known = 'mean' in state_dict or arch == 'EMT'
+    mean = _take(state_dict, 'mean', arch) if known else DIV2K_MEAN.to(next(iter(state_dict.values())))
     identity = torch.eye(mean.numel(), dtype=mean.dtype, device=mean.device)[..., None, None]
     for name, bias in (('sub_mean', -mean.flatten()), ('add_mean', mean.flatten())):
         converted |= {f'{name}.weight': identity, f'{name}.bias': bias}
