@@ -182,7 +182,7 @@ def _optimizer_and_scheduler(options: Mapping[str, Any]) -> Iterator[Finding]:
     train = section(options, 'train')
     for name, part in train.items():
         if str(name).startswith('optim_') and isinstance(part, Mapping) and 'type' in part:
-            yield from _optimizer(model, part, f'train:{name}')
+            yield from _optimizer(model, part, f'train:{name}', options)
     part = section(train, 'scheduler')
     if 'type' not in part:
         return
@@ -199,10 +199,14 @@ def _optimizer_and_scheduler(options: Mapping[str, Any]) -> Iterator[Finding]:
         yield from _tried(scheduler, 'train:scheduler', optimizer, **_arguments(part))
 
 
-def _optimizer(model: type, part: Mapping[str, Any], where: str) -> Iterator[Finding]:
+def _optimizer(model: type, part: Mapping[str, Any], where: str, options: Mapping[str, Any]) -> Iterator[Finding]:
     import torch
 
     kind = part['type']
+    own = getattr(model, 'OPTIMIZERS', {}).get(str(kind))
+    if own is not None:
+        yield from (error(f'{where}:{key}' if key else where, problem) for key, problem in own.problems(part))
+        return
     optimizer = getattr(torch.optim, str(kind), None)
     if inspect.isclass(optimizer):
         needs = () if 'lr' in part else (error(where, f"{kind} needs the keyword 'lr'"),)

@@ -24,6 +24,7 @@ from spinsr.errors import TrainingError
 from spinsr.option_files import OptionError
 from spinsr.recompute import recompute_blocks
 from spinsr.rules import ABOVE_0, FLAG, SECTION, one_of, whole
+from spinsr.training import muon
 
 _TYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 # Sections of train whose losses SRModel does not have.
@@ -50,7 +51,7 @@ class SpinsrModel(SRModel):
       after so many in a row training stops.
     - `train: compile: false`, `train: channels_last: false`.
     - `train: recompute: false`: blocks are computed once more for the gradient, which takes less memory and more time.
-    - `train: optim_g: type:` takes AdamW, too.
+    - `train: optim_g: type:` takes AdamW and Muon (`spinsr.training.muon`), too.
     - `train: tv_opt: ~`, `train: contrastive_opt: ~`: a loss each beside `pixel_opt` and `perceptual_opt`, of the
       result alone (WeightedTVLoss) and of result, target and LR image (ContrastiveLoss).
     - `datasets: train: gt_sizes: ~`, `iters: ~`, `mini_batch_sizes: ~`: patches that grow, each size for so many
@@ -69,6 +70,8 @@ class SpinsrModel(SRModel):
 
     # Section of train -> what its loss is called with.
     CALLS = {'pixel_opt': ('output', 'gt'), 'tv_opt': ('output',), 'contrastive_opt': ('output', 'gt', 'lq')}
+    # Optimizer that is not BasicSR's or torch's -> the module that builds it and knows what its options may be.
+    OPTIMIZERS = {'Muon': muon}
     # What the network files of a checkpoint begin with.
     LABELS = ('net_g',)
     # What it reads of `datasets: train`, beside the data set and its loader.
@@ -156,6 +159,30 @@ class SpinsrModel(SRModel):
         count = sum(parameter.numel() for parameter in bare.parameters())
         get_root_logger().info(f'Network: {type(bare).__name__}, with parameters: {count:,d}')
         get_root_logger().debug(str(bare))
+
+    def learning_networks(self) -> list[nn.Module]:
+        """The networks whose weights the optimizer changes, net_g first."""
+        return [self.net_g]
+
+    def setup_optimizers(self) -> None:
+        """One optimizer for all networks that learn: BasicSR's, or Muon."""
+        options = self.opt['train']['optim_g']
+        networks = [self.get_bare_model(net) for net in self.learning_networks()]
+        if options.get('type') != 'Muon':
+            super().setup_optimizers()
+            for net in networks[1:]:
+                self.optimizer_g.add_param_group({'params': list(net.parameters())})
+            return
+        named = [item for net in networks for item in net.named_parameters()]
+        logger = get_root_logger()
+        for name, parameter in named:
+            if not parameter.requires_grad:
+                logger.warning(f'Params {name} will not be optimized.')
+        self.optimizer_g = muon.build([(name, p) for name, p in named if p.requires_grad], options)
+        self.optimizers.append(self.optimizer_g)
+        for group in self.optimizer_g.param_groups:
+            words = f'{len(group["params"])} tensors, {sum(p.numel() for p in group["params"]):,d} parameters'
+            logger.info(f'{"Muon" if group["use_muon"] else "Adam"}: {words}, learning rate {group["lr"]}')
 
     def get_optimizer(self, optim_type: str, params: list[nn.Parameter], lr: float, **kwargs: Any) -> Any:
         """Adam as BasicSR, and AdamW."""
@@ -450,6 +477,7 @@ class SpinsrModel(SRModel):
 
     def resume_training(self, resume_state: Mapping[str, Any]) -> None:
         """Takes up what a state holds; one that BasicSR wrote has the optimizers and schedulers only."""
+        self._check_optimizers(resume_state['optimizers'])
         # The schedule is the option file's; what a state holds of it is how far it has come.
         own = [vars(scheduler).copy() for scheduler in self.schedulers]
         super().resume_training(resume_state)
@@ -464,6 +492,22 @@ class SpinsrModel(SRModel):
             self.scaler.load_state_dict(resume_state['scaler'])
         self.nonfinite, self.nonfinite_in_a_row = resume_state.get('nonfinite', (0, 0))
         self.best_metric_results = dict(resume_state.get('best_metric_results', {}))
+
+    def _check_optimizers(self, saved: list[Mapping[str, Any]]) -> None:
+        """Refuses the state of another optimizer, or of one whose groups have other sizes."""
+        for state, optimizer in zip(saved, self.optimizers, strict=True):
+            theirs, ours = state['param_groups'], optimizer.state_dict()['param_groups']
+            if _kind(theirs) != _kind(ours):
+                raise OptionError(
+                    f'train:optim_g:type must be that of the state to resume, {_kind(theirs)}, got {_kind(ours)}'
+                )
+            sizes = [[len(group['params']) for group in groups] for groups in (theirs, ours)]
+            if sizes[0] != sizes[1]:
+                what = 'train:optim_g:adam:params' if _kind(ours) == 'Muon' else 'network_g'
+                raise OptionError(
+                    f'{what} must be that of the state to resume: its optimizer has groups of {sizes[0]} tensors, '
+                    f'this one of {sizes[1]}'
+                )
 
 
 def loss_problem(model: type, name: str, loss: type[nn.Module]) -> str:
@@ -481,6 +525,13 @@ def loss_problem(model: type, name: str, loss: type[nn.Module]) -> str:
     if takes_any or len(needed) <= len(given) <= enough:
         return ''
     return f'{loss.__name__} needs {", ".join(needed)}, but {model.__name__} gives it {", ".join(given)}'
+
+
+def _kind(groups: list[Mapping[str, Any]]) -> str:
+    """The optimizer that param groups are of; before torch 2.7 those of AdamW are like Adam's."""
+    if 'use_muon' in groups[0]:
+        return 'Muon'
+    return 'AdamW' if groups[0].get('decoupled_weight_decay') else 'Adam'
 
 
 def _state_dict(state_dict: Mapping, arch: str, strict: bool) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""What a training uses beside the network and its data."""
