@@ -160,8 +160,9 @@ def _losses(options: Mapping[str, Any]) -> Iterator[Finding]:
             if not found and (part['type'] in _PLAIN_LOSSES or loss.__module__.startswith('spinsr.')):
                 yield from _tried(loss, where, **_arguments(part))
     if train and model is not None and model.__name__ in ('SRModel', 'SpinsrModel'):
-        if not train.get('pixel_opt') and not train.get('perceptual_opt'):
-            yield error('train', 'there is no loss: neither pixel_opt nor perceptual_opt')
+        enough = ('pixel_opt', 'perceptual_opt', *(('distill_opt',) if model.__name__ == 'SpinsrModel' else ()))
+        if not any(train.get(name) for name in enough):
+            yield error('train', f'there is no loss: none of {", ".join(enough)}')
 
 
 def _tried(build: Callable, where: str, *args: Any, **kwargs: Any) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from spinsr import checkpoints, convert, distributed, infer, progressive, superpixels
+from spinsr import checkpoints, convert, distillation, distributed, infer, progressive, superpixels
 from spinsr.archs.spin_arch import SPIN
 from spinsr.data.sampling import cut_patches
 from spinsr.errors import TrainingError
@@ -28,7 +28,7 @@ from spinsr.training import muon
 
 _TYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 # Sections of train whose losses SRModel does not have.
-_MORE_LOSSES = ('tv_opt', 'contrastive_opt')
+_MORE_LOSSES = ('tv_opt', 'contrastive_opt', 'distill_opt')
 # The options of BasicSR's schedulers, as they call them.
 _SCHEDULE = ('milestones', 'gamma', 'restarts', 'restart_weights', 'periods', 'cumulative_period', 'eta_min')
 # Validation pictures that a set sends to TensorBoard.
@@ -54,6 +54,10 @@ class SpinsrModel(SRModel):
     - `train: optim_g: type:` takes AdamW and Muon (`spinsr.training.muon`), too.
     - `train: tv_opt: ~`, `train: contrastive_opt: ~`: a loss each beside `pixel_opt` and `perceptual_opt`, of the
       result alone (WeightedTVLoss) and of result, target and LR image (ContrastiveLoss).
+    - `train: distill_opt: ~`: a loss of the result and the teacher's, which the data set gives (DistillationDataset);
+      `pixel_opt` may then be absent.
+    - `train: distill_iters: ~`: `distill_opt` counts in so many iterations only, the first ones.
+    - `train: pixel_after: 0`: `pixel_opt` counts after so many iterations only.
     - `datasets: train: gt_sizes: ~`, `iters: ~`, `mini_batch_sizes: ~`: patches that grow, each size for so many
       iterations, and, where the third is given, with so many images on each device.
     - `val: tile: ~`, `val: self_ensemble: false`: as for `spinsr.infer.super_resolve`.
@@ -69,7 +73,12 @@ class SpinsrModel(SRModel):
     """
 
     # Section of train -> what its loss is called with.
-    CALLS = {'pixel_opt': ('output', 'gt'), 'tv_opt': ('output',), 'contrastive_opt': ('output', 'gt', 'lq')}
+    CALLS = {
+        'pixel_opt': ('output', 'gt'),
+        'tv_opt': ('output',),
+        'contrastive_opt': ('output', 'gt', 'lq'),
+        'distill_opt': ('output', 'teacher'),
+    }
     # Optimizer that is not BasicSR's or torch's -> the module that builds it and knows what its options may be.
     OPTIMIZERS = {'Muon': muon}
     # What the network files of a checkpoint begin with.
@@ -87,6 +96,8 @@ class SpinsrModel(SRModel):
             'channels_last': FLAG,
             'recompute': FLAG,
             **{name: SECTION for name in _MORE_LOSSES},
+            'distill_iters': whole(1, None),
+            'pixel_after': whole(0, default=0),
         },
         'val': {'tile': whole(infer.SMALLEST_TILE, None), 'self_ensemble': FLAG, 'superpixels': whole(0, None)},
         'logger': {'keep_last': whole(1, None)},
@@ -126,9 +137,18 @@ class SpinsrModel(SRModel):
 
     def init_training_settings(self) -> None:
         """Builds what training needs: SRModel's, and the losses that it does not have."""
+        if problem := distillation.problem(self.opt['train']):
+            raise OptionError('train:{}: {}'.format(*problem))
         sections = {name: getattr(self, name) for name in _MORE_LOSSES}
         self.more_losses = {name: build_loss(part).to(self.device) for name, part in sections.items() if part}
+        pixel_opt = self.opt['train'].get('pixel_opt')
+        if not pixel_opt and self.distill_opt:
+            # SRModel needs a loss that it knows.
+            self.opt['train']['pixel_opt'] = self.distill_opt
         super().init_training_settings()
+        self.opt['train']['pixel_opt'] = pixel_opt
+        if not pixel_opt:
+            self.cri_pix = None
         for name, criterion in {'pixel_opt': self.cri_pix, **self.more_losses}.items():
             if criterion and (problem := loss_problem(type(self), name, type(criterion))):
                 raise OptionError(f'train:{name}: {problem}')
@@ -243,8 +263,10 @@ class SpinsrModel(SRModel):
     # An iteration
 
     def feed_data(self, data: Mapping[str, Any]) -> None:
-        """Takes a batch: `lq`, `gt` and the names of the files that they came from."""
+        """Takes a batch: `lq`, `gt`, the names of the files that they came from and, for `distill_opt`, `teacher`."""
         super().feed_data(data)
+        teacher = data.get('teacher') if self.is_train and self.distill_opt else None
+        self.teacher = None if teacher is None else teacher.to(self.device)
         if self.channels_last:
             self.lq = self.lq.contiguous(memory_format=torch.channels_last)
         self._files = list(data.get('lq_path', ()))
@@ -256,13 +278,19 @@ class SpinsrModel(SRModel):
             current_iter: The iteration, counted from 1.
 
         Raises:
-            OptionError: The batch cannot be divided by `accumulate`.
+            OptionError: The batch cannot be divided by `accumulate`, or has no output of a teacher.
             TrainingError: `max_nonfinite` iterations in a row were not finite.
         """
+        if self.distill_opt and self.teacher is None:
+            kind = self.opt['datasets']['train']['type']
+            raise OptionError(
+                f'train:distill_opt needs the outputs of a teacher, but datasets:train:type is {kind}, which has none; '
+                'DistillationDataset has'
+            )
         if self.stages:
             self._take_stage(current_iter)
         self.optimizer_g.zero_grad()
-        losses = self._backward()
+        losses = self._backward(current_iter)
         self.scaler.unscale_(self.optimizer_g)
         norm = self._gradient_norm()
         finite = torch.stack([norm, *losses.values()]).isfinite().all()
@@ -290,40 +318,46 @@ class SpinsrModel(SRModel):
             self._stage = stage
         devices = len(self.lq) // self.opt['datasets']['train']['batch_size_per_gpu']
         images, seed = devices * stage.batch, self.opt['manual_seed']
-        self.lq, self.gt = cut_patches(self.lq, self.gt, stage.gt_size, images, seed, current_iter)
+        targets = [self.gt] if self.teacher is None else [self.gt, self.teacher]
+        self.lq, targets = cut_patches(self.lq, targets, stage.gt_size, images, seed, current_iter)
+        self.gt, self.teacher = targets if len(targets) > 1 else (targets[0], None)
         self._files = self._files[:images]
 
-    def _backward(self) -> OrderedDict[str, Tensor]:
+    def _backward(self, current_iter: int) -> OrderedDict[str, Tensor]:
         """Adds up the gradients of the parts of the batch, and returns the losses of the whole."""
         if len(self.lq) % self.accumulate:
             raise OptionError(
                 f'the batch must be divisible by train:accumulate, got {len(self.lq)} images and {self.accumulate}'
             )
-        parts = list(zip(self.lq.chunk(self.accumulate), self.gt.chunk(self.accumulate), strict=True))
+        batch = {'lq': self.lq, 'gt': self.gt, 'teacher': self.teacher}
+        chunks = {name: whole.chunk(self.accumulate) for name, whole in batch.items() if whole is not None}
+        parts = [dict(zip(chunks, part, strict=True)) for part in zip(*chunks.values(), strict=True)]
         total: OrderedDict[str, Tensor] = OrderedDict()
-        for index, (lq, gt) in enumerate(parts):
+        for index, part in enumerate(parts):
             with self._no_sync(index < len(parts) - 1):
                 with self._autocast():
-                    output = self.net_g(lq)
-                losses = self._losses(output.float(), gt, lq)
+                    output = self.net_g(part['lq'])
+                losses = self._losses({'output': output.float(), **part}, current_iter)
                 self.scaler.scale(sum(losses.values())).backward()
             for name, loss in losses.items():
                 total[name] = total.get(name, 0) + loss.detach()
         self.output = output.detach()
         return total
 
-    def _losses(self, output: Tensor, gt: Tensor, lq: Tensor) -> dict[str, Tensor]:
+    def _losses(self, given: Mapping[str, Tensor], current_iter: int) -> dict[str, Tensor]:
         """The losses of a part, weighted so that those of all parts add up to the loss of the batch."""
-        losses = {}
-        if self.cri_pix:
+        losses, train = {}, self.opt['train']
+        output, gt, lq = (given[name] for name in ('output', 'gt', 'lq'))
+        if distillation.compares_with_hr(train, current_iter):
             losses['l_pix'] = self._pixel_loss(output, gt, lq) * self._share(self.cri_pix)
         if self.cri_perceptual:
             share = self._share(self.cri_perceptual)
             for name, loss in zip(('l_percep', 'l_style'), self.cri_perceptual(output, gt), strict=True):
                 if loss is not None:
                     losses[name] = loss * share
-        given = {'output': output, 'gt': gt, 'lq': lq}
         for name, criterion in self.more_losses.items():
+            if name == 'distill_opt' and not distillation.distills(train, current_iter):
+                continue
             loss = criterion(*(given[argument] for argument in self.CALLS[name]))
             losses[f'l_{name.removesuffix("_opt")}'] = loss * self._share(criterion)
         return losses
