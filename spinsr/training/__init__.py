@@ -1,1 +1,1 @@
-"""What a training uses beside the network and its data."""
+"""Training: the optimizer, the time limit, and what a run needs beside BasicSR's loop."""
