@@ -32,7 +32,7 @@ def launch(
         is_train: For training, else for testing.
 
     Returns:
-        The exit status: 0 all done, 1 an error, said in one line on stderr. A usage error leaves with status 2.
+        The exit status: 0 all done, 1 an error or Ctrl-C, said in one line on stderr. A usage error leaves with 2.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parser(name).parse_args(argv)
@@ -62,6 +62,9 @@ def launch(
             raise
         # Where torch says only "exited unexpectedly", the cause can name the signal: Killed, where memory ran out.
         return _fail(name, error.__cause__ if _is_lost_worker(error.__cause__) else error)
+    except KeyboardInterrupt as error:
+        sys.stderr.write(f'{name}: {error or "interrupted"}\n')
+        return 1
     return 0
 
 

@@ -2,21 +2,26 @@
 
 The options are read and checked by spinsr.launch (BasicSR seeds before --force_yml), the newest whole checkpoint is
 resumed on any device, the data loaders make training run exactly total_iter iterations and enter an epoch where it was
-left, and every iteration seeds the generators by its number. The loop is BasicSR's.
+left, and every iteration seeds the generators by its number. SIGTERM and `train: time_limit` end a run after an
+iteration, with a checkpoint. The loop is BasicSR's.
 """
 
 import argparse
+import functools
 import importlib
 import os
 import random
+import shlex
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from spinsr import compat
 from spinsr.launch import launch
-from spinsr.training import checkpoints, distributed
+from spinsr.training import checkpoints, distributed, time_limit
+from spinsr.utils.errors import OptionError
 from spinsr.utils.patching import replaced
 
 # The seeds of samples are mixed of (seed, epoch, position); as a fourth number it keeps those of the network apart.
@@ -24,14 +29,23 @@ _OF_NETWORK = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trains; writes ./experiments and ./tb_logger. Returns the exit status."""
-    return launch('spinsr.train', _train, argv, is_train=True)
+    """Trains; writes ./experiments and ./tb_logger. Returns the exit status.
+
+    Args:
+        argv: The flags; by default those of the process, whose start is then the start of `train: time_limit`.
+    """
+    with time_limit.Stop(program=argv is None) as stop:
+        try:
+            return launch('spinsr.train', functools.partial(_train, stop), argv, is_train=True)
+        except time_limit.Stopped:
+            sys.stderr.write(f'spinsr.train: {_nothing_trained(stop)}\n')
+            return 0
 
 
-def _train(opt: dict[str, Any], args: argparse.Namespace) -> None:
+def _train(stop: time_limit.Stop, opt: dict[str, Any], args: argparse.Namespace) -> None:
     # `import basicsr.train` would do, but BasicSR's `from .train import *` fills the package with names.
     train = importlib.import_module('basicsr.train')
-    run = _Run(opt, train)
+    run = _Run(opt, train, stop)
     with replaced(
         train,
         parse_options=lambda root_path, is_train: (opt, args),
@@ -41,23 +55,41 @@ def _train(opt: dict[str, Any], args: argparse.Namespace) -> None:
         create_train_val_dataloader=run.create_train_val_dataloader,
         build_model=run.build_model,
         MessageLogger=run.message_logger,
+        CPUPrefetcher=run.cpu_prefetcher,
+        CUDAPrefetcher=run.cuda_prefetcher,
     ):
         try:
             train.train_pipeline(str(Path.cwd()))
             run.finish()
+        except time_limit.Stopped:
+            run.stop_early()
         finally:
             run.close()
+
+
+_REPLACED = ('build_model', 'MessageLogger', 'CPUPrefetcher', 'CUDAPrefetcher')
 
 
 class _Run:
     """One run of BasicSR's loop: what the functions that take the place of BasicSR's have in common."""
 
-    def __init__(self, opt: dict[str, Any], train: Any) -> None:
+    def __init__(self, opt: dict[str, Any], train: Any, stop: time_limit.Stop) -> None:
         self.opt = opt
-        self._basicsr = {name: getattr(train, name) for name in ('build_model', 'MessageLogger')}
+        self.stop = stop
+        try:
+            stop.limit = time_limit.seconds(opt['train'].get('time_limit'))
+        except ValueError as error:
+            raise OptionError(f'train:time_limit {error}') from error
+        self._basicsr = {name: getattr(train, name) for name in _REPLACED}
         self.state: Mapping[str, Any] | None = None
         self.notes: list[str] = []
         self.progress: Any = None
+        self.logger: Any = None
+        self.tb_logger: Any = None
+        # The last iteration of this run and its epoch, and the iteration of the last checkpoint.
+        self.reached: tuple[int, int] | None = None
+        self.saved: int | None = None
+        self.validating = self.cut = False
 
     def load_resume_state(self, opt: dict[str, Any]) -> Mapping[str, Any] | None:
         path, self.notes = distributed.from_main(find_state(opt) if distributed.is_main() else None)
@@ -68,6 +100,7 @@ class _Run:
 
         models = path.parent.parent / 'models'
         self.state = checkpoints.read_state(path, models)
+        self.saved = self.state['iter']
         opt['path']['resume_state'] = str(path)
         check_resume(opt, self.state['iter'])
         # A state of another experiment goes with the networks beside it, not with this experiment's.
@@ -88,6 +121,7 @@ class _Run:
         result = loader.create_train_val_dataloader(opt, logger, self.state)
         self.sampler, self.val_loaders = result[1:3]
         self.logger = logger
+        self.stop.end_if_asked()
         return result
 
     def build_model(self, opt: dict[str, Any]) -> Any:
@@ -99,6 +133,7 @@ class _Run:
 
         def optimize(current_iter: int) -> None:
             nonlocal epoch, batches
+            self.stop.iterating()
             # Whatever a network or a loss draws depends on the iteration alone, so a resumed training draws the same.
             _seed(opt['manual_seed'], opt['rank'], current_iter, _OF_NETWORK)
             optimize_parameters(current_iter)
@@ -106,18 +141,76 @@ class _Run:
             epoch = self.sampler.epoch
             samples = self.sampler.start + batches * self.sampler.batch * self.sampler.num_replicas
             model.place = {'samples': samples}
+            self.reached = epoch, current_iter
+            self.stop.iterated()
             self.progress.step(model.log_dict, model.get_current_learning_rate()[0])
 
         model.optimize_parameters = optimize
+        self._let_end(model)
+        self.stop.expect_checkpoint(model.optimizers)
+        self.stop.end_if_asked()
         return model
+
+    def _let_end(self, model: Any) -> None:
+        """Lets a validation end in the middle, and notes what has been saved."""
+        save, validation, test = model.save, model.validation, getattr(model, 'test', None)
+        longest = 0.0
+
+        def save_and_note(epoch: int, current_iter: int) -> None:
+            begin = time.monotonic()
+            save(epoch, current_iter)
+            if current_iter != -1:
+                self.stop.writing = time.monotonic() - begin
+                self.saved = current_iter
+
+        def validate(*args: Any, **keywords: Any) -> None:
+            nonlocal longest
+            longest = 0.0
+            self.cut = self.cut or self.stop.asked()
+            if self.cut:
+                return
+            self.validating = True
+            try:
+                validation(*args, **keywords)
+            except time_limit.Stopped:
+                self.cut = True
+            finally:
+                self.validating = False
+
+        def test_image(*args: Any, **keywords: Any) -> Any:
+            nonlocal longest
+            if not self.validating:
+                return test(*args, **keywords)
+            begin = time.monotonic()
+            with self.stop.validating(longest):
+                result = test(*args, **keywords)
+            longest = max(longest, time.monotonic() - begin)
+            return result
+
+        model.save, model.validation = save_and_note, validate
+        if test is not None:
+            model.test = test_image
 
     def message_logger(self, opt: dict[str, Any], start_iter: int, tb_logger: Any) -> Any:
         from spinsr.training.progress_bar import Progress
 
+        self.tb_logger = tb_logger
         self._validate_missed(start_iter, tb_logger)
+        self.stop.end_if_asked()
         shown = None if distributed.is_main() else False
         self.progress = Progress(int(opt['train']['total_iter']), start_iter, opt['name'], shown)
         return self._basicsr['MessageLogger'](opt, start_iter, tb_logger)
+
+    def cpu_prefetcher(self, loader: Any) -> Any:
+        return _Prefetcher(self, self._basicsr['CPUPrefetcher'](time_limit.Unterminated(loader)))
+
+    def cuda_prefetcher(self, loader: Any, opt: dict[str, Any]) -> Any:
+        return _Prefetcher(self, self._basicsr['CUDAPrefetcher'](time_limit.Unterminated(loader), opt))
+
+    def end_if_asked(self) -> None:
+        """Between two iterations; after the last one nothing is left to be stopped but its validation."""
+        if self.reached is None or self.reached[1] < int(self.opt['train']['total_iter']):
+            self.stop.end_if_asked()
 
     def _validate_missed(self, start_iter: int, tb_logger: Any) -> None:
         """BasicSR validates after it has saved: a training that was killed in between has not validated yet."""
@@ -132,10 +225,58 @@ class _Run:
         self.close()
         for line in summary(self.opt, self.model):
             self.logger.info(line)
+        if self.cut:
+            self._save()
+            self.logger.info(f'{self.stop.cause}: the last validation is left out. To do it: {_command()}')
+
+    def stop_early(self) -> None:
+        """After what interrupted BasicSR's loop: writes a checkpoint, and says how to go on."""
+        self.close()
+        if self.tb_logger:
+            self.tb_logger.close()
+        if self.reached is None:
+            if self.logger is None:
+                raise time_limit.Stopped
+            self.logger.info(_nothing_trained(self.stop))
+            return
+        self._save()
+        iteration, total = self.reached[1], int(self.opt['train']['total_iter'])
+        self.logger.info(f'{self.stop.cause}: training stops after iteration {iteration:,d} of {total:,d}.')
+        self.logger.info(f'The checkpoint is in {self.opt["path"]["experiments_root"]}. To go on: {_command()}')
+
+    def _save(self) -> None:
+        if self.reached is not None and self.saved != self.reached[1]:
+            self.model.save(*self.reached)
 
     def close(self) -> None:
         if self.progress is not None:
             self.progress.close()
+
+
+class _Prefetcher:
+    """A prefetcher of BasicSR, which its loop asks between two iterations."""
+
+    def __init__(self, run: _Run, prefetcher: Any) -> None:
+        self.run, self.prefetcher = run, prefetcher
+
+    def next(self) -> Any:
+        self.run.end_if_asked()
+        with self.run.stop.waiting():
+            return self.prefetcher.next()
+
+    def reset(self) -> None:
+        self.prefetcher.reset()
+
+
+def _command() -> str:
+    """What goes on with this training; spinsr.launch has put the command of this run into sys.argv."""
+    program, *flags = sys.argv
+    flags += [] if '--auto_resume' in flags else ['--auto_resume']
+    return f'{program} {shlex.join(flags)}'
+
+
+def _nothing_trained(stop: time_limit.Stop) -> str:
+    return f'{stop.cause} before the first iteration: nothing was trained'
 
 
 def find_state(opt: Mapping[str, Any]) -> tuple[Path | None, list[str]]:

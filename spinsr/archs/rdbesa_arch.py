@@ -12,6 +12,8 @@ from basicsr.archs.rcan_arch import ChannelAttention
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from spinsr.modules.esa import EnhancedSpatialAttention
+
 
 class ResidualDistillationBlock(nn.Module):
     """Three convolutions in series, all three results distilled into C channels, channel attention, and the input.
@@ -34,37 +36,6 @@ class ResidualDistillationBlock(nn.Module):
             y = F.relu(conv(y))
             parts.append(y)
         return x + self.attention(self.distill(torch.cat(parts, dim=1)))
-
-
-class EnhancedSpatialAttention(nn.Module):
-    """ESA in RLFN's form: a factor in (0, 1) for every pixel and channel, from a wide, coarse view.
-
-    The coarse view is a convolution of stride 2 and the maximum over 7 x 7 of its pixels every 3, which together need
-    15 pixels. A shorter side has the maximum over all that the convolution leaves of it, so one factor along that side;
-    below 3 pixels it is framed with zeros for the convolution.
-
-    Args:
-        num_feat: Channels C.
-        num_mid: Channels of the coarse view.
-    """
-
-    def __init__(self, num_feat: int, num_mid: int):
-        super().__init__()
-        self.conv_in = nn.Conv2d(num_feat, num_mid, 1)
-        self.conv_skip = nn.Conv2d(num_mid, num_mid, 1)
-        self.conv_stride = nn.Conv2d(num_mid, num_mid, 3, stride=2)
-        self.conv_coarse = nn.Conv2d(num_mid, num_mid, 3, 1, 1)
-        self.conv_out = nn.Conv2d(num_mid, num_feat, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        height, width = x.shape[2:]
-        fine = self.conv_in(x)
-        tall, wide = int(height < 3), int(width < 3)
-        coarse = self.conv_stride(F.pad(fine, (wide, wide, tall, tall)))
-        coarse = F.max_pool2d(coarse, (min(7, coarse.shape[2]), min(7, coarse.shape[3])), stride=3)
-        coarse = F.interpolate(self.conv_coarse(coarse), (height, width), mode='bilinear', align_corners=False)
-        return x * torch.sigmoid(self.conv_out(coarse + self.conv_skip(fine)))
 
 
 @ARCH_REGISTRY.register()

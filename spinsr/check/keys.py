@@ -41,7 +41,8 @@ _CROP_NEEDS = ('gt_size', 'use_hflip', 'use_rot')
 _TOP = ('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'find_unused_parameters')
 _TOP += ('datasets', 'path', 'train', 'val', 'logger', 'dist_params')
 _READ = {
-    'train': ('total_iter', 'warmup_iter', 'ema_decay', 'optim_g', 'scheduler', 'pixel_opt', 'perceptual_opt'),
+    'train': ('total_iter', 'warmup_iter', 'ema_decay', 'optim_g', 'scheduler', 'pixel_opt', 'perceptual_opt')
+    + ('time_limit',),
     'val': ('val_freq', 'save_img', 'suffix', 'pbar', 'metrics'),
     'logger': ('print_freq', 'save_checkpoint_freq', 'use_tb_logger', 'wandb'),
     'dist_params': ('backend', 'port'),

@@ -160,8 +160,9 @@ def _losses(options: Mapping[str, Any]) -> Iterator[Finding]:
             if not found and (part['type'] in _PLAIN_LOSSES or loss.__module__.startswith('spinsr.')):
                 yield from _tried(loss, where, **_arguments(part))
     if train and model is not None and model.__name__ in ('SRModel', 'SpinsrModel'):
-        if not train.get('pixel_opt') and not train.get('perceptual_opt'):
-            yield error('train', 'there is no loss: neither pixel_opt nor perceptual_opt')
+        enough = ('pixel_opt', 'perceptual_opt', *(('distill_opt',) if model.__name__ == 'SpinsrModel' else ()))
+        if not any(train.get(name) for name in enough):
+            yield error('train', f'there is no loss: none of {", ".join(enough)}')
 
 
 def _tried(build: Callable, where: str, *args: Any, **kwargs: Any) -> Iterator[Finding]:
@@ -182,7 +183,7 @@ def _optimizer_and_scheduler(options: Mapping[str, Any]) -> Iterator[Finding]:
     train = section(options, 'train')
     for name, part in train.items():
         if str(name).startswith('optim_') and isinstance(part, Mapping) and 'type' in part:
-            yield from _optimizer(model, part, f'train:{name}')
+            yield from _optimizer(model, part, f'train:{name}', options)
     part = section(train, 'scheduler')
     if 'type' not in part:
         return
@@ -199,10 +200,14 @@ def _optimizer_and_scheduler(options: Mapping[str, Any]) -> Iterator[Finding]:
         yield from _tried(scheduler, 'train:scheduler', optimizer, **_arguments(part))
 
 
-def _optimizer(model: type, part: Mapping[str, Any], where: str) -> Iterator[Finding]:
+def _optimizer(model: type, part: Mapping[str, Any], where: str, options: Mapping[str, Any]) -> Iterator[Finding]:
     import torch
 
     kind = part['type']
+    own = getattr(model, 'OPTIMIZERS', {}).get(str(kind))
+    if own is not None:
+        yield from (error(f'{where}:{key}' if key else where, problem) for key, problem in own.problems(part))
+        return
     optimizer = getattr(torch.optim, str(kind), None)
     if inspect.isclass(optimizer):
         needs = () if 'lr' in part else (error(where, f"{kind} needs the keyword 'lr'"),)

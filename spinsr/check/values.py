@@ -7,6 +7,7 @@ from typing import Any
 from spinsr.check import registries
 from spinsr.check.finding import Finding, datasets, error, section, warning
 from spinsr.training import progressive_learning
+from spinsr.training.time_limit import TIME_LIMIT
 from spinsr.utils.validation import ABOVE_0, FLAG, SECTION, Rule, is_number, is_whole, whole
 
 _METRICS_WITH_A_BORDER = ('calculate_psnr', 'calculate_ssim', 'calculate_psnr_pt', 'calculate_ssim_pt')
@@ -19,6 +20,7 @@ _SECTION_RULES = {
         'total_iter': whole(1),
         'warmup_iter': whole(-1),
         'ema_decay': Rule(lambda value: is_number(value) and 0 <= value < 1, 'a number from 0 to below 1'),
+        'time_limit': TIME_LIMIT,
     },
     'val': {
         'val_freq': whole(1),

@@ -5,7 +5,7 @@ import logging
 import os
 from pathlib import Path
 
-from spinsr.cli import arguments
+from spinsr.cli import arguments, network
 
 EXAMPLE = """\
 examples:
@@ -13,6 +13,7 @@ examples:
   spinsr prepare div2k ~/DIV2K --workers 8
   spinsr prepare benchmark ~/Set5 ~/Urban100/HR --scale 2,3,4
   spinsr prepare images ~/photos --scale 4 --exclude B100 ~/Set5 -o datasets/photos
+  spinsr prepare teacher datasets/photos --arch RCAN --weights RCAN_x4.pth --scale 4
 
 A run that was interrupted is continued by the same command; finished outputs are skipped.
 """
@@ -22,7 +23,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the command."""
     parser = commands.add_parser(
         'prepare',
-        help='prepare DIV2K, your own images, benchmark folders, or the embedded sample',
+        help="prepare DIV2K, your own images, benchmark folders, the embedded sample, or a teacher's outputs",
         description='Makes LMDBs and benchmark folders, with LR images equal to those of MATLAB.',
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -98,6 +99,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         scales=(2, 3, 4),
     )
     sample.set_defaults(prepare=_sample)
+    _add_teacher(kinds)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -106,6 +108,61 @@ def run(args: argparse.Namespace) -> int:
     args.scales = sorted({scale for group in args.scale for scale in group})
     for path in args.prepare(args):
         print(path)
+    return 0
+
+
+def _add_teacher(kinds: argparse._SubParsersAction) -> None:
+    summary = "training data and a network -> an LMDB of the network's outputs, for distillation"
+    teacher = kinds.add_parser(
+        'teacher',
+        help=summary,
+        description=f'{summary}.',
+        epilog='example:\n  spinsr prepare teacher datasets/images --arch RCAN --weights RCAN_x4.pth --scale 4\n',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    teacher.add_argument(
+        'dataset',
+        metavar='DATASET',
+        type=arguments.path,
+        help='folder with train_LR_bicubic_X<S>.lmdb, as prepare images makes it, or DIV2K_train_LR_bicubic_X<S>_sub'
+        '.lmdb, as prepare div2k does; or such an LMDB',
+    )
+    teacher.add_argument('--scale', metavar='S', type=int, default=4, help='upscaling factor (default: 4)')
+    teacher.add_argument(
+        '-o',
+        '--out',
+        metavar='LMDB',
+        type=arguments.path,
+        help='output (default: train_teacher_X<S>.lmdb beside the LR images)',
+    )
+    teacher.add_argument(
+        '--tile',
+        metavar='N',
+        type=int,
+        help='work in overlapping tiles of N x N LR pixels, at least 32 (default: whole images; where one does not '
+        'fit into memory that is an error)',
+    )
+    network.add_arguments(teacher)
+    teacher.set_defaults(run=_run_teacher)
+
+
+def _run_teacher(args: argparse.Namespace) -> int:
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from spinsr.data.teacher import describe, find_lr, prepare_teacher
+    from spinsr.infer import check_options
+    from spinsr.weights import default_weights
+
+    logging.basicConfig(level=logging.INFO, format='%(message)s')
+    # Before the network is built: what is mistyped shows at once.
+    check_options(args.tile, 'fp32')
+    find_lr(args.dataset, args.scale)
+    is_shipped = args.weights == 'default'
+    weights = default_weights(args.arch, args.scale) if is_shipped else arguments.path(args.weights)
+    teacher = describe(args.arch, weights, args.scale, args.tile, dict(args.arch_args))
+    net = network.load(args, args.scale)
+    with logging_redirect_tqdm(), network.limited_memory(args):
+        print(prepare_teacher(args.dataset, net, teacher, args.out))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What the authors and we call the tensors of SPIN, SAN and RCAN: one table a network, read in both directions."""
+"""What the authors and we call the tensors of each network: one table a network, read in both directions."""
 
 import itertools
 import re
@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ARCHS = ('SPIN', 'SAN', 'RCAN')
+from spinsr.archs import emt_arch, rlfn_arch
+
+ARCHS = ('SPIN', 'SAN', 'RCAN', 'EMT', 'RLFN')
 
 StateDict = dict[str, Tensor]
 # How many names an error shows.
@@ -26,7 +28,12 @@ _FIELDS = {
     'group': r'\d+',
     'block': r'\d+',
     'stage': r'\d+',
+    'layer': r'\d+',
+    'number': r'[1-9]\d*',  # of blocks that are numbered from 1
+    'attention': r'\d+',  # layers of two kinds
+    'mixer': r'\d+',
     'end': 'weight|bias',
+    'statistic': 'weight|bias|running_mean|running_var|num_batches_tracked',
     'letter': '[qkv]',  # three tensors of the authors are one of ours, one below the other
     # In the authors' names alone; not in one name of ours but in the network as a whole:
     'groups': r'\d+',  # how many there are
@@ -112,7 +119,14 @@ _RCAN = (
     ('body.{groups}.{end}', 'conv_after_body.{end}'),
 )
 
-_RULES = {arch: tuple(Rule(*row) for row in table) for arch, table in (('SPIN', _SPIN), ('SAN', _SAN), ('RCAN', _RCAN))}
+_TABLES = {
+    'SPIN': _SPIN,
+    'SAN': _SAN,
+    'RCAN': _RCAN,
+    'EMT': emt_arch.TENSOR_NAMES,
+    'RLFN': rlfn_arch.TENSOR_NAMES,
+}
+_RULES = {arch: tuple(Rule(*row) for row in table) for arch, table in _TABLES.items()}
 
 # A second stage is there at x4 only; BasicSR's RCAN has no mean.
 _OPTIONAL = ('upsample.1.{end}', 'mean')
@@ -150,6 +164,11 @@ def canonical(arch: str) -> str:
     return arch.removesuffix('_spinsr')
 
 
+def has_mean(arch: str) -> bool:
+    """Whether an arch keeps the mean of the images, which the authors subtract and add in layers."""
+    return any(rule.ours == 'mean' for rule in _RULES[arch])
+
+
 def fitting(names: Iterable[str], arch: str) -> int:
     """How many names are those of an arch, in the form that fits better."""
     return max(sum(_find(name, arch, side) is not None for name in names) for side in Rule._fields)
@@ -180,8 +199,12 @@ def _find_all(names: Iterable[str], arch: str, side: str) -> dict[str, tuple[Rul
 def missing(names: Iterable[str], arch: str) -> list[str]:
     """What our form lacks if there are as many groups, blocks and stages as its names speak of, and at least one."""
     found = _find_all(names, arch, 'ours')
-    seen = _values(fields for _, fields in found.values()) | {'end': {'weight', 'bias'}}
+    every = {field: set(_FIELDS[field].split('|')) for field in ('end', 'statistic')}
+    seen = _values(fields for _, fields in found.values()) | every
     seen |= {field: set(map(str, range(count))) for field, count in _counts(seen).items()}
+    seen['number'] = set(map(str, range(1, 1 + max(map(int, seen.get('number', {'1'}))))))
+    # A network may have layers of one kind alone.
+    seen = {'attention': set(), 'mixer': set()} | seen
     return [
         name
         for rule in _RULES[arch]
@@ -207,7 +230,7 @@ def _values(all_fields: Iterable[Mapping[str, str]]) -> dict[str, set[str]]:
 
 
 def _counts(seen: Mapping[str, set[str]]) -> dict[str, int]:
-    return {field: 1 + max(map(int, seen.get(field, {'0'}))) for field in ('group', 'block')}
+    return {field: 1 + max(map(int, seen.get(field, {'0'}))) for field in ('group', 'block', 'layer')}
 
 
 def _expand(template: str, seen: Mapping[str, set[str]]) -> Iterator[str]:

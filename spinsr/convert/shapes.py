@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from spinsr.archs import emt_arch, rlfn_arch
 from spinsr.convert import names
 from spinsr.convert.state_dicts import upscale_of
 
@@ -26,6 +27,8 @@ def arch_args_of(state_dict: Mapping[str, Tensor], arch: str) -> dict[str, Any]:
     arch = names.canonical(arch)
     if missing := names.missing(state_dict, arch):
         raise ValueError(f'the {arch} state dict lacks {len(missing)} tensors: {", ".join(missing[:3])}')
+    if arch in ('EMT', 'RLFN'):
+        return {'EMT': emt_arch, 'RLFN': rlfn_arch}[arch].arguments_of(state_dict)
     num_feat, channels = state_dict['conv_first.weight'].shape[:2]
     args = {'num_in_ch': channels, 'num_out_ch': channels, 'num_feat': num_feat, 'upscale': upscale_of(state_dict)}
     if arch == 'SPIN':

@@ -1,21 +1,23 @@
-"""State dicts of SPIN, SAN and RCAN: the authors' form -> ours, and back; our RCAN -> BasicSR's.
+"""State dicts of `ARCHS`: the authors' form -> ours, and back; our RCAN -> BasicSR's.
 
-The names differ (`spinsr.convert.names`); SPIN's 1x1 convolutions are linear layers here, with q, k and v in one
-matrix; SAN's dead parameters are dropped; and the trainable MeanShift layers of SAN and RCAN are folded into the first
-and last convolution and the buffer `mean`, exactly: with S, s the weight and bias of `sub_mean` and A, a those of
-`add_mean`,
+The names differ (`spinsr.convert.names`). SPIN's 1x1 convolutions are linear layers here, with q, k and v in one
+matrix. SAN's dead parameters and EMT's fixed kernels are dropped. The MeanShift layers of SAN, RCAN and EMT are folded
+into the first and last convolution and the buffer `mean`, exactly: with S, s the weight and bias of `sub_mean` and A, a
+those of `add_mean`,
 
     mean = -S^-1 s      conv_first.weight = head.weight S      conv_last = A tail + a - mean
 
 On the way back S and A are the identity.
 """
 
+import math
 import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from spinsr.archs import emt_arch
 from spinsr.convert import names
 from spinsr.convert.checkpoint import unwrap
 from spinsr.convert.names import ARCHS, StateDict
@@ -51,7 +53,9 @@ def convert_state_dict(state_dict: Mapping, arch: str) -> StateDict:
     converted = names.to_ours(state_dict, arch)
     if arch == 'SPIN':
         return {name: value.flatten(1) if value.shape[2:] == (1, 1) else value for name, value in converted.items()}
-    return converted | _fold_mean(state_dict, converted, arch)
+    if arch == 'EMT':
+        _check_constants(state_dict, emt_arch.constants_of(converted), arch)
+    return converted | _fold_mean(state_dict, converted, arch) if names.has_mean(arch) else converted
 
 
 def to_official(state_dict: Mapping, arch: str) -> StateDict:
@@ -85,7 +89,12 @@ def to_official(state_dict: Mapping, arch: str) -> StateDict:
         }
     if arch == 'SAN':
         converted |= _dead_parameters(state_dict)
-    mean = state_dict['mean'] if 'mean' in state_dict else DIV2K_MEAN.to(next(iter(state_dict.values())))
+    if arch == 'EMT':
+        converted |= emt_arch.constants_of(state_dict)
+    if not names.has_mean(arch):
+        return converted
+    known = 'mean' in state_dict or arch == 'EMT'
+    mean = _take(state_dict, 'mean', arch) if known else DIV2K_MEAN.to(next(iter(state_dict.values())))
     identity = torch.eye(mean.numel(), dtype=mean.dtype, device=mean.device)[..., None, None]
     for name, bias in (('sub_mean', -mean.flatten()), ('add_mean', mean.flatten())):
         converted |= {f'{name}.weight': identity, f'{name}.bias': bias}
@@ -137,12 +146,14 @@ def detect_arch(state_dict: Mapping) -> str:
 
 
 def upscale_of(state_dict: Mapping[str, Tensor]) -> int:
-    """The upscaling factor of a state dict of ours: a stage of factor f has f * f times the channels that it takes."""
-    scale = 1
-    for name, value in state_dict.items():
-        if re.fullmatch(r'upsample\.\d+\.weight', name):
-            scale *= round((value.shape[0] / value.shape[1]) ** 0.5)
-    return scale
+    """The upscaling factor of a state dict of ours: a stage of factor f has f * f times the channels that it takes.
+
+    The last stage may be `conv_last`: it makes f * f times the channels of the image.
+    """
+    stages = [value.shape[:2] for name, value in state_dict.items() if re.fullmatch(r'upsample\.\d+\.weight', name)]
+    if 'conv_last.weight' in state_dict and 'conv_first.weight' in state_dict:
+        stages.append((len(state_dict['conv_last.weight']), state_dict['conv_first.weight'].shape[1]))
+    return math.prod(round((after / before) ** 0.5) for after, before in stages)
 
 
 def _checked(state_dict: Mapping, arch: str) -> tuple[StateDict, str]:
@@ -156,6 +167,13 @@ def _take(state_dict: StateDict, name: str, arch: str) -> Tensor:
     if name not in state_dict:
         raise ValueError(f'the {arch} state dict lacks {name}')
     return state_dict[name]
+
+
+def _check_constants(official: StateDict, constants: StateDict, arch: str) -> None:
+    """Refuses a file whose fixed tensors, which are part of our code, are others."""
+    for name, expected in constants.items():
+        if not torch.equal(_take(official, name, arch), expected):
+            raise ValueError(f'{name} of {arch} must be the fixed kernels that its authors define: it was trained')
 
 
 def _fold_mean(official: StateDict, ours: StateDict, arch: str) -> StateDict:
@@ -177,8 +195,9 @@ def _fold_mean(official: StateDict, ours: StateDict, arch: str) -> StateDict:
     return {
         'mean': mean.view(1, -1, 1, 1),
         'conv_first.weight': torch.einsum('oihw,ij->ojhw', first, sub),
-        'conv_last.weight': torch.einsum('po,oihw->pihw', add, last),
-        'conv_last.bias': add @ last_bias + add_bias - mean,
+        # A pixel shuffle that follows finds the pixels of a channel side by side.
+        'conv_last.weight': torch.einsum('po,okihw->pkihw', add, last.unflatten(0, (len(mean), -1))).flatten(0, 1),
+        'conv_last.bias': (add @ last_bias.view(len(mean), -1) + (add_bias - mean)[:, None]).flatten(),
     }
 
 

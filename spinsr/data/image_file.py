@@ -136,6 +136,22 @@ def encode_png(image: np.ndarray, level: int) -> bytes:
     return data.tobytes()
 
 
+def encode_png16(image: np.ndarray) -> bytes:
+    """PNG file of a 16-bit image, neither filtered nor compressed: noise in the low bits leaves nothing to compress.
+
+    Against zlib's level 1 the file is a quarter larger, and decoding takes a sixth of the time.
+
+    Args:
+        image: (H, W, 3), uint16, RGB.
+    """
+    parameters = [cv2.IMWRITE_PNG_COMPRESSION, 0]
+    if hasattr(cv2, 'IMWRITE_PNG_FILTER'):  # drop when opencv-python >= 4.12 is required
+        parameters += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
+    done, data = cv2.imencode('.png', image[..., ::-1], parameters)
+    assert done
+    return data.tobytes()
+
+
 def write_png(path: Path, image: np.ndarray) -> None:
     """Writes a PNG file under a temporary name and renames it: the file is there whole or not at all.
 

@@ -22,21 +22,23 @@ class LmdbWriter:
     Args:
         path: The finished LMDB.
         shapes: Height and width of each image to come, by key.
+        level: zlib's compression level of the PNG files, as meta_info.txt says it.
 
     Raises:
         ValueError: `path` exists and is not the LMDB of these keys and shapes.
         OSError: The folder cannot be written.
     """
 
-    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, int]], level: int = COMPRESS_LEVEL) -> None:
         self.path = path
         self.shapes = shapes
+        self._meta_info = ''.join(f'{key}.png ({h},{w},3) {level}\n' for key, (h, w) in shapes.items())
         self.finished = path.exists()
         self._env = None
         if self.finished:
             self._check_finished()
             return
-        self._part = path.with_name(f'{path.name}.part')
+        self._part = part_of(path)
         self._part.mkdir(parents=True, exist_ok=True)
         data = self._part / 'data.mdb'
         # The map grows with the data: a map of a terabyte, as is common, becomes a file of that size on some systems.
@@ -92,7 +94,7 @@ class LmdbWriter:
         except lmdb.Error as error:
             raise OSError(f'{self._part} cannot be written: {error}') from error
         self.close()
-        (self._part / 'meta_info.txt').write_text(_meta_info(self.shapes))
+        (self._part / 'meta_info.txt').write_text(self._meta_info)
         (self._part / 'lock.mdb').unlink(missing_ok=True)
         os.rename(self._part, self.path)
         self.finished = True
@@ -116,17 +118,18 @@ class LmdbWriter:
         meta_info = self.path / 'meta_info.txt'
         if not meta_info.is_file() or not (self.path / 'data.mdb').is_file():
             raise ValueError(f'{self.path} exists and is no finished LMDB (data.mdb, meta_info.txt); remove it first')
-        if meta_info.read_text() != _meta_info(self.shapes):
+        if meta_info.read_text() != self._meta_info:
             raise ValueError(
                 f'{self.path} exists and holds other images than these sources give ({len(self.shapes)}); '
                 'remove it, or choose another output folder with -o'
             )
 
 
+def part_of(path: Path) -> Path:
+    """The folder in which an LMDB is until it is finished."""
+    return path.with_name(f'{path.name}.part')
+
+
 def _encode(key: str) -> bytes:
     # BasicSR looks keys up in ASCII.
     return key.encode('ascii')
-
-
-def _meta_info(shapes: Mapping[str, tuple[int, int]]) -> str:
-    return ''.join(f'{key}.png ({h},{w},3) {COMPRESS_LEVEL}\n' for key, (h, w) in shapes.items())

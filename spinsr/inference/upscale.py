@@ -125,6 +125,7 @@ def super_resolve(
     self_ensemble: bool = False,
     precision: str = 'fp32',
     progress: bool = False,
+    smaller_tiles: bool = True,
 ) -> Tensor:
     """Puts one image through a network, without gradients, in eval mode.
 
@@ -144,13 +145,14 @@ def super_resolve(
             back (the `+` of RCAN+ and SAN+).
         precision: 'fp32' computes in the network's own type, 'bf16' and 'fp16' under autocast.
         progress: Show a bar over the tiles, on stderr, if there are several and it is a terminal.
+        smaller_tiles: Where memory runs out, go on in smaller tiles; else that is an error.
 
     Returns:
         (1, C, scale*H, scale*W), float32, on the CPU; neither rounded nor clipped.
 
     Raises:
         ValueError: `tile` or `precision` is none of those allowed, or the network does not enlarge by a whole number.
-        MemoryError: Memory does not suffice for the smallest tiles; the message says what was tried.
+        MemoryError: Memory does not suffice, for the smallest tiles that are allowed; the message says what was tried.
     """
     check_options(tile, precision)
     height, width = x.shape[2:]
@@ -179,7 +181,7 @@ def super_resolve(
                 reason = (str(error) or type(error).__name__).splitlines()[0]
             # Not in the except block: until that is left, the error keeps every tensor of the failed attempt.
             tried.append('whole' if side == longest else f'in tiles of {side}')
-            if side <= smallest:
+            if side <= smallest or not smaller_tiles:
                 raise MemoryError(f'memory runs out for {height}x{width} (HxW) pixels {", ".join(tried)}: {reason}')
             side = max(_round_up(side // 2, window), smallest)
             _empty_cache(reference.device)

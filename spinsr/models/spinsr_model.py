@@ -21,7 +21,7 @@ from spinsr import convert
 from spinsr.analysis import superpixels
 from spinsr.archs.spin_arch import SPIN
 from spinsr.inference import upscale as upscaling
-from spinsr.training import checkpoints, distributed, progressive_learning
+from spinsr.training import checkpoints, distillation, distributed, muon, progressive_learning
 from spinsr.training.grad_checkpointing import recompute_blocks
 from spinsr.training.sampling import cut_patches
 from spinsr.utils.errors import OptionError, TrainingError
@@ -29,7 +29,7 @@ from spinsr.utils.validation import ABOVE_0, FLAG, SECTION, one_of, whole
 
 _TYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 # Sections of train whose losses SRModel does not have.
-_MORE_LOSSES = ('tv_opt', 'contrastive_opt')
+_MORE_LOSSES = ('tv_opt', 'contrastive_opt', 'distill_opt')
 # The options of BasicSR's schedulers, as they call them.
 _SCHEDULE = ('milestones', 'gamma', 'restarts', 'restart_weights', 'periods', 'cumulative_period', 'eta_min')
 # Validation pictures that a set sends to TensorBoard.
@@ -52,9 +52,13 @@ class SpinsrModel(SRModel):
       after so many in a row training stops.
     - `train: compile: false`, `train: channels_last: false`.
     - `train: recompute: false`: blocks are computed once more for the gradient, which takes less memory and more time.
-    - `train: optim_g: type:` takes AdamW, too.
+    - `train: optim_g: type:` takes AdamW and Muon (`spinsr.training.muon`), too.
     - `train: tv_opt: ~`, `train: contrastive_opt: ~`: a loss each beside `pixel_opt` and `perceptual_opt`, of the
       result alone (WeightedTVLoss) and of result, target and LR image (ContrastiveLoss).
+    - `train: distill_opt: ~`: a loss of the result and the teacher's, which the data set gives (DistillationDataset);
+      `pixel_opt` may then be absent.
+    - `train: distill_iters: ~`: `distill_opt` counts in so many iterations only, the first ones.
+    - `train: pixel_after: 0`: `pixel_opt` counts after so many iterations only.
     - `datasets: train: gt_sizes: ~`, `iters: ~`, `mini_batch_sizes: ~`: patches that grow, each size for so many
       iterations, and, where the third is given, with so many images on each device.
     - `val: tile: ~`, `val: self_ensemble: false`: as for `spinsr.infer.super_resolve`.
@@ -70,7 +74,14 @@ class SpinsrModel(SRModel):
     """
 
     # Section of train -> what its loss is called with.
-    CALLS = {'pixel_opt': ('output', 'gt'), 'tv_opt': ('output',), 'contrastive_opt': ('output', 'gt', 'lq')}
+    CALLS = {
+        'pixel_opt': ('output', 'gt'),
+        'tv_opt': ('output',),
+        'contrastive_opt': ('output', 'gt', 'lq'),
+        'distill_opt': ('output', 'teacher'),
+    }
+    # Optimizer that is not BasicSR's or torch's -> the module that builds it and knows what its options may be.
+    OPTIMIZERS = {'Muon': muon}
     # What the network files of a checkpoint begin with.
     LABELS = ('net_g',)
     # What it reads of `datasets: train`, beside the data set and its loader.
@@ -86,6 +97,8 @@ class SpinsrModel(SRModel):
             'channels_last': FLAG,
             'recompute': FLAG,
             **{name: SECTION for name in _MORE_LOSSES},
+            'distill_iters': whole(1, None),
+            'pixel_after': whole(0, default=0),
         },
         'val': {'tile': whole(upscaling.SMALLEST_TILE, None), 'self_ensemble': FLAG, 'superpixels': whole(0, None)},
         'logger': {'keep_last': whole(1, None)},
@@ -125,9 +138,18 @@ class SpinsrModel(SRModel):
 
     def init_training_settings(self) -> None:
         """Builds what training needs: SRModel's, and the losses that it does not have."""
+        if problem := distillation.problem(self.opt['train']):
+            raise OptionError('train:{}: {}'.format(*problem))
         sections = {name: getattr(self, name) for name in _MORE_LOSSES}
         self.more_losses = {name: build_loss(part).to(self.device) for name, part in sections.items() if part}
+        pixel_opt = self.opt['train'].get('pixel_opt')
+        if not pixel_opt and self.distill_opt:
+            # SRModel needs a loss that it knows.
+            self.opt['train']['pixel_opt'] = self.distill_opt
         super().init_training_settings()
+        self.opt['train']['pixel_opt'] = pixel_opt
+        if not pixel_opt:
+            self.cri_pix = None
         for name, criterion in {'pixel_opt': self.cri_pix, **self.more_losses}.items():
             if criterion and (problem := loss_problem(type(self), name, type(criterion))):
                 raise OptionError(f'train:{name}: {problem}')
@@ -158,6 +180,30 @@ class SpinsrModel(SRModel):
         count = sum(parameter.numel() for parameter in bare.parameters())
         get_root_logger().info(f'Network: {type(bare).__name__}, with parameters: {count:,d}')
         get_root_logger().debug(str(bare))
+
+    def learning_networks(self) -> list[nn.Module]:
+        """The networks whose weights the optimizer changes, net_g first."""
+        return [self.net_g]
+
+    def setup_optimizers(self) -> None:
+        """One optimizer for all networks that learn: BasicSR's, or Muon."""
+        options = self.opt['train']['optim_g']
+        networks = [self.get_bare_model(net) for net in self.learning_networks()]
+        if options.get('type') != 'Muon':
+            super().setup_optimizers()
+            for net in networks[1:]:
+                self.optimizer_g.add_param_group({'params': list(net.parameters())})
+            return
+        named = [item for net in networks for item in net.named_parameters()]
+        logger = get_root_logger()
+        for name, parameter in named:
+            if not parameter.requires_grad:
+                logger.warning(f'Params {name} will not be optimized.')
+        self.optimizer_g = muon.build([(name, p) for name, p in named if p.requires_grad], options)
+        self.optimizers.append(self.optimizer_g)
+        for group in self.optimizer_g.param_groups:
+            words = f'{len(group["params"])} tensors, {sum(p.numel() for p in group["params"]):,d} parameters'
+            logger.info(f'{"Muon" if group["use_muon"] else "Adam"}: {words}, learning rate {group["lr"]}')
 
     def get_optimizer(self, optim_type: str, params: list[nn.Parameter], lr: float, **kwargs: Any) -> Any:
         """Adam as BasicSR, and AdamW."""
@@ -218,8 +264,10 @@ class SpinsrModel(SRModel):
     # An iteration
 
     def feed_data(self, data: Mapping[str, Any]) -> None:
-        """Takes a batch: `lq`, `gt` and the names of the files that they came from."""
+        """Takes a batch: `lq`, `gt`, the names of the files that they came from and, for `distill_opt`, `teacher`."""
         super().feed_data(data)
+        teacher = data.get('teacher') if self.is_train and self.distill_opt else None
+        self.teacher = None if teacher is None else teacher.to(self.device)
         if self.channels_last:
             self.lq = self.lq.contiguous(memory_format=torch.channels_last)
         self._files = list(data.get('lq_path', ()))
@@ -231,13 +279,19 @@ class SpinsrModel(SRModel):
             current_iter: The iteration, counted from 1.
 
         Raises:
-            OptionError: The batch cannot be divided by `accumulate`.
+            OptionError: The batch cannot be divided by `accumulate`, or has no output of a teacher.
             TrainingError: `max_nonfinite` iterations in a row were not finite.
         """
+        if self.distill_opt and self.teacher is None:
+            kind = self.opt['datasets']['train']['type']
+            raise OptionError(
+                f'train:distill_opt needs the outputs of a teacher, but datasets:train:type is {kind}, which has none; '
+                'DistillationDataset has'
+            )
         if self.stages:
             self._take_stage(current_iter)
         self.optimizer_g.zero_grad()
-        losses = self._backward()
+        losses = self._backward(current_iter)
         self.scaler.unscale_(self.optimizer_g)
         norm = self._gradient_norm()
         finite = torch.stack([norm, *losses.values()]).isfinite().all()
@@ -265,40 +319,46 @@ class SpinsrModel(SRModel):
             self._stage = stage
         devices = len(self.lq) // self.opt['datasets']['train']['batch_size_per_gpu']
         images, seed = devices * stage.batch, self.opt['manual_seed']
-        self.lq, self.gt = cut_patches(self.lq, self.gt, stage.gt_size, images, seed, current_iter)
+        targets = [self.gt] if self.teacher is None else [self.gt, self.teacher]
+        self.lq, targets = cut_patches(self.lq, targets, stage.gt_size, images, seed, current_iter)
+        self.gt, self.teacher = targets if len(targets) > 1 else (targets[0], None)
         self._files = self._files[:images]
 
-    def _backward(self) -> OrderedDict[str, Tensor]:
+    def _backward(self, current_iter: int) -> OrderedDict[str, Tensor]:
         """Adds up the gradients of the parts of the batch, and returns the losses of the whole."""
         if len(self.lq) % self.accumulate:
             raise OptionError(
                 f'the batch must be divisible by train:accumulate, got {len(self.lq)} images and {self.accumulate}'
             )
-        parts = list(zip(self.lq.chunk(self.accumulate), self.gt.chunk(self.accumulate), strict=True))
+        batch = {'lq': self.lq, 'gt': self.gt, 'teacher': self.teacher}
+        chunks = {name: whole.chunk(self.accumulate) for name, whole in batch.items() if whole is not None}
+        parts = [dict(zip(chunks, part, strict=True)) for part in zip(*chunks.values(), strict=True)]
         total: OrderedDict[str, Tensor] = OrderedDict()
-        for index, (lq, gt) in enumerate(parts):
+        for index, part in enumerate(parts):
             with self._no_sync(index < len(parts) - 1):
                 with self._autocast():
-                    output = self.net_g(lq)
-                losses = self._losses(output.float(), gt, lq)
+                    output = self.net_g(part['lq'])
+                losses = self._losses({'output': output.float(), **part}, current_iter)
                 self.scaler.scale(sum(losses.values())).backward()
             for name, loss in losses.items():
                 total[name] = total.get(name, 0) + loss.detach()
         self.output = output.detach()
         return total
 
-    def _losses(self, output: Tensor, gt: Tensor, lq: Tensor) -> dict[str, Tensor]:
+    def _losses(self, given: Mapping[str, Tensor], current_iter: int) -> dict[str, Tensor]:
         """The losses of a part, weighted so that those of all parts add up to the loss of the batch."""
-        losses = {}
-        if self.cri_pix:
+        losses, train = {}, self.opt['train']
+        output, gt, lq = (given[name] for name in ('output', 'gt', 'lq'))
+        if distillation.compares_with_hr(train, current_iter):
             losses['l_pix'] = self._pixel_loss(output, gt, lq) * self._share(self.cri_pix)
         if self.cri_perceptual:
             share = self._share(self.cri_perceptual)
             for name, loss in zip(('l_percep', 'l_style'), self.cri_perceptual(output, gt), strict=True):
                 if loss is not None:
                     losses[name] = loss * share
-        given = {'output': output, 'gt': gt, 'lq': lq}
         for name, criterion in self.more_losses.items():
+            if name == 'distill_opt' and not distillation.distills(train, current_iter):
+                continue
             loss = criterion(*(given[argument] for argument in self.CALLS[name]))
             losses[f'l_{name.removesuffix("_opt")}'] = loss * self._share(criterion)
         return losses
@@ -454,6 +514,7 @@ class SpinsrModel(SRModel):
 
     def resume_training(self, resume_state: Mapping[str, Any]) -> None:
         """Takes up what a state holds; one that BasicSR wrote has the optimizers and schedulers only."""
+        self._check_optimizers(resume_state['optimizers'])
         # The schedule is the option file's; what a state holds of it is how far it has come.
         own = [vars(scheduler).copy() for scheduler in self.schedulers]
         super().resume_training(resume_state)
@@ -468,6 +529,22 @@ class SpinsrModel(SRModel):
             self.scaler.load_state_dict(resume_state['scaler'])
         self.nonfinite, self.nonfinite_in_a_row = resume_state.get('nonfinite', (0, 0))
         self.best_metric_results = dict(resume_state.get('best_metric_results', {}))
+
+    def _check_optimizers(self, saved: list[Mapping[str, Any]]) -> None:
+        """Refuses the state of another optimizer, or of one whose groups have other sizes."""
+        for state, optimizer in zip(saved, self.optimizers, strict=True):
+            theirs, ours = state['param_groups'], optimizer.state_dict()['param_groups']
+            if _kind(theirs) != _kind(ours):
+                raise OptionError(
+                    f'train:optim_g:type must be that of the state to resume, {_kind(theirs)}, got {_kind(ours)}'
+                )
+            sizes = [[len(group['params']) for group in groups] for groups in (theirs, ours)]
+            if sizes[0] != sizes[1]:
+                what = 'train:optim_g:adam:params' if _kind(ours) == 'Muon' else 'network_g'
+                raise OptionError(
+                    f'{what} must be that of the state to resume: its optimizer has groups of {sizes[0]} tensors, '
+                    f'this one of {sizes[1]}'
+                )
 
 
 def loss_problem(model: type, name: str, loss: type[nn.Module]) -> str:
@@ -485,6 +562,13 @@ def loss_problem(model: type, name: str, loss: type[nn.Module]) -> str:
     if takes_any or len(needed) <= len(given) <= enough:
         return ''
     return f'{loss.__name__} needs {", ".join(needed)}, but {model.__name__} gives it {", ".join(given)}'
+
+
+def _kind(groups: list[Mapping[str, Any]]) -> str:
+    """The optimizer that param groups are of; before torch 2.7 those of AdamW are like Adam's."""
+    if 'use_muon' in groups[0]:
+        return 'Muon'
+    return 'AdamW' if groups[0].get('decoupled_weight_decay') else 'Adam'
 
 
 def _state_dict(state_dict: Mapping, arch: str, strict: bool) -> dict[str, Tensor]:

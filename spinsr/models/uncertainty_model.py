@@ -54,11 +54,9 @@ class UncertaintyModel(SpinsrModel):
             self.load_network(net, path['pretrain_network_s'], strict, key)
         super().init_training_settings()
 
-    def setup_optimizers(self) -> None:
-        """One optimizer, with the estimator's weights while it learns."""
-        super().setup_optimizers()
-        if self.estimates:
-            self.optimizer_g.add_param_group({'params': list(self.net_s.parameters())})
+    def learning_networks(self) -> list[torch.nn.Module]:
+        """The network, and the estimator while it learns."""
+        return [self.net_g, self.net_s] if self.estimates else [self.net_g]
 
     def log_scale(self, lq: Tensor) -> Tensor:
         """s >= -1, (B, C, rH, rW), for an LR batch (B, C, H, W) in [0, 1]."""

@@ -104,3 +104,17 @@ def all_true(flag: torch.Tensor) -> bool:
         flag = flag.to(torch.int32)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
     return bool(flag)
+
+
+def largest(value: int) -> int:
+    """The largest of the values that the processes have.
+
+    Args:
+        value: That of this process.
+    """
+    if not torch.distributed.is_initialized():
+        return value
+    device = 'cuda' if 'nccl' in torch.distributed.get_backend() else 'cpu'
+    values = torch.tensor(value, device=device)
+    torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
+    return int(values)

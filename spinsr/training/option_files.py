@@ -20,6 +20,8 @@ from spinsr.utils.text import nearest
 # YAML 1.1 reads a number with an exponent as text unless it has both a point and a signed exponent: 2.0e-4, not 2e-4.
 _INTEGER = re.compile(r'[-+]?\d+')
 _FLOAT = re.compile(r'[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?')
+# What belongs to a run rather than to an experiment: --force_yml sets it also where the option file leaves it out.
+_ADDED = ('train:time_limit',)
 
 
 def folder() -> Path:
@@ -117,7 +119,7 @@ def force(options: MutableMapping[str, Any], entries: Iterable[str]) -> None:
 
     Args:
         options: The option file.
-        entries: `section:key=value`; the key must exist in the option file.
+        entries: `section:key=value`; the key must exist in the option file, or be `train:time_limit`.
 
     Raises:
         OptionError: If an entry has no '=', or its key does not exist; the line names the nearest key.
@@ -130,7 +132,7 @@ def force(options: MutableMapping[str, Any], entries: Iterable[str]) -> None:
         section: Any = options
         for name in sections:
             section = section.get(name) if isinstance(section, Mapping) else None
-        if not isinstance(section, Mapping) or last not in section:
+        if not isinstance(section, Mapping) or (last not in section and key.strip() not in _ADDED):
             hint = nearest(key.strip(), _keys(options))
             raise OptionError(f'--force_yml {entry}: the option file has no key {key.strip()!r}; {hint}')
         # The name of an experiment stays text, be it digits only.

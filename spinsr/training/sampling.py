@@ -6,7 +6,7 @@ number of workers and processes sees the same samples, and an epoch can be enter
 """
 
 import random
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -192,28 +192,31 @@ class _StrictClient:
         return data
 
 
-def cut_patches(lq: Tensor, gt: Tensor, gt_size: int, images: int, seed: int, iteration: int) -> tuple[Tensor, Tensor]:
-    """A part of a batch of pairs, at one random place, which depends on seed and iteration alone.
+def cut_patches(
+    lq: Tensor, targets: Sequence[Tensor], gt_size: int, images: int, seed: int, iteration: int
+) -> tuple[Tensor, list[Tensor]]:
+    """A part of a batch, at one random place, which depends on seed and iteration alone.
 
     Args:
         lq: (B, C, h, w).
-        gt: (B, C, r h, r w), at least `gt_size` high and wide.
+        targets: (B, C, r h, r w) each, at least `gt_size` high and wide: HR, and what has its size.
         gt_size: Side of the HR patches that are wanted, a multiple of r.
         images: How many of the B images are wanted, the first ones.
         seed: The training's seed.
         iteration: The iteration.
 
     Returns:
-        (images, C, gt_size / r, gt_size / r) and (images, C, gt_size, gt_size), in the memory format of the batch.
+        (images, C, gt_size / r, gt_size / r), and (images, C, gt_size, gt_size) of each target, in the memory format
+        of the batch.
     """
-    scale = gt.shape[-1] // lq.shape[-1]
+    scale = targets[0].shape[-1] // lq.shape[-1]
     side = gt_size // scale
     generator = torch.Generator().manual_seed(mixed_seed(seed, 0, iteration, _OF_PATCHES))
     top, left = (int(torch.randint(size - side + 1, (), generator=generator)) for size in lq.shape[-2:])
     gt_top, gt_left = top * scale, left * scale
     return (
         lq[:images, :, top : top + side, left : left + side].clone(),
-        gt[:images, :, gt_top : gt_top + gt_size, gt_left : gt_left + gt_size].clone(),
+        [hr[:images, :, gt_top : gt_top + gt_size, gt_left : gt_left + gt_size].clone() for hr in targets],
     )
 
 

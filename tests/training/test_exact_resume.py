@@ -152,10 +152,14 @@ UNCERTAINTY = {
 }
 
 
+MUON = {'train:optim_g': {'type': 'Muon', 'lr': 0.01, 'adam': {'params': ['conv_first', 'conv_last']}}}
+
+
 @pytest.mark.parametrize(
     ('changes', 'labels'),
     [
         pytest.param(LOSSES, ['net_g'], id='more-losses'),
+        pytest.param({**MUON, 'train:warmup_iter': 3}, ['net_g'], id='muon'),
         pytest.param(UNCERTAINTY, ['net_g', 'net_s'], id='uncertainty-estimation'),
         pytest.param(
             {
@@ -183,6 +187,26 @@ def test_resume_with_losses_of_ours_gives_the_same_bits(project, monkeypatch, ch
     assert_identical(final('broken'), final('whole'))
     ends = [files(name)[0] / f'{labels[-1]}_latest.pth' for name in ('broken', 'whole')]
     assert_identical(*(torch.load(path, weights_only=True) for path in ends))
+
+
+@pytest.mark.parametrize(
+    ('first', 'then', 'line'),
+    [
+        pytest.param({}, MUON, 'train:optim_g:type must be that of the state to resume, Adam, got Muon', id='adam'),
+        pytest.param(MUON, {}, 'train:optim_g:type must be that of the state to resume, Muon, got Adam', id='muon'),
+        pytest.param(
+            MUON,
+            {'train:optim_g': {'type': 'Muon', 'lr': 0.01, 'adam': {'params': ['conv_last']}}},
+            'train:optim_g:adam:params must be that of the state to resume: ',
+            id='other-tensors',
+        ),
+    ],
+)
+def test_state_of_another_optimizer_is_one_line(project, capsys, first, then, line):
+    assert train.main(['-opt', options(project, 'one', {**first, 'train:total_iter': 3})]) == 0
+    assert train.main(['-opt', options(project, 'one', then), '--auto_resume']) == 1
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert errors[-1].startswith(f'spinsr.train: error: {line}'), errors
 
 
 def test_resume_twice_in_one_epoch_gives_the_same_bits(project, monkeypatch):

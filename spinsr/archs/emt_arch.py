@@ -1,0 +1,308 @@
+"""EMT: Efficient Mixed Transformer for Single Image Super-Resolution (Zheng et al., 2023).
+
+Upstream: https://github.com/Fried-Rice-Lab/EMT (MIT; nothing is copied). Written from a description of the published
+network: the same function in float64, with the fixed one-hot convolutions as slices and rolls, and with images of any
+size from 1 x 1. Weights are converted by `spinsr.convert`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+from spinsr.modules.mean_shift import register_mean
+from spinsr.modules.padding import pad_to
+
+
+class StripedWindowAttention(nn.Module):
+    """Attention inside windows, several shapes side by side: each shape has its own share of the channels.
+
+    Queries and keys are the same; there is no scale, no position bias, and no mask for windows that wrap round.
+
+    Args:
+        num_feat: Channels C, divisible by len(window_size) * num_heads.
+        num_heads: Heads of each share.
+        window_size: (rows, columns) of the windows of each share.
+        shift_size: (rows, columns) by which each share is rolled before it is cut into windows.
+    """
+
+    def __init__(
+        self,
+        num_feat: int,
+        num_heads: int,
+        window_size: Sequence[tuple[int, int]],
+        shift_size: Sequence[tuple[int, int]],
+    ):
+        super().__init__()
+        self.num_heads, self.window_size, self.shift_size = num_heads, window_size, shift_size
+        self.attn = nn.Sequential(nn.Conv2d(num_feat, 2 * num_feat, 1), nn.BatchNorm2d(2 * num_feat))
+        self.proj = nn.Sequential(nn.Conv2d(num_feat, num_feat, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        shares = self.attn(x).chunk(len(self.window_size), 1)  # (B, 2C / shares, H, W) each
+        mixed = [self._attend(*share) for share in zip(shares, self.window_size, self.shift_size, strict=True)]
+        return self.proj(torch.cat(mixed, 1))
+
+    def _attend(self, x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
+        """(B, 2D, H, W): queries and values -> (B, D, H, W)."""
+        height, width = x.shape[2:]
+        if missing := (-height % window[0], -width % window[1]) != (0, 0):
+            x = F.pad(x, (0, -width % window[1], 0, -height % window[0]), mode='reflect')
+        if any(shift):
+            x = x.roll(shift, (2, 3))
+        x = _attend_in_windows(x, window, self.num_heads)
+        if any(shift):
+            x = x.roll((-shift[0], -shift[1]), (2, 3))
+        return x[:, :, :height, :width] if missing else x
+
+
+def _attend_in_windows(x: Tensor, window: tuple[int, int], num_heads: int) -> Tensor:
+    """softmax(q q^T) v in every window: (B, 2D, H, W), sides multiples of the window's -> (B, D, H, W)."""
+    (batch, channels, height, width), (rows, columns) = x.shape, window
+    grid = height // rows, width // columns
+    dim = channels // 2 // num_heads
+    parts = x.view(batch, 2, num_heads, dim, grid[0], rows, grid[1], columns)
+    parts = parts.permute(1, 0, 4, 6, 2, 5, 7, 3)  # (2, B, grid rows, grid columns, heads, rows, columns, D / heads)
+    # Torch's fused attention is slow for a width that does not fill its vectors; zeros change nothing.
+    q, v = F.pad(parts.flatten(5, 6).flatten(1, 3), (0, -dim % 16)).unbind(0)  # (windows, heads, pixels, D / heads)
+    out = F.scaled_dot_product_attention(q, q, v, scale=1.0)[..., :dim]
+    out = out.reshape(batch, *grid, num_heads, rows, columns, dim).permute(0, 3, 6, 1, 4, 2, 5)
+    return out.reshape(batch, channels // 2, height, width)
+
+
+class PixelMixer(nn.Module):
+    """Every channel becomes the difference to one of its four neighbours, channel by channel in turn, or zero.
+
+    The border wraps round.
+
+    Args:
+        num_feat: Channels C, divisible by 5.
+    """
+
+    def __init__(self, num_feat: int):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(num_feat)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        right, left, below, above, same = x.unflatten(1, (-1, 5)).unbind(2)
+        moved = (right.roll(-1, 3), left.roll(1, 3), below.roll(-1, 2), above.roll(1, 2), same)
+        return self.norm(torch.stack(moved, 2).flatten(1, 2) - x)
+
+
+def shift(x: Tensor) -> Tensor:
+    """Moves four fifths of the channels by one pixel, each to another side; zeros come in at the border.
+
+    Args:
+        x: (B, C, H, W), C divisible by 5.
+
+    Returns:
+        (B, C, H, W): the neighbour on the right, on the left, below, above, and the pixel itself.
+    """
+    right, left, below, above, same = x.chunk(5, 1)
+    return torch.cat(
+        [
+            F.pad(right[..., 1:], (0, 1)),
+            F.pad(left[..., :-1], (1, 0)),
+            F.pad(below[..., 1:, :], (0, 0, 0, 1)),
+            F.pad(above[..., :-1, :], (0, 0, 1, 0)),
+            same,
+        ],
+        1,
+    )
+
+
+class ShiftedMLP(nn.Module):
+    """shift, 1 x 1 convolution, swish, shift, 1 x 1 convolution.
+
+    Args:
+        num_feat: Channels C, divisible by 5.
+        hidden: Channels between the convolutions, divisible by 5.
+    """
+
+    def __init__(self, num_feat: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Conv2d(num_feat, hidden, 1)
+        self.fc2 = nn.Conv2d(hidden, num_feat, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return self.fc2(shift(F.silu(self.fc1(shift(x)))))
+
+
+class MixedTransformerBlock(nn.Module):
+    """Layers of a mixer and an MLP, each added to its input: windows first, shifted in every second layer, then pixels.
+
+    Args:
+        num_feat: Channels C.
+        num_layer: Layers.
+        num_attention: How many of the layers, the first ones, mix by attention; the others mix pixels.
+        num_heads, window_size, shift_size: Of the attention.
+        mlp_ratio: Channels inside an MLP, in units of C.
+    """
+
+    def __init__(
+        self,
+        num_feat: int,
+        num_layer: int,
+        num_attention: int,
+        num_heads: int,
+        window_size: Sequence[tuple[int, int]],
+        shift_size: Sequence[tuple[int, int]],
+        mlp_ratio: float,
+    ):
+        super().__init__()
+        unshifted = [(0, 0)] * len(window_size)
+        self.sa_list = nn.ModuleList(
+            StripedWindowAttention(num_feat, num_heads, window_size, shift_size if layer % 2 else unshifted)
+            if layer < num_attention
+            else PixelMixer(num_feat)
+            for layer in range(num_layer)
+        )
+        self.mlp_list = nn.ModuleList(ShiftedMLP(num_feat, int(mlp_ratio * num_feat)) for _ in range(num_layer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        for mixer, mlp in zip(self.sa_list, self.mlp_list, strict=True):
+            x = x + mixer(x)
+            x = x + mlp(x)
+        return x
+
+
+@ARCH_REGISTRY.register()
+class EMT(nn.Module):
+    """Efficient mixed transformer. Its batch normalisation makes an image depend on its batch, except in eval mode.
+
+    Args:
+        num_in_ch: Channels of the input image.
+        num_out_ch: Channels of the output image; equal to `num_in_ch`.
+        num_feat: Channels C, divisible by 5 and by len(window_size) * num_heads.
+        num_block: Mixed transformer blocks.
+        num_layer: Layers in each block.
+        num_attention: How many of the layers, the first ones, are attention; the others mix pixels.
+        num_heads: Heads of each window shape.
+        mlp_ratio: Channels inside an MLP, in units of C; mlp_ratio * C is divisible by 5.
+        window_size: (rows, columns) of the windows, one pair a share of the channels.
+        shift_size: (rows, columns) by which the windows of every second layer are shifted, one pair a share.
+        upscale: 1 or more.
+        img_range: Scale in which the network works; the input is `x * img_range - mean`.
+        rgb_mean: Mean of each channel in [0, 1]; `mean` is `img_range * rgb_mean`.
+
+    Raises:
+        ValueError: The arguments do not fit together.
+    """
+
+    def __init__(
+        self,
+        num_in_ch: int = 3,
+        num_out_ch: int = 3,
+        num_feat: int = 60,
+        num_block: int = 6,
+        num_layer: int = 6,
+        num_attention: int = 2,
+        num_heads: int = 3,
+        mlp_ratio: float = 2,
+        window_size: Sequence[Sequence[int]] = ((32, 8), (8, 32)),
+        shift_size: Sequence[Sequence[int]] = ((16, 4), (4, 16)),
+        upscale: int = 4,
+        img_range: float = 255.0,
+        rgb_mean: Sequence[float] = (0.4690, 0.4490, 0.4036),
+    ):
+        super().__init__()
+        if not len(rgb_mean) == num_in_ch == num_out_ch:
+            raise ValueError(
+                f'rgb_mean must have num_in_ch = num_out_ch numbers, got {rgb_mean=}, {num_in_ch=}, {num_out_ch=}'
+            )
+        if len(window_size) != len(shift_size):
+            raise ValueError(f'shift_size must have a pair for each window_size, got {window_size=}, {shift_size=}')
+        if num_feat % 5 or int(mlp_ratio * num_feat) % 5 or num_feat % (len(window_size) * num_heads):
+            raise ValueError(
+                'num_feat and mlp_ratio * num_feat must be divisible by 5, and num_feat by len(window_size) * '
+                f'num_heads, got {num_feat=}, {mlp_ratio=}, {window_size=}, {num_heads=}'
+            )
+        self.upscale, self.img_range = upscale, img_range
+        window_size, shift_size = (tuple((rows, columns) for rows, columns in x) for x in (window_size, shift_size))
+        # The features are extended to whole windows by reflection, which needs more than half a window.
+        self.min_size = tuple(max(sides) // 2 + 1 for sides in zip(*window_size, strict=True))
+        register_mean(self, img_range, rgb_mean)
+        self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
+        self.body = nn.Sequential(
+            *(
+                MixedTransformerBlock(num_feat, num_layer, num_attention, num_heads, window_size, shift_size, mlp_ratio)
+                for _ in range(num_block)
+            )
+        )
+        self.conv_last = nn.Conv2d(num_feat, num_out_ch * upscale**2, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W)."""
+        height, width = (side * self.upscale for side in x.shape[2:])
+        shallow = self.conv_first(pad_to(x, *self.min_size) * self.img_range - self.mean)
+        image = F.pixel_shuffle(self.conv_last(shallow + self.body(shallow)), self.upscale)
+        return ((image + self.mean) / self.img_range)[..., :height, :width]
+
+
+# What spinsr.convert knows of the authors' files: their names and ours, None where a side has no such tensor.
+TENSOR_NAMES = (
+    ('sub_mean.{end}', None),
+    ('add_mean.{end}', None),
+    (None, 'mean'),
+    ('head.{end}', 'conv_first.{end}'),
+    ('tail.0.{end}', 'conv_last.{end}'),
+    *(
+        (f'body.{{block}}.{name}', f'body.{{block}}.{name}')
+        for name in (
+            'sa_list.{attention}.attn.0.{end}',
+            'sa_list.{attention}.attn.1.{statistic}',
+            'sa_list.{attention}.proj.0.{end}',
+            'sa_list.{mixer}.norm.{statistic}',
+            'mlp_list.{layer}.fc1.{end}',
+            'mlp_list.{layer}.fc2.{end}',
+        )
+    ),
+    ('body.{block}.sa_list.{mixer}.token_mixer.mask', None),
+    ('body.{block}.mlp_list.{layer}.fc1.mask', None),
+    ('body.{block}.mlp_list.{layer}.fc2.mask', None),
+)
+
+# The one tap of each fixed kernel of the authors: the neighbour on the right, left, below, above, and the pixel itself.
+_TAPS = ((1, 2), (1, 0), (2, 1), (0, 1), (1, 1))
+
+
+def constants_of(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The fixed kernels in the authors' form, from a state dict of ours: here they are `shift` and `PixelMixer`."""
+    kernels = torch.zeros(5, 1, 3, 3)
+    for kernel, tap in zip(kernels, _TAPS, strict=True):
+        kernel[0][tap] = 1
+    constants = {}
+    for name, value in state_dict.items():
+        if re.fullmatch(r'body\.\d+\.mlp_list\.\d+\.fc[12]\.weight', name):
+            mask = kernels.repeat_interleave(value.shape[1] // 5, 0)
+            constants[name.replace('weight', 'mask')] = mask.to(value)
+        elif re.fullmatch(r'body\.\d+\.sa_list\.\d+\.norm\.weight', name):
+            mask = kernels.repeat(len(value) // 5, 1, 1, 1)
+            constants[name.replace('norm.weight', 'token_mixer.mask')] = mask.to(value)
+    return constants
+
+
+def arguments_of(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments that the shapes tell; heads, windows, shifts and `img_range` are left to the defaults."""
+    num_feat, channels = state_dict['conv_first.weight'].shape[:2]
+    layers = {int(match[1]) for name in state_dict if (match := re.match(r'body\.0\.sa_list\.(\d+)\.', name))}
+    arguments = {
+        'num_in_ch': channels,
+        'num_out_ch': channels,
+        'num_feat': num_feat,
+        'num_block': len({name.split('.')[1] for name in state_dict if name.startswith('body.')}),
+        'num_layer': len(layers),
+        'num_attention': sum(f'body.0.sa_list.{layer}.proj.0.weight' in state_dict for layer in layers),
+        'mlp_ratio': len(state_dict['body.0.mlp_list.0.fc1.weight']) / num_feat,
+        'upscale': round((len(state_dict['conv_last.weight']) / channels) ** 0.5),
+    }
+    # The numbers are in the state dict, but the default is for three channels.
+    return arguments if channels == 3 else arguments | {'rgb_mean': (0.0,) * channels}

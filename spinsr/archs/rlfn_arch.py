@@ -1,0 +1,132 @@
+"""RLFN: Residual Local Feature Network for Efficient Super-Resolution (Kong et al., CVPRW 2022).
+
+Upstream: https://github.com/bytedance/RLFN (Apache-2.0; nothing is copied). Written from a description of the published
+network: the same function in float64, with images of any size from 1 x 1. Weights are converted by `spinsr.convert`.
+"""
+
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+from spinsr.modules.esa import MIN_SIDE, EnhancedSpatialAttention
+from spinsr.modules.padding import pad_to
+
+
+class ResidualLocalFeatureBlock(nn.Module):
+    """RLFB: three convolutions with LeakyReLU(0.05), the input added, a 1 x 1 convolution and ESA.
+
+    Args:
+        num_feat: Channels C.
+        num_mid: Channels between the convolutions.
+        num_esa: Channels of the coarse view of the attention.
+    """
+
+    def __init__(self, num_feat: int, num_mid: int, num_esa: int):
+        super().__init__()
+        self.c1_r = nn.Conv2d(num_feat, num_mid, 3, 1, 1)
+        self.c2_r = nn.Conv2d(num_mid, num_mid, 3, 1, 1)
+        self.c3_r = nn.Conv2d(num_mid, num_feat, 3, 1, 1)
+        self.c5 = nn.Conv2d(num_feat, num_feat, 1)
+        self.esa = EnhancedSpatialAttention(num_feat, num_esa)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        y = x
+        for conv in (self.c1_r, self.c2_r, self.c3_r):
+            y = F.leaky_relu(conv(y), 0.05)
+        return self.esa(self.c5(x + y))
+
+
+@ARCH_REGISTRY.register()
+class RLFN(nn.Module):
+    """Residual local feature network.
+
+    The published variants: RLFN (the defaults), RLFN-S (`num_feat=48`), and the winner of NTIRE 2022
+    (`num_feat=46, num_mid=48, num_block=4`).
+
+    Args:
+        num_in_ch: Channels of the input image.
+        num_out_ch: Channels of the output image.
+        num_feat: Channels C.
+        num_mid: Channels between the convolutions of a block; None means `num_feat`.
+        num_block: Residual local feature blocks.
+        num_esa: Channels of the coarse view of the attention.
+        upscale: 1 or more.
+        img_range: Scale in which the network works: it sees `x * img_range`.
+    """
+
+    def __init__(
+        self,
+        num_in_ch: int = 3,
+        num_out_ch: int = 3,
+        num_feat: int = 52,
+        num_mid: int | None = None,
+        num_block: int = 6,
+        num_esa: int = 16,
+        upscale: int = 4,
+        img_range: float = 255.0,
+    ):
+        super().__init__()
+        self.upscale, self.img_range = upscale, img_range
+        num_mid = num_feat if num_mid is None else num_mid
+        self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
+        self.body = nn.Sequential(  # numbered from 1, as in the authors' files
+            OrderedDict(
+                (f'block_{number}', ResidualLocalFeatureBlock(num_feat, num_mid, num_esa))
+                for number in range(1, num_block + 1)
+            )
+        )
+        self.conv_after_body = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+        self.conv_last = nn.Conv2d(num_feat, num_out_ch * upscale**2, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W)."""
+        height, width = (side * self.upscale for side in x.shape[2:])
+        x = pad_to(x, MIN_SIDE, MIN_SIDE).contiguous(memory_format=torch.channels_last)
+        shallow = self.conv_first(x * self.img_range)
+        deep = shallow + self.conv_after_body(self.body(shallow))
+        image = F.pixel_shuffle(self.conv_last(deep), self.upscale)  # (B, num_out_ch, upscale*H, upscale*W)
+        return (image / self.img_range)[..., :height, :width]
+
+
+# What spinsr.convert knows of the authors' files: their names and ours.
+TENSOR_NAMES = (
+    ('conv_1.{end}', 'conv_first.{end}'),
+    ('conv_2.{end}', 'conv_after_body.{end}'),
+    ('upsampler.0.{end}', 'conv_last.{end}'),
+    *(
+        (f'block_{{number}}.{name}.{{end}}', f'body.block_{{number}}.{name}.{{end}}')
+        for name in ('c1_r', 'c2_r', 'c3_r', 'c5')
+    ),
+    *(
+        (f'block_{{number}}.esa.{theirs}.{{end}}', f'body.block_{{number}}.esa.{ours}.{{end}}')
+        for theirs, ours in (
+            ('conv1', 'conv_in'),
+            ('conv_f', 'conv_skip'),
+            ('conv2', 'conv_stride'),
+            ('conv3', 'conv_coarse'),
+            ('conv4', 'conv_out'),
+        )
+    ),
+)
+
+
+def arguments_of(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments that the shapes tell, if the output image has as many channels as the input."""
+    num_feat, channels = state_dict['conv_first.weight'].shape[:2]
+    numbers = [int(match[1]) for name in state_dict if (match := re.match(r'body\.block_(\d+)\.', name))]
+    return {
+        'num_in_ch': channels,
+        'num_out_ch': channels,
+        'num_feat': num_feat,
+        'num_mid': len(state_dict['body.block_1.c1_r.weight']),
+        'num_block': max(numbers),
+        'num_esa': len(state_dict['body.block_1.esa.conv_in.weight']),
+        'upscale': round((len(state_dict['conv_last.weight']) / channels) ** 0.5),
+    }

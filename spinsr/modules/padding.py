@@ -1,0 +1,27 @@
+"""Padding of images that are smaller than a network needs."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pad_to(x: Tensor, height: int, width: int) -> Tensor:
+    """Extends an image on the right and at the bottom: by reflection as far as it reaches, then by its last pixels.
+
+    Args:
+        x: (B, C, H, W), H, W >= 1.
+        height, width: What the sides must reach; a longer side stays as it is.
+
+    Returns:
+        (B, C, max(H, height), max(W, width)); `x` itself where nothing is missing.
+
+    Example:
+        >>> pad_to(torch.tensor([[[[1.0, 2.0]]]]), 1, 4)
+        tensor([[[[1., 2., 1., 1.]]]])
+    """
+    missing_rows, missing_columns = max(height - x.shape[2], 0), max(width - x.shape[3], 0)
+    if not missing_rows and not missing_columns:
+        return x
+    # A reflection does not repeat the border, so it has one pixel fewer than the image.
+    rows, columns = min(missing_rows, x.shape[2] - 1), min(missing_columns, x.shape[3] - 1)
+    x = F.pad(x, (0, columns, 0, rows), mode='reflect')
+    return F.pad(x, (0, missing_columns - columns, 0, missing_rows - rows), mode='replicate')
