@@ -9,14 +9,15 @@ class Network(NamedTuple):
     Args:
         small: Arguments that make the network small.
         parameters: Exact numbers by scale, at the defaults; the scales are those that have option files.
-        patch, batch: LR pixels of a side and images a batch in options/train_<name>_x<scale>.yml.
+        patch, batch: LR pixels of a side and images a batch in options/train_<name>_x<scale>.yml; None for a network
+            without option files.
         warm_start: x3 and above start from x2 in their option files.
     """
 
     small: dict
     parameters: dict[int, int]
-    patch: int
-    batch: int
+    patch: int | None = None
+    batch: int | None = None
     warm_start: bool = False
 
 
@@ -46,6 +47,21 @@ NETWORKS = {
         parameters={2: 527_068, 3: 535_723, 4: 547_840},
         patch=64,
         batch=16,
+    ),
+    'EMT': Network(
+        small={
+            'num_feat': 20,
+            'num_block': 1,
+            'num_layer': 3,
+            'num_heads': 2,
+            'window_size': ((8, 4), (4, 8)),
+            'shift_size': ((4, 2), (2, 4)),
+        },
+        parameters={2: 670_572, 3: 678_687, 4: 690_048},
+    ),
+    'RLFN': Network(
+        small={'num_feat': 8, 'num_mid': 12, 'num_block': 2, 'num_esa': 4},
+        parameters={2: 526_856, 3: 533_891, 4: 543_740},
     ),
 }
 

@@ -157,7 +157,7 @@ class MixedTransformerBlock(nn.Module):
         mlp_ratio: float,
     ):
         super().__init__()
-        unshifted = [(0, 0)] * len(window_size)
+        unshifted = ((0, 0),) * len(window_size)
         self.sa_list = nn.ModuleList(
             StripedWindowAttention(num_feat, num_heads, window_size, shift_size if layer % 2 else unshifted)
             if layer < num_attention
@@ -247,7 +247,9 @@ class EMT(nn.Module):
         return ((image + self.mean) / self.img_range)[..., :height, :width]
 
 
-# What spinsr.convert knows of the authors' files: their names and ours, None where a side has no such tensor.
+# What spinsr.convert knows of the authors' files: the key of the state dict, and their names and ours; None where a
+# side has no such tensor.
+OFFICIAL_KEY = 'params'
 TENSOR_NAMES = (
     ('sub_mean.{end}', None),
     ('add_mean.{end}', None),

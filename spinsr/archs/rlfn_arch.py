@@ -95,7 +95,8 @@ class RLFN(nn.Module):
         return (image / self.img_range)[..., :height, :width]
 
 
-# What spinsr.convert knows of the authors' files: their names and ours.
+# What spinsr.convert knows of the authors' files: the state dict is bare; their names and ours.
+OFFICIAL_KEY = None
 TENSOR_NAMES = (
     ('conv_1.{end}', 'conv_first.{end}'),
     ('conv_2.{end}', 'conv_after_body.{end}'),

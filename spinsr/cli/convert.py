@@ -18,7 +18,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         'convert',
         help="convert weights: the authors', BasicSR's, ours; .pth, .safetensors",
-        description='Converts weights of SPIN, SAN and RCAN to another form, another container, or both. '
+        description='Converts weights of SPIN, SAN, RCAN, EMT and RLFN to another form, another container, or both. '
         'Reading executes nothing that a file holds.',
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -26,7 +26,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument('source', metavar='IN', help='.pth, .pt or .safetensors, of whichever form')
     parser.add_argument('target', metavar='OUT', help='.pth, .pt or .safetensors, in a folder that exists')
     parser.add_argument(
-        '--arch', choices=('SPIN', 'SAN', 'RCAN'), help='the network (default: told from the names in the file)'
+        '--arch',
+        choices=('SPIN', 'SAN', 'RCAN', 'EMT', 'RLFN'),
+        help='the network (default: told from the names in the file)',
     )
     parser.add_argument(
         '--to',

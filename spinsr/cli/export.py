@@ -18,8 +18,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         'export',
         help='weights to ONNX or safetensors, for other programs',
-        description='Writes SPIN, SAN or RCAN as an ONNX file, checked against PyTorch, or as safetensors. Scale and '
-        'sizes of the network are told from IN.',
+        description='Writes SPIN, SAN, RCAN, EMT or RLFN as an ONNX file, checked against PyTorch, or as safetensors. '
+        'Scale and sizes of the network are told from IN.',
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -28,7 +28,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument('target', metavar='OUT', type=arguments.path, help='.onnx or .safetensors')
     parser.add_argument(
-        '--arch', choices=('SPIN', 'SAN', 'RCAN'), help='the network (default: told from the names in the file)'
+        '--arch',
+        choices=('SPIN', 'SAN', 'RCAN', 'EMT', 'RLFN'),
+        help='the network (default: told from the names in the file)',
     )
     parser.add_argument('--overwrite', action='store_true', help='replace OUT if it exists')
     onnx = parser.add_argument_group('ONNX')
@@ -44,7 +46,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         '--size',
         metavar='HxW',
         type=arguments.size,
-        help='the size that OUT will take, in LR pixels (default: 64x64 for SPIN, any for SAN and RCAN)',
+        help='the size that OUT will take, in LR pixels (default: any for SAN and RCAN, else 64x64)',
     )
     onnx.add_argument(
         '--opset', metavar='N', type=arguments.positive, help="version of ONNX's operators, from 18 (default: 18)"

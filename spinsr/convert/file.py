@@ -21,7 +21,7 @@ class Conversion(NamedTuple):
     """What `convert_file` did.
 
     Attributes:
-        arch: 'SPIN', 'SAN' or 'RCAN'.
+        arch: One of `ARCHS`.
         scale: Upscaling factor.
         parameters: How many numbers the network learns, as our form counts them.
         form: The form that was read, one of `FORMS`.
@@ -47,7 +47,7 @@ def convert_file(
     key: str | None = None,
     overwrite: bool = False,
 ) -> Conversion:
-    """Converts a checkpoint file of SPIN, SAN or RCAN to another form, another container, or both.
+    """Converts a checkpoint file of one of `ARCHS` to another form, another container, or both.
 
     Tensors keep their type. Only where a drifted MeanShift is folded are tensors computed, in float64; they are rounded
     to the type of the file.
@@ -56,9 +56,10 @@ def convert_file(
         source: A .pth, .pt or .safetensors file: the authors', BasicSR's or ours.
         target: The file to write; its ending chooses the container. In .pth and .pt the forms 'spinsr' and 'basicsr'
             are laid out as BasicSR does, under 'params', with 'params_ema' beside it where the source has both; the
-            official RCAN and SAN are bare, the official SPIN is in 'model_state_dict'. A .safetensors file is bare,
-            and its metadata say arch, scale, form, the key that was taken, and this package's version.
-        arch: 'SPIN', 'SAN' or 'RCAN'; None to tell it from the names.
+            official RCAN, SAN and RLFN are bare, the official EMT is in 'params' and SPIN in 'model_state_dict'. A
+            .safetensors file is bare, and its metadata say arch, scale, form, the key that was taken, and this
+            package's version.
+        arch: One of `ARCHS`; None to tell it from the names.
         to: 'spinsr', 'official' or 'basicsr' (RCAN only: BasicSR's own network).
         key: 'params' or 'params_ema' to take that one alone; None takes both where there are both and the target can
             hold both, else 'params_ema' before 'params'.
@@ -93,7 +94,7 @@ def convert_file(
     conversion = Conversion(
         arch=arch,
         scale=upscale_of(next(iter(ours.values()))),
-        parameters=sum(value.numel() for name, value in next(iter(ours.values())).items() if name != 'mean'),
+        parameters=sum(value.numel() for name, value in next(iter(ours.values())).items() if not names.is_buffer(name)),
         form=_form(first, arch),
         keys=keys,
         left_out=tuple(str(name) for name in checkpoint if name not in keys) if keys else (),
@@ -162,12 +163,12 @@ def _notes(read: StateDict, ours: StateDict, arch: str, to: str) -> tuple[str, .
     if official and to != 'official':
         if arch == 'SAN':
             notes.append("the parameters that the authors' SAN never uses are dropped")
-        if arch != 'SPIN' and ours['conv_last.bias'] is not read['tail.1.bias']:
+        if names.has_mean(arch) and not any(ours['conv_last.bias'] is value for value in read.values()):
             notes.append('the mean has drifted in training: folded into mean, conv_first and conv_last')
     if to == 'official' and not official:
         if arch == 'SAN':
             notes.append("the parameters that the authors' SAN never uses are zeros")
-        if arch != 'SPIN' and 'mean' not in read:
+        if names.has_mean(arch) and 'mean' not in read:
             notes.append('the mean, which is not in the file, is that of DIV2K in a range of 0..255')
     return tuple(notes)
 
@@ -179,7 +180,8 @@ def _layout(converted: dict[str, StateDict], arch: str, to: str) -> Mapping[str,
         # One alone goes by the key that every reader looks for.
         return converted if len(converted) > 1 else {'params': first}
     if arch != 'SPIN':
-        return first
+        official_key = names.MODULES[arch].OFFICIAL_KEY if arch in names.MODULES else None
+        return {official_key: first} if official_key else first
     # What the authors' test.py asks for: the names that DataParallel gives, and where to put the scores.
     return {
         'epoch': 0,

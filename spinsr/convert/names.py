@@ -10,7 +10,9 @@ from torch import Tensor
 
 from spinsr.archs import emt_arch, rlfn_arch
 
-ARCHS = ('SPIN', 'SAN', 'RCAN', 'EMT', 'RLFN')
+# Networks that say beside themselves what is to be known of the authors' files.
+MODULES = {'EMT': emt_arch, 'RLFN': rlfn_arch}
+ARCHS = ('SPIN', 'SAN', 'RCAN', *MODULES)
 
 StateDict = dict[str, Tensor]
 # How many names an error shows.
@@ -123,8 +125,7 @@ _TABLES = {
     'SPIN': _SPIN,
     'SAN': _SAN,
     'RCAN': _RCAN,
-    'EMT': emt_arch.TENSOR_NAMES,
-    'RLFN': rlfn_arch.TENSOR_NAMES,
+    **{arch: module.TENSOR_NAMES for arch, module in MODULES.items()},
 }
 _RULES = {arch: tuple(Rule(*row) for row in table) for arch, table in _TABLES.items()}
 
@@ -167,6 +168,11 @@ def canonical(arch: str) -> str:
 def has_mean(arch: str) -> bool:
     """Whether an arch keeps the mean of the images, which the authors subtract and add in layers."""
     return any(rule.ours == 'mean' for rule in _RULES[arch])
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor of ours is not trained: the mean of the images, or a statistic of batch normalisation."""
+    return name.rpartition('.')[2] in ('mean', 'running_mean', 'running_var', 'num_batches_tracked')
 
 
 def fitting(names: Iterable[str], arch: str) -> int:

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from spinsr.archs import emt_arch, rlfn_arch
 from spinsr.convert import names
 from spinsr.convert.state_dicts import upscale_of
 
@@ -15,11 +14,11 @@ def arch_args_of(state_dict: Mapping[str, Tensor], arch: str) -> dict[str, Any]:
     """The arguments with which an arch takes a state dict of ours with strict=True.
 
     What no shape tells is left to the arch's defaults: SPIN's `stoken_size`, `num_heads`, `num_iter`, and what makes a
-    variant of it; `img_range` of RCAN and SAN; `res_scale` of RCAN.
+    variant of it; `img_range` of the others; `res_scale` of RCAN; EMT's `num_heads`, `window_size` and `shift_size`.
 
     Args:
         state_dict: In our form, from `convert_state_dict`.
-        arch: 'SPIN', 'SAN' or 'RCAN' ('RCAN_spinsr' is the same).
+        arch: One of `ARCHS` ('RCAN_spinsr' is 'RCAN').
 
     Raises:
         ValueError: Unknown arch, or tensors are missing; the first ones are named.
@@ -27,8 +26,8 @@ def arch_args_of(state_dict: Mapping[str, Tensor], arch: str) -> dict[str, Any]:
     arch = names.canonical(arch)
     if missing := names.missing(state_dict, arch):
         raise ValueError(f'the {arch} state dict lacks {len(missing)} tensors: {", ".join(missing[:3])}')
-    if arch in ('EMT', 'RLFN'):
-        return {'EMT': emt_arch, 'RLFN': rlfn_arch}[arch].arguments_of(state_dict)
+    if arch in names.MODULES:
+        return names.MODULES[arch].arguments_of(state_dict)
     num_feat, channels = state_dict['conv_first.weight'].shape[:2]
     args = {'num_in_ch': channels, 'num_out_ch': channels, 'num_feat': num_feat, 'upscale': upscale_of(state_dict)}
     if arch == 'SPIN':

@@ -35,7 +35,7 @@ def convert_state_dict(state_dict: Mapping, arch: str) -> StateDict:
     Args:
         state_dict: Names to tensors, bare or wrapped in 'model_state_dict', 'params_ema' or 'params' (the first of
             these that is there); with or without `module.` in front of the names.
-        arch: 'SPIN', 'SAN' or 'RCAN' ('RCAN_spinsr' is the same).
+        arch: One of `ARCHS` ('RCAN_spinsr' is 'RCAN').
 
     Returns:
         A new dict that the arch loads with strict=True. Tensors are the input's where nothing is computed; where a
@@ -43,7 +43,8 @@ def convert_state_dict(state_dict: Mapping, arch: str) -> StateDict:
 
     Raises:
         ValueError: Unknown arch, an empty state dict, a name that belongs to neither form, a MeanShift or a part of
-            q, k, v that is missing, or a singular MeanShift. Other missing names are left to load_state_dict.
+            q, k, v that is missing, a singular MeanShift, or a fixed kernel of EMT that is missing or another. Other
+            missing names are left to load_state_dict.
         TypeError: Not a mapping of names to tensors.
     """
     state_dict, arch = _checked(state_dict, arch)
@@ -66,15 +67,15 @@ def to_official(state_dict: Mapping, arch: str) -> StateDict:
     never uses come back as zeros.
 
     Args:
-        state_dict: As for `convert_state_dict`. Where `mean` is not there, as in BasicSR's RCAN, it is that of DIV2K.
-        arch: 'SPIN', 'SAN' or 'RCAN' ('RCAN_spinsr' is the same).
+        state_dict: As for `convert_state_dict`. RCAN and SAN may lack `mean`, as BasicSR's RCAN: it is that of DIV2K.
+        arch: One of `ARCHS` ('RCAN_spinsr' is 'RCAN').
 
     Returns:
         A new dict that the authors' network loads with strict=True. Tensors are the input's, or views of them.
 
     Raises:
         ValueError: Unknown arch, an empty state dict, a name that belongs to neither form, a SAN that lacks what the
-            shapes are taken from. Other missing names are not looked for.
+            shapes are taken from, an EMT that lacks `mean`. Other missing names are not looked for.
         TypeError: Not a mapping of names to tensors.
     """
     state_dict, arch = _checked(state_dict, arch)
@@ -124,7 +125,7 @@ def to_basicsr(state_dict: Mapping) -> StateDict:
 
 
 def detect_arch(state_dict: Mapping) -> str:
-    """The arch, 'SPIN', 'SAN' or 'RCAN', that most names of a state dict speak of, in the authors' form or in ours.
+    """The arch, one of `ARCHS`, that most names of a state dict speak of, in the authors' form or in ours.
 
     Args:
         state_dict: As for `convert_state_dict`.
@@ -173,7 +174,7 @@ def _check_constants(official: StateDict, constants: StateDict, arch: str) -> No
     """Refuses a file whose fixed tensors, which are part of our code, are others."""
     for name, expected in constants.items():
         if not torch.equal(_take(official, name, arch), expected):
-            raise ValueError(f'{name} of {arch} must be the fixed kernels that its authors define: it was trained')
+            raise ValueError(f'{name} must hold the fixed kernels of {arch}: the code here has no others')
 
 
 def _fold_mean(official: StateDict, ours: StateDict, arch: str) -> StateDict:

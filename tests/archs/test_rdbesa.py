@@ -1,11 +1,11 @@
-"""What only RDBESA has: its sizes, and its spatial attention on images that are smaller than its view."""
+"""What only RDBESA has: its sizes, its block and its fusion."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spinsr.archs.rdbesa_arch import RDBESA, EnhancedSpatialAttention, ResidualDistillationBlock
+from spinsr.archs.rdbesa_arch import RDBESA, ResidualDistillationBlock
 
 
 @pytest.mark.parametrize(
@@ -69,42 +69,6 @@ def test_block_distils_all_three_convolutions(assert_close):
     block.distill.weight.data[:] = torch.tensor([1.0, 10, 100]).view(1, 3, 1, 1)
     nn.init.zeros_(block.distill.bias)
     assert_close(block(x), x + (x + 1) + 10 * (x + 2) + 100 * (x + 3))
-
-
-@pytest.mark.parametrize('size', [(15, 15), (16, 29), (40, 21)], ids=['15x15', '16x29', '40x21'])
-def test_spatial_attention_is_rlfn_s_where_it_is_defined(size, assert_close):
-    net, x = EnhancedSpatialAttention(8, 4).double(), torch.randn(2, 8, *size, dtype=torch.float64)
-
-    def conv(name, x, **options):
-        layer = getattr(net, name)
-        return F.conv2d(x, layer.weight, layer.bias, **options)
-
-    fine = conv('conv_in', x)
-    coarse = F.max_pool2d(conv('conv_stride', fine, stride=2), 7, 3)
-    coarse = F.interpolate(conv('conv_coarse', coarse, padding=1), size, mode='bilinear', align_corners=False)
-    assert_close(net(x), x * torch.sigmoid(conv('conv_out', coarse + conv('conv_skip', fine))))
-
-
-@pytest.mark.parametrize('height', [1, 2, 3, 7, 14])
-def test_below_15_pixels_the_coarse_view_is_one_along_the_side(height, assert_close):
-    net, x = EnhancedSpatialAttention(8, 4).double(), torch.rand(1, 8, height, 30, dtype=torch.float64) + 1
-    nn.init.zeros_(net.conv_skip.weight)
-    factor = net(x) / x
-    assert_close(factor, factor[:, :, :1].expand_as(factor))
-    assert factor.std(dim=3).max() > 1e-6
-
-
-@pytest.mark.parametrize(('height', 'row'), [(2, 0), (2, 1), (7, 0), (7, 6), (14, 0), (14, 12)], ids=str)
-def test_the_ends_of_a_short_side_are_seen(height, row):
-    net = EnhancedSpatialAttention(1, 1).double()
-    for layer in net.children():
-        nn.init.zeros_(layer.bias)
-        nn.init.ones_(layer.weight)
-    x = torch.full((1, 1, height, 20), 0.01, dtype=torch.float64)
-    brighter = x.clone()
-    brighter[:, :, row] += 1
-    other = (row + 1) % height
-    assert net(brighter)[0, 0, other, 0] > net(x)[0, 0, other, 0]
 
 
 def test_without_fusion_only_the_long_skip_is_left(assert_close):

@@ -108,7 +108,11 @@ def test_bad_input_is_one_line_and_exits_with_1(name, saved, tmp_path, capsys):
         ('in.pt', 'folder.pth', '.*folder.pth is a folder, not a file to write'),
         ('in.pt', 'in.pt', '.*in.pt exists; --overwrite replaces it'),
         ('in.pt', f'{"x" * 248}.pth', '.*x.pth cannot be written: File name too long'),
-        ('edsr.pth', 'out.pth', '.*edsr.pth: these are not the weights of SPIN, SAN, RCAN, but of a network with a, b'),
+        (
+            'edsr.pth',
+            'out.pth',
+            '.*edsr.pth: these are not the weights of SPIN, SAN, RCAN, EMT, RLFN, but of a network with a, b',
+        ),
     ],
 )
 def test_bad_paths_are_one_line_and_exit_with_1(source, target, message, saved, tmp_path, capsys):

@@ -13,11 +13,19 @@ from safetensors import safe_open
 
 import spinsr
 from spinsr.archs import ARCH_REGISTRY
-from spinsr.convert import convert_file, convert_state_dict, read_checkpoint, to_basicsr, to_official, write_checkpoint
+from spinsr.convert import (
+    ARCHS,
+    convert_file,
+    convert_state_dict,
+    read_checkpoint,
+    to_basicsr,
+    to_official,
+    write_checkpoint,
+)
 
 from .touch import Touch
 
-EACH_ARCH = ['spin_official_tiny_x4', 'san_official_tiny_x3', 'rcan_official_tiny_x2']
+EACH_ARCH = ['spin_official_tiny_x4', 'san_official_tiny_x3', 'rcan_official_tiny_x2', 'zoo/emt_x3', 'zoo/rlfn_x2']
 each_arch = pytest.mark.parametrize('name', EACH_ARCH)
 each_ending = pytest.mark.parametrize('ending', ['.pth', '.pt', '.safetensors'])
 
@@ -82,12 +90,18 @@ def test_there_and_back_through_files_is_the_same_bit_for_bit(name, ending, offi
     assert done.form == 'spinsr'
 
 
-@pytest.mark.parametrize('name', EACH_ARCH[1:])
+@pytest.mark.parametrize('name', [name for name in EACH_ARCH if not name.startswith(('spin', 'zoo/emt'))])
 def test_official_pt_is_a_bare_state_dict_that_old_torch_reads(name, official, tmp_path):
     official = official(name)
     convert_file(saved(ours(official), tmp_path / 'ours.pth'), tmp_path / 'official.pt', to='official')
     assert read_checkpoint(tmp_path / 'official.pt').keys() == official.weights.keys()
     assert (tmp_path / 'official.pt').read_bytes()[:2] != b'PK'  # the zip files of torch since 1.6
+
+
+def test_official_pth_of_emt_is_what_the_authors_read(official, tmp_path):
+    official = official('zoo/emt_x3')
+    convert_file(saved(ours(official), tmp_path / 'ours.pth'), tmp_path / 'emt.pth', to='official')
+    assert same(read_checkpoint(tmp_path / 'emt.pth')['params'], official.weights)
 
 
 def test_official_pt_of_spin_is_what_the_authors_read(official, tmp_path):
@@ -253,6 +267,8 @@ def test_basicsr_has_only_rcan(name, official, tmp_path):
         ('rcan_official_tiny_x2', 'tail.0', r'lacks 2 tensors: upsample\.0\.bias, upsample\.0\.weight'),
         ('rcan_official_tiny_x2', 'body.0.', r'lacks 18 tensors: body\.0\..*, [.]{3}$'),
         ('rcan_official_tiny_x2', 'body.1.body.0', r'lacks 8 tensors: body\.1\.residual_group\.0\..*, [.]{3}$'),
+        ('zoo/emt_x3', 'body.0.sa_list.1.proj.0.bias', r'lacks 1 tensors: body\.0\.sa_list\.1\.proj\.0\.bias$'),
+        ('zoo/rlfn_x2', 'block_1.esa.conv_f', r'lacks 2 tensors: body\.block_1\.esa\.conv_skip\.bias, '),
     ],
 )
 def test_incomplete_weights_are_refused(name, lacks, message, official, tmp_path):
@@ -280,16 +296,16 @@ def test_an_attention_that_some_blocks_have_is_not_left_out(official, tmp_path):
 
 
 @pytest.mark.parametrize('name', EACH_ARCH)
-@pytest.mark.parametrize('arch', ['SPIN', 'SAN', 'RCAN'])
+@pytest.mark.parametrize('arch', ARCHS)
 def test_arch_may_be_named(name, arch, official, tmp_path):
-    right = name.startswith(arch.lower())
+    right = arch.lower() in name
     with contextlib.nullcontext() if right else pytest.raises(ValueError, match=f'not the weights of {arch}: '):
         assert convert_file(saved(official(name).weights, tmp_path / 'a.pt'), tmp_path / 'b.pth', arch).arch == arch
 
 
 def test_arch_settles_what_the_names_leave_open(tmp_path):
     source = saved({'conv_first.weight': torch.zeros(1)}, tmp_path / 'a.pt')
-    with pytest.raises(ValueError, match='fit SPIN and SAN and RCAN alike: name the arch'):
+    with pytest.raises(ValueError, match='fit SPIN and SAN and RCAN and EMT and RLFN alike: name the arch'):
         convert_file(source, tmp_path / 'b.pth')
     with pytest.raises(ValueError, match='the SAN state dict lacks'):
         convert_file(source, tmp_path / 'b.pth', 'SAN')
@@ -299,7 +315,7 @@ def test_unknown_form_and_arch_are_refused(official, tmp_path):
     source = saved(official('spin_official_tiny_x4').weights, tmp_path / 'a.pt')
     with pytest.raises(ValueError, match="to must be one of spinsr, official, basicsr, got 'ours'"):
         convert_file(source, tmp_path / 'b.pth', to='ours')
-    with pytest.raises(ValueError, match="SPIN, SAN, RCAN, got 'EDSR'"):
+    with pytest.raises(ValueError, match="SPIN, SAN, RCAN, EMT, RLFN, got 'EDSR'"):
         convert_file(source, tmp_path / 'b.pth', arch='EDSR')
 
 

@@ -9,18 +9,19 @@ import torch
 from safetensors.torch import save_file
 
 from spinsr.archs import ARCH_REGISTRY
-from spinsr.convert import convert_state_dict, read_checkpoint, unwrap
+from spinsr.convert import ARCHS, convert_state_dict, read_checkpoint, unwrap
 
 from .touch import Touch
 
 NAMES = [
     *(f'spin_official_tiny_x{scale}' for scale in (2, 3, 4)),
     *(f'{arch}_official_tiny_{kind}' for arch in ('san', 'rcan') for kind in ('x2', 'x3', 'x4', 'drift_x2')),
+    *('zoo/emt_x2', 'zoo/emt_x3', 'zoo/emt_x4', 'zoo/rlfn_x2'),
 ]
 each_network = pytest.mark.parametrize('name', NAMES)
-EACH_ARCH = ['spin_official_tiny_x2', 'san_official_tiny_x2', 'rcan_official_tiny_x2']
+EACH_ARCH = ['spin_official_tiny_x2', 'san_official_tiny_x2', 'rcan_official_tiny_x2', 'zoo/emt_x2', 'zoo/rlfn_x2']
 each_arch = pytest.mark.parametrize('name', EACH_ARCH)
-with_mean = pytest.mark.parametrize('name', EACH_ARCH[1:])
+with_mean = pytest.mark.parametrize('name', EACH_ARCH[1:4])
 
 
 def net_of(official):
@@ -96,9 +97,7 @@ def test_rcan_goes_by_both_names(arch, official):
 def test_every_unmatched_official_name_is_named(name, official):
     official = official(name)
     strange = {'blocks.0.ghost': torch.zeros(1), 'head.9.weight': torch.zeros(1), 'zzz': torch.zeros(1)}
-    with pytest.raises(
-        ValueError, match=r'3 names belong to no (SPIN|SAN|RCAN): blocks\.0\.ghost, head\.9\.weight, zzz'
-    ):
+    with pytest.raises(ValueError, match=r'3 names belong to no [A-Z]+: blocks\.0\.ghost, head\.9\.weight, zzz'):
         convert_state_dict(official.weights | strange, official.arch)
 
 
@@ -106,13 +105,13 @@ def test_every_unmatched_official_name_is_named(name, official):
 def test_every_unmatched_name_beside_our_own_is_named(name, official):
     official = official(name)
     strange = {'ghost.weight': torch.zeros(1), 'conv_first.gain': torch.zeros(1)}
-    with pytest.raises(ValueError, match=r'2 names belong to no (SPIN|SAN|RCAN): conv_first\.gain, ghost\.weight'):
+    with pytest.raises(ValueError, match=r'2 names belong to no [A-Z]+: conv_first\.gain, ghost\.weight'):
         convert_state_dict(net_of(official).state_dict() | strange, official.arch)
 
 
 @pytest.mark.parametrize(
     ('name', 'arch'),
-    [(name, arch) for name in EACH_ARCH for arch in ('SPIN', 'SAN', 'RCAN') if not name.startswith(arch.lower())],
+    [(name, arch) for name in EACH_ARCH for arch in ARCHS if arch.lower() not in name],
 )
 def test_weights_of_another_arch_are_refused(name, arch, official):
     official = official(name)
@@ -162,8 +161,9 @@ def test_plain_mean_shift_becomes_the_buffer_and_nothing_else(name, official):
     official = official(name)
     converted = convert_state_dict(official.weights, official.arch)
     assert torch.equal(converted['mean'].flatten(), -official.weights['sub_mean.bias'])
-    assert converted['conv_first.weight'] is official.weights['head.0.weight']
-    assert converted['conv_last.bias'] is official.weights['tail.1.bias']
+    first, last = ('head', 'tail.0') if official.arch == 'EMT' else ('head.0', 'tail.1')
+    assert converted['conv_first.weight'] is official.weights[f'{first}.weight']
+    assert converted['conv_last.bias'] is official.weights[f'{last}.bias']
 
 
 @pytest.mark.parametrize('name', ['san_official_tiny_drift_x2', 'rcan_official_tiny_drift_x2'])
@@ -194,7 +194,33 @@ def test_drift_of_one_part_alone_is_seen(name, part, official):
     weights = official.weights | {part: official.weights[part] * 1.01}
     converted = convert_state_dict(weights, official.arch)
     assert converted['conv_last.bias'].dtype == torch.float64
-    assert not torch.equal(converted['conv_last.bias'].float(), weights['tail.1.bias'])
+    last = 'tail.0' if official.arch == 'EMT' else 'tail.1'
+    assert not torch.equal(converted['conv_last.bias'].float(), weights[f'{last}.bias'])
+
+
+def test_drifted_mean_shift_is_folded_through_the_pixel_shuffle(official, assert_close):
+    """EMT adds the mean after it; what is added does not touch what comes before."""
+    official = official('zoo/emt_x2')
+    add, bias = torch.randn(3, 3), torch.randn(3)
+    weights = official.weights | {'add_mean.weight': add[..., None, None], 'add_mean.bias': bias}
+    net = net_of(official).double().eval()
+    net.load_state_dict(convert_state_dict(weights, 'EMT'))
+    before = 255 * official.results[0] - official.weights['add_mean.bias'].double()[:, None, None]
+    expected = (torch.einsum('oi,bihw->bohw', add.double(), before) + bias.double()[:, None, None]) / 255
+    with torch.no_grad():
+        # The buffer and the weights are float32, so 255 levels are known to 1e-5.
+        torch.testing.assert_close(net(official.images[0].double()), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    'kernel', ['body.0.sa_list.2.token_mixer.mask', 'body.1.mlp_list.0.fc1.mask', 'body.1.mlp_list.3.fc2.mask']
+)
+def test_fixed_kernels_of_emt_must_be_the_authors(kernel, official):
+    weights = official('zoo/emt_x2').weights
+    with pytest.raises(ValueError, match=f'{kernel} must hold the fixed kernels'):
+        convert_state_dict(weights | {kernel: 1.01 * weights[kernel]}, 'EMT')
+    with pytest.raises(ValueError, match=f'lacks {kernel}'):
+        convert_state_dict({key: value for key, value in weights.items() if key != kernel}, 'EMT')
 
 
 @with_mean
@@ -229,7 +255,7 @@ def test_x2_warm_starts_the_other_scales(arch, scale, official):
 
 
 def test_unknown_arch_is_refused_with_the_name():
-    with pytest.raises(ValueError, match="SPIN, SAN, RCAN, got 'EDSR'"):
+    with pytest.raises(ValueError, match="SPIN, SAN, RCAN, EMT, RLFN, got 'EDSR'"):
         convert_state_dict({}, 'EDSR')
 
 

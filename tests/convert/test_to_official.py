@@ -8,6 +8,7 @@ from spinsr.convert import convert_state_dict, detect_arch, to_basicsr, to_offic
 
 SCALES = {'spin': (2, 3, 4), 'san': (2, 3, 4), 'rcan': (2, 3, 4)}
 EACH_NETWORK = [f'{arch}_official_tiny_x{scale}' for arch, scales in SCALES.items() for scale in scales]
+EACH_NETWORK += ['zoo/emt_x2', 'zoo/emt_x3', 'zoo/emt_x4', 'zoo/rlfn_x2']
 each_network = pytest.mark.parametrize('name', EACH_NETWORK)
 each_arch = pytest.mark.parametrize('name', EACH_NETWORK[::3])
 drifted = pytest.mark.parametrize('name', ['san_official_tiny_drift_x2', 'rcan_official_tiny_drift_x2'])
@@ -90,7 +91,7 @@ def test_official_names_come_back_with_the_same_tensors(name, official):
 def test_every_strange_name_is_named(name, official):
     official = official(name)
     strange = {'ghost.weight': torch.zeros(1), 'zzz': torch.zeros(1)}
-    with pytest.raises(ValueError, match=r'2 names belong to no (SPIN|SAN|RCAN): ghost\.weight, zzz'):
+    with pytest.raises(ValueError, match=r'2 names belong to no [A-Z]+: ghost\.weight, zzz'):
         to_official(net_of(official).state_dict() | strange, official.arch)
 
 
@@ -168,7 +169,7 @@ def test_arch_is_told_from_the_names(name, form, official):
     weights = official.weights if form == 'official' else net_of(official).state_dict()
     if form == 'wrapped':
         weights = {'params': {f'module.{key}': value for key, value in weights.items()}}
-    assert detect_arch(weights) == name.split('_')[0].upper()
+    assert detect_arch(weights) == official.arch.removesuffix('_spinsr')
 
 
 def test_rcan_of_basicsr_is_rcan(official):
@@ -183,7 +184,7 @@ def test_a_few_strange_names_do_not_hide_the_arch(official):
 @pytest.mark.parametrize(
     ('names', 'candidates'),
     [
-        (['conv_first.weight', 'conv_last.weight'], 'SPIN and SAN and RCAN'),
+        (['conv_first.weight', 'conv_last.weight'], 'SPIN and SAN and RCAN and EMT and RLFN'),
         (['head.0.weight', 'tail.1.bias'], 'SAN and RCAN'),
     ],
     ids=['ours', 'official'],
@@ -195,12 +196,12 @@ def test_ambiguous_names_are_refused_with_the_candidates(names, candidates):
 
 @pytest.mark.parametrize('names', [[], ['a'], ['conv_first.bias', 'a'], ['a', 'b', 'c', 'd']], ids=len)
 def test_names_of_no_arch_are_refused(names):
-    with pytest.raises(ValueError, match='not the weights of SPIN, SAN, RCAN'):
+    with pytest.raises(ValueError, match='not the weights of SPIN, SAN, RCAN, EMT, RLFN'):
         detect_arch(dict.fromkeys(names, torch.zeros(1)))
 
 
 def test_other_networks_of_basicsr_are_refused():
-    with pytest.raises(ValueError, match='not the weights of SPIN, SAN, RCAN, but of a network with body'):
+    with pytest.raises(ValueError, match='not the weights of SPIN, SAN, RCAN, EMT, RLFN, but of a network with body'):
         detect_arch(ARCH_REGISTRY.get('EDSR')(3, 3, num_feat=8, num_block=3).state_dict())
 
 
@@ -217,6 +218,8 @@ def test_other_networks_of_basicsr_are_refused():
         ('RCAN_spinsr', 2, 1632, 15_444_667),
         ('RCAN_spinsr', 4, 1634, 15_592_379),
         ('RCAN_spinsr', 8, 1636, 15_740_091),
+        ('EMT', 4, 476, 690_048 + 71_304 + 5_796),
+        ('RLFN', 4, 114, 543_740),
     ],
 )
 def test_full_size_has_as_many_tensors_and_numbers_as_the_authors_networks(name, upscale, tensors, numbers):
@@ -224,3 +227,10 @@ def test_full_size_has_as_many_tensors_and_numbers_as_the_authors_networks(name,
         ours = ARCH_REGISTRY.get(name)(upscale=upscale).state_dict()
     official = to_official(ours, name)
     assert (len(official), sum(value.numel() for value in official.values())) == (tensors, numbers)
+
+
+def test_emt_without_its_mean_is_refused(official):
+    official = official('zoo/emt_x2')
+    weights = {name: value for name, value in net_of(official).state_dict().items() if name != 'mean'}
+    with pytest.raises(ValueError, match='the EMT state dict lacks mean'):
+        to_official(weights, 'EMT')
