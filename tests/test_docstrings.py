@@ -15,6 +15,7 @@ MODULES = [
     'spinsr.infer',
     'spinsr.network',
     'spinsr.superpixels',
+    'spinsr.training.muon',
 ]
 OPS = [
     'associate',
