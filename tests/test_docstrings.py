@@ -15,6 +15,7 @@ MODULES = [
     'spinsr.inference.upscale',
     'spinsr.inference.load',
     'spinsr.analysis.superpixels',
+    'spinsr.training.muon',
 ]
 OPS = [
     'associate',

@@ -77,6 +77,7 @@ def check(
         found += seen.findings
         if seen.largest and where != 'datasets:train':
             largest = max(largest or seen.largest, seen.largest, key=lambda size: size[0] * size[1])
+    found += registries.parameter_names(options, of_others=True)
     found += weights(options, is_train=is_train)
     if not any(finding.level == 'error' and finding.key.startswith('network_g') for finding in found):
         found += memory(options, largest, is_train=is_train)

@@ -7,7 +7,7 @@ What a library takes inside an operation, and what the allocator keeps, is not s
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from spinsr.check.finding import Finding, note, section, warning
 from spinsr.check.values import largest_step, network_scale
 from spinsr.training.grad_checkpointing import recompute_blocks
 from spinsr.utils.validation import is_whole
+from spinsr.training import muon
 
 _GB = 1e9
 # Of the process's memory to the bytes of the tensors, measured on the CPU (docs/check.md): 1.3 to 1.8.
@@ -43,17 +44,19 @@ def memory(options: Mapping[str, Any], largest: tuple[int, int] | None = None, *
     process = _process() if device == 'cpu' else 0
     parts: list[tuple[str, str, Callable[[], int]]] = []
     (batch, gt_size), scale = largest_step(options), network_scale(network)[1]
+    optimizer = section(options, 'train', 'optim_g')
     has_ema = section(options, 'train').get('ema_decay', 0) not in (0, None)
     if is_train and all(is_whole(value) and value > 0 for value in (batch, gt_size, scale)):
         side = gt_size // scale
         words = f'a training step (batch {batch}, LR {side}x{side})'
         # SRModel does not read it.
         recompute = section(options, 'train').get('recompute') is True and options.get('model_type') != 'SRModel'
-        more = {'ema': has_ema, 'recompute': recompute}
+        more = {'ema': has_ema, 'recompute': recompute, 'optimizer': optimizer}
         parts.append(('network_g', words, lambda: training_bytes(network, batch, side, side, **more)))
     if largest is not None:
+        also = {'trained': is_train, 'ema': has_ema, 'optimizer': optimizer}
         words = f'the largest image to {"validate" if is_train else "test"} (LR {largest[0]}x{largest[1]})'
-        parts.append(('val', words, lambda: inference_bytes(network, *largest, trained=is_train, ema=has_ema)))
+        parts.append(('val', words, lambda: inference_bytes(network, *largest, **also)))
     for key, words, count_bytes in parts:
         try:
             need = _OVERHEAD * count_bytes() + process
@@ -74,9 +77,16 @@ def build(network: Mapping[str, Any]) -> nn.Module:
 
 
 def training_bytes(
-    network: Mapping[str, Any], batch: int, height: int, width: int, *, ema: bool = False, recompute: bool = False
+    network: Mapping[str, Any],
+    batch: int,
+    height: int,
+    width: int,
+    *,
+    ema: bool = False,
+    recompute: bool = False,
+    optimizer: Mapping[str, Any] | None = None,
 ) -> int:
-    """The bytes of all tensors at the peak of a training step with Adam.
+    """The bytes of all tensors at the peak of a training step.
 
     Counted for one and two images and continued: a step is a straight line in the batch.
 
@@ -87,6 +97,7 @@ def training_bytes(
         width: Of an LR image, in pixels.
         ema: Whether a second network keeps the moving average.
         recompute: Whether the blocks are computed once more for the gradient.
+        optimizer: The section optim_g; without it Adam.
     """
 
     def peak(images: int) -> int:
@@ -94,12 +105,18 @@ def training_bytes(
 
     one = peak(1)
     step = one if batch == 1 else one + (batch - 1) * (peak(2) - one)
-    # The peak has the gradients; beside them the weights, Adam's two moments, and the average.
-    return step + _weight_bytes(network) * (4 if ema else 3)
+    # The peak has the gradients; beside them the weights, the average, and what the optimizer keeps.
+    return step + _weight_bytes(network) * (2 if ema else 1) + _optimizer_bytes(network, optimizer)
 
 
 def inference_bytes(
-    network: Mapping[str, Any], height: int, width: int, *, trained: bool = False, ema: bool = False
+    network: Mapping[str, Any],
+    height: int,
+    width: int,
+    *,
+    trained: bool = False,
+    ema: bool = False,
+    optimizer: Mapping[str, Any] | None = None,
 ) -> int:
     """The bytes of all tensors at the peak of super-resolving one image.
 
@@ -107,15 +124,29 @@ def inference_bytes(
         network: The section network_g.
         height: Of the LR image, in pixels.
         width: Of the LR image, in pixels.
-        trained: Whether it happens in a training: the gradients and Adam's moments are there too.
+        trained: Whether it happens in a training: the gradients and what the optimizer keeps are there too.
         ema: Whether there is a second network too.
+        optimizer: The section optim_g; without it Adam.
     """
-    networks = 1 + (3 if trained else 0) + (1 if ema else 0)
-    return _peak(network, 1, height, width, with_gradient=False) + _weight_bytes(network) * networks
+    networks = 1 + (1 if trained else 0) + (1 if ema else 0)
+    kept = _optimizer_bytes(network, optimizer) if trained else 0
+    return _peak(network, 1, height, width, with_gradient=False) + _weight_bytes(network) * networks + kept
 
 
 def _weight_bytes(network: Mapping[str, Any]) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in build(network).parameters())
+    return _bytes_of(build(network).parameters())
+
+
+def _optimizer_bytes(network: Mapping[str, Any], optimizer: Mapping[str, Any] | None) -> int:
+    """Two moments of every weight, and one of those of Muon."""
+    twice = 2 * _weight_bytes(network)
+    if not optimizer or optimizer.get('type') != 'Muon' or any(muon.problems(optimizer)):
+        return twice
+    return twice - _bytes_of(tensor for _, tensor in muon.split(build(network).named_parameters(), optimizer)[0])
+
+
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _peak(

@@ -49,6 +49,7 @@ def types(options: Mapping[str, Any]) -> Iterator[Finding]:
                 yield from found or values(arch, network, key)
     yield from _losses(options)
     yield from _optimizer_and_scheduler(options)
+    yield from parameter_names(options)
     for name, metric in section(options, 'val', 'metrics').items():
         yield from _metric(metric, f'val:metrics:{name}')
 
@@ -183,7 +184,7 @@ def _optimizer_and_scheduler(options: Mapping[str, Any]) -> Iterator[Finding]:
     train = section(options, 'train')
     for name, part in train.items():
         if str(name).startswith('optim_') and isinstance(part, Mapping) and 'type' in part:
-            yield from _optimizer(model, part, f'train:{name}', options)
+            yield from _optimizer(model, part, f'train:{name}')
     part = section(train, 'scheduler')
     if 'type' not in part:
         return
@@ -200,13 +201,18 @@ def _optimizer_and_scheduler(options: Mapping[str, Any]) -> Iterator[Finding]:
         yield from _tried(scheduler, 'train:scheduler', optimizer, **_arguments(part))
 
 
-def _optimizer(model: type, part: Mapping[str, Any], where: str, options: Mapping[str, Any]) -> Iterator[Finding]:
+def _optimizer(model: type, part: Mapping[str, Any], where: str) -> Iterator[Finding]:
     import torch
+    from basicsr.models.base_model import BaseModel
 
     kind = part['type']
-    own = getattr(model, 'OPTIMIZERS', {}).get(str(kind))
-    if own is not None:
+    own = _own_optimizer(model, part)
+    if own is not None and where == 'train:optim_g':
         yield from (error(f'{where}:{key}' if key else where, problem) for key, problem in own.problems(part))
+        return
+    ours = find('MODEL', 'SpinsrModel')
+    if model.get_optimizer is BaseModel.get_optimizer and _own_optimizer(ours, part) is not None:
+        yield error(f'{where}:type', f'{model.__name__} has no optimizer {kind!r}; model_type: SpinsrModel has')
         return
     optimizer = getattr(torch.optim, str(kind), None)
     if inspect.isclass(optimizer):
@@ -225,6 +231,42 @@ def _optimizer(model: type, part: Mapping[str, Any], where: str, options: Mappin
     except AttributeError:
         # It wants a whole model, so nothing can be said.
         return
+
+
+def _own_optimizer(model: Any, part: Mapping[str, Any]) -> Any:
+    """The module of the optimizer of a section, where the model declares it."""
+    return getattr(model, 'OPTIMIZERS', {}).get(str(part.get('type')))
+
+
+def parameter_names(options: Mapping[str, Any], *, of_others: bool = False) -> Iterator[Finding]:
+    """Finds the names in `optim_g` that no parameter of the networks has, where they can be built without memory.
+
+    Args:
+        options: The option file.
+        of_others: Build networks of other packages too, which may take seconds.
+    """
+    import torch
+
+    part = section(options, 'train', 'optim_g')
+    own = _own_optimizer(find('MODEL', options.get('model_type')), part)
+    if own is None:
+        return
+    named = []
+    for key in options:
+        network = section(options, key)
+        if str(key).startswith('network_') and network:
+            arch = find('ARCH', network.get('type'))
+            if arch is None or not (of_others or arch.__module__.startswith('spinsr.')):
+                return
+            try:
+                with torch.device('meta'):
+                    named += arch(**_arguments(network)).named_parameters()
+            # Wrong arguments are said by `types`; an arch of somebody else may need memory to be built.
+            except Exception:
+                return
+    # What is wrong without the names is said by `types`.
+    if named and not any(own.problems(part)):
+        yield from (error(f'train:optim_g:{key}', problem) for key, problem in own.problems(part, named))
 
 
 def _metric(part: Any, where: str) -> Iterator[Finding]:

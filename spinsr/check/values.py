@@ -11,6 +11,8 @@ from spinsr.training.time_limit import TIME_LIMIT
 from spinsr.utils.validation import ABOVE_0, FLAG, SECTION, Rule, is_number, is_whole, whole
 
 _METRICS_WITH_A_BORDER = ('calculate_psnr', 'calculate_ssim', 'calculate_psnr_pt', 'calculate_ssim_pt')
+# Its update has singular values of about 1, so at this rate every step moves a weight matrix by a tenth.
+_LARGEST_OF_MUON = 0.1
 
 _TEXT = Rule(lambda value: isinstance(value, str) and value != '', 'text')
 _TEXT_OR_NONE = Rule(lambda value: value is None or isinstance(value, str), 'text, or ~')
@@ -149,12 +151,18 @@ def _scheduler(scheduler: Mapping[str, Any], total: int, warmup: int) -> Iterato
 
 def _learning_rate(options: Mapping[str, Any]) -> Iterator[Finding]:
     for name, part in section(options, 'train').items():
-        if str(name).startswith('optim_') and isinstance(part, Mapping) and is_number(part.get('lr')):
-            lr, where = part['lr'], f'train:{name}:lr'
-            if not lr > 0:
-                yield error(where, f'must be above 0, got {lr}')
-            elif lr > 0.01 and part.get('type') in ('Adam', 'AdamW'):
-                yield warning(where, f'is {lr}: networks for super-resolution are trained with 0.0001 to 0.001')
+        if not str(name).startswith('optim_') or not isinstance(part, Mapping):
+            continue
+        kind, where, lr = part.get('type'), f'train:{name}:lr', part.get('lr')
+        if kind == 'Muon':
+            # What is not above 0 is said by its own rules.
+            if is_number(lr) and lr > _LARGEST_OF_MUON:
+                yield warning(where, f'is {lr}: networks are trained by Muon with 0.001 to 0.05')
+            kind, where, lr = 'Adam', f'train:{name}:adam:lr', section(part, 'adam').get('lr')
+        elif is_number(lr) and not lr > 0:
+            yield error(where, f'must be above 0, got {lr}')
+        if kind in ('Adam', 'AdamW') and is_number(lr) and lr > 0.01:
+            yield warning(where, f'is {lr}: networks for super-resolution are trained with 0.0001 to 0.001')
 
 
 def _logging(options: Mapping[str, Any]) -> Iterator[Finding]:

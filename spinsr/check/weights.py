@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from spinsr import convert
+from spinsr.training import checkpoints
 from spinsr.check import registries
 from spinsr.check.finding import Finding, error, note, section, warning
 from spinsr.check.memory import build
@@ -52,6 +53,9 @@ def _state(options: Mapping[str, Any], file: Path) -> Iterator[Finding]:
     total = section(options, 'train').get('total_iter')
     if is_whole(total) and state['iter'] >= total:
         yield warning(where, f'is of iteration {state["iter"]}, and total_iter is {total}: nothing is left to train')
+    kind = section(options, 'train', 'optim_g').get('type')
+    if (groups := _param_groups(state)) and (problem := checkpoints.optimizer_problem(groups, str(kind))):
+        yield error('train:optim_g:type', problem)
     kept = section(options, 'path').get('ignore_resume_networks') or ()
     for key in options:
         if str(key).startswith('network_') and key not in kept:
@@ -59,6 +63,12 @@ def _state(options: Mapping[str, Any], file: Path) -> Iterator[Finding]:
             network = Path('experiments', str(options.get('name')), 'models', label)
             if not network.is_file():
                 yield error(where, f'is of iteration {state["iter"]}, whose network {network} does not exist')
+
+
+def _param_groups(state: Mapping[str, Any]) -> Any:
+    """Those of the first optimizer, None where a state has none."""
+    first = next(iter(state['optimizers']), None)
+    return first.get('param_groups') if isinstance(first, Mapping) else None
 
 
 def _file(

@@ -533,17 +533,15 @@ class SpinsrModel(SRModel):
     def _check_optimizers(self, saved: list[Mapping[str, Any]]) -> None:
         """Refuses the state of another optimizer, or of one whose groups have other sizes."""
         for state, optimizer in zip(saved, self.optimizers, strict=True):
-            theirs, ours = state['param_groups'], optimizer.state_dict()['param_groups']
-            if _kind(theirs) != _kind(ours):
-                raise OptionError(
-                    f'train:optim_g:type must be that of the state to resume, {_kind(theirs)}, got {_kind(ours)}'
-                )
-            sizes = [[len(group['params']) for group in groups] for groups in (theirs, ours)]
+            kind, groups = type(optimizer).__name__, state['param_groups']
+            if problem := checkpoints.optimizer_problem(groups, kind):
+                raise OptionError(f'train:optim_g:type: {problem}')
+            sizes = [[len(group['params']) for group in part] for part in (groups, optimizer.param_groups)]
             if sizes[0] != sizes[1]:
-                what = 'train:optim_g:adam:params' if _kind(ours) == 'Muon' else 'network_g'
+                where = 'train:optim_g:adam:params' if kind == 'Muon' else 'network_g'
                 raise OptionError(
-                    f'{what} must be that of the state to resume: its optimizer has groups of {sizes[0]} tensors, '
-                    f'this one of {sizes[1]}'
+                    f'{where}: must be that of the state to resume, whose optimizer has groups of {sizes[0]} tensors, '
+                    f'got {sizes[1]}'
                 )
 
 
@@ -562,13 +560,6 @@ def loss_problem(model: type, name: str, loss: type[nn.Module]) -> str:
     if takes_any or len(needed) <= len(given) <= enough:
         return ''
     return f'{loss.__name__} needs {", ".join(needed)}, but {model.__name__} gives it {", ".join(given)}'
-
-
-def _kind(groups: list[Mapping[str, Any]]) -> str:
-    """The optimizer that param groups are of; before torch 2.7 those of AdamW are like Adam's."""
-    if 'use_muon' in groups[0]:
-        return 'Muon'
-    return 'AdamW' if groups[0].get('decoupled_weight_decay') else 'Adam'
 
 
 def _state_dict(state_dict: Mapping, arch: str, strict: bool) -> dict[str, Tensor]:

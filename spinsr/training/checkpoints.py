@@ -125,6 +125,27 @@ def prune(
             (Path(models) / f'{label}_{number}.pth').unlink(missing_ok=True)
 
 
+def optimizer_problem(groups: Sequence[Mapping[str, Any]], kind: str) -> str:
+    """Why an optimizer cannot go on from the param groups of a state, '' where it can, or where that is not known.
+
+    Args:
+        groups: The state's, as an optimizer's state_dict has them; at least one.
+        kind: 'Adam', 'AdamW' or 'Muon'; nothing is known of others.
+    """
+    group = groups[0]
+    if 'use_muon' in group:
+        saved = ['Muon']
+    elif 'betas' not in group:
+        saved = []
+    elif 'decoupled_weight_decay' in group:
+        saved = ['AdamW' if group['decoupled_weight_decay'] else 'Adam']
+    else:  # written under torch < 2.7
+        saved = ['Adam', 'AdamW']
+    if kind in ('Adam', 'AdamW', 'Muon') and saved and kind not in saved:
+        return f'must be that of the state to resume, {" or ".join(saved)}, got {kind}'
+    return ''
+
+
 def remove_parts(*folders: str | os.PathLike) -> None:
     """Deletes the files that a killed training had begun to write."""
     for folder in folders:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spinsr.option_files import OptionError, nearest
-from spinsr.rules import FLAG, SECTION, Rule, is_number
+from spinsr.training.option_files import OptionError, nearest
+from spinsr.utils.validation import FLAG, SECTION, Rule, is_number
 
 # Of the polynomial a x + b x^3 + c x^5, which moves every singular value in (0, 1] towards 1 in a few steps.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -101,7 +101,7 @@ class Muon(torch.optim.Optimizer):
         """Updates every tensor that has a gradient.
 
         Args:
-            closure: Computes the loss anew, with its gradient.
+            closure: Computes the loss again, with its gradient.
 
         Returns:
             What the closure returns.
@@ -183,28 +183,43 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def problems(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is wrong with the section optim_g of an option file: the key, 'adam:lr', and the rule with the value.
+def problems(
+    options: Mapping[str, Any], named: Iterable[tuple[str, Tensor]] | None = None
+) -> Iterator[tuple[str, str]]:
+    """What is wrong with the section optim_g of an option file: the key, as 'adam:lr', and the rule with the value.
 
     Args:
         options: The section, with or without its `type`.
+        named: (name, tensor) of what is trained, on any device; without it the names in `adam: params` are not checked.
     """
     adam = options.get('adam')
-    yield from _problems(options, _RULES, '')
+    found = list(_wrong({key: value for key, value in options.items() if key != 'type'}, _RULES, ''))
+    if 'lr' not in options:
+        found.append(('', "Muon needs the keyword 'lr'"))
     if isinstance(adam, Mapping):
-        yield from _problems(adam, _ADAM_RULES, 'adam:')
+        found += _wrong(adam, _ADAM_RULES, 'adam:')
+    yield from found
+    if found or named is None:
+        return
+    named = list(named)
+    names = {name for name, _ in named}
+    for entry in (adam or {}).get('params') or ():
+        if not any(_matches(name, entry) for name in names):
+            parts = {part for name in names for part in _modules(name)}
+            close = difflib.get_close_matches(entry, sorted(names | parts), n=1)
+            hint = f'; did you mean {close[0]!r}?' if close else ''
+            yield 'adam:params', f'{entry!r} matches no parameter of the network{hint}'
+            return
+    if not split(named, options)[0]:
+        yield 'adam:params', 'must leave matrices to Muon, and all parameters go to Adam; use type: AdamW'
 
 
-def _problems(part: Mapping[str, Any], rules: Mapping[str, Rule], where: str) -> Iterator[tuple[str, str]]:
+def _wrong(part: Mapping[str, Any], rules: Mapping[str, Rule], where: str) -> Iterator[tuple[str, str]]:
     for key, value in part.items():
-        if key == 'type' and not where:
-            continue
         if key not in rules:
             yield f'{where}{key}', f'Muon has no keyword {key!r}; {nearest(key, rules)}'
         elif not rules[key].holds(value):
             yield f'{where}{key}', f'must be {rules[key].wanted}, got {value!r}'
-    if not where and 'lr' not in part:
-        yield '', "Muon needs the keyword 'lr'"
 
 
 def split(
@@ -213,7 +228,7 @@ def split(
     """Divides tensors into those of Muon and those of Adam.
 
     Adam has every tensor with at most one dimension larger than 1, and what `adam: params` names: a module
-    (`conv_first`), a parameter, or a pattern of them (`*.relative_position_bias_table`).
+    (`conv_first`), a parameter, or a pattern of either (`*.relative_position_bias_table`).
 
     Args:
         named: (name, tensor), as `named_parameters` gives them; those of several networks may have the same names.
@@ -221,26 +236,13 @@ def split(
 
     Returns:
         Those of Muon and those of Adam.
-
-    Raises:
-        OptionError: A name matches no tensor.
     """
-    named = list(named)
-    names = {name for name, _ in named}
-    wanted = (options.get('adam') or {}).get('params')
-    listed: set[str] = set()
-    for entry in _FIRST_AND_LAST if wanted is None else wanted:
-        found = {name for name in names if _matches(name, entry)}
-        if not found and wanted is not None:
-            modules = {name.rpartition('.')[0] or name for name in names} | {name.partition('.')[0] for name in names}
-            close = difflib.get_close_matches(entry, sorted(names | modules), n=1)
-            hint = f'; did you mean {close[0]!r}?' if close else ''
-            raise OptionError(f'train:optim_g:adam:params: {entry!r} matches no parameter of the network{hint}')
-        listed |= found
+    listed = (options.get('adam') or {}).get('params')
+    listed = _FIRST_AND_LAST if listed is None else listed
     parts: tuple[list, list] = ([], [])
     for name, tensor in named:
         is_matrix = sum(size > 1 for size in tensor.shape) >= 2
-        parts[0 if is_matrix and name not in listed else 1].append((name, tensor))
+        parts[0 if is_matrix and not any(_matches(name, entry) for entry in listed) else 1].append((name, tensor))
     return parts
 
 
@@ -248,24 +250,29 @@ def _matches(name: str, entry: str) -> bool:
     return fnmatch.fnmatchcase(name, entry) or fnmatch.fnmatchcase(name, f'{entry}.*')
 
 
+def _modules(name: str) -> Iterator[str]:
+    """The modules around a parameter: a and a.b of a.b.weight."""
+    while name := name.rpartition('.')[0]:
+        yield name
+
+
 def build(named: Iterable[tuple[str, nn.Parameter]], options: Mapping[str, Any]) -> Muon:
     """The optimizer of a section optim_g; its first group is Muon's.
 
     Args:
-        named: Name -> parameter.
+        named: (name, parameter) of what is trained.
         options: The section, with or without its `type`.
 
     Raises:
         OptionError: A key or value is wrong, or a name matches no parameter.
     """
-    for key, problem in problems(options):
+    named = list(named)
+    for key, problem in problems(options, named):
         raise OptionError(f'train:optim_g{":" if key else ""}{key}: {problem}')
-    matrices, others = split(named, options)
-    if not matrices:
-        raise OptionError('train:optim_g: adam:params leaves no matrix to Muon; use type: AdamW')
+    matrices, others = ([parameter for _, parameter in part] for part in split(named, options))
     adam = {key: value for key, value in (options.get('adam') or {}).items() if key != 'params'}
-    muon = {key: value for key, value in options.items() if key not in ('type', 'adam')}
-    groups = [{'params': [p for _, p in matrices], 'use_muon': True, **muon}]
+    own = {key: value for key, value in options.items() if key not in ('type', 'adam')}
+    groups = [{'params': matrices, 'use_muon': True, **own}]
     if others:
-        groups.append({'params': [p for _, p in others], 'use_muon': False, **adam})
+        groups.append({'params': others, 'use_muon': False, **adam})
     return Muon(groups)

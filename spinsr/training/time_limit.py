@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from spinsr import distributed
-from spinsr.rules import Rule, is_number
+from spinsr.training import distributed
+from spinsr.utils.validation import Rule, is_number
 
 # One SIGTERM may arrive several times: `timeout` sends it to the process and to its group, SLURM to torchrun and to the
 # processes that torchrun forwards it to. In seconds.

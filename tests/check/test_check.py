@@ -173,6 +173,16 @@ def test_bytes_of_a_forward(chain):
     assert memory.inference_bytes(chain, 10, 10, trained=True, ema=True) == expected + 4 * weights
 
 
+def test_muon_keeps_one_moment_of_a_matrix(chain):
+    matrices = 4 * (3 * 100 + 100 * 12)
+    largest = {'type': 'Muon', 'lr': 0.01, 'adam': {'params': []}}
+    assert (
+        memory.training_bytes(chain, 2, 10, 10, optimizer=largest) == memory.training_bytes(chain, 2, 10, 10) - matrices
+    )
+    sizes = [memory.inference_bytes(chain, 10, 10, trained=True, optimizer=part) for part in (largest, None)]
+    assert sizes[1] - sizes[0] == matrices
+
+
 def test_bytes_of_a_step_are_a_line_in_the_batch(chain):
     one, two, nine = (memory.training_bytes(chain, batch, 10, 10) for batch in (1, 2, 9))
     assert nine - one == 8 * (two - one) > 8 * 4 * 100 * (3 + 100 + 12)

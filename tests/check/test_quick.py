@@ -29,10 +29,16 @@ register()
 GOOD = changed(TRAIN, {'val:val_freq': 2, 'datasets:val:dataroot_gt': 'val/hr'})
 COSINE = {'type': 'CosineAnnealingRestartLR', 'periods': [4], 'restart_weights': [1], 'eta_min': 1e-7}
 
+MUON = {'type': 'Muon', 'lr': 0.01, 'adam': {'lr': 1e-3, 'betas': [0.9, 0.99], 'params': ['conv_first', 'conv_last']}}
+
 
 def grows(**changes):
     part = {'gt_sizes': [8, 16], 'iters': [2, 2], **changes}
     return {f'datasets:train:{key}': value for key, value in part.items()}
+
+
+def muon_with(**changes):
+    return {'model_type': 'SpinsrModel', 'train:optim_g': {**MUON, **changes}}
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +68,7 @@ def matching(found, line):
         (changed(GOOD, {'datasets:val:name': 'pairs'}), True),
         (changed(GOOD, {'train:scheduler:milestones': []}), True),
         (changed(GOOD, {'train:perceptual_opt': None}), True),
+        (changed(GOOD, {'train:optim_g': MUON}), True),
     ],
     ids=[
         'train',
@@ -75,6 +82,7 @@ def matching(found, line):
         'name-of-the-training-set',
         'no-milestones',
         'no-perceptual-loss',
+        'muon',
     ],
 )
 def test_a_good_file_has_no_finding(options, is_train):
@@ -135,6 +143,18 @@ for changes, line, name in [
     ({'train:optim_g:betas': [0.9, 99]}, 'train:optim_g: Invalid beta parameter', 'optimizer-value'),
     ({'train:optim_g:betas': []}, 'train:optim_g: ', 'optimizer-values-missing'),
     ({'train:optim_g:lr': 0}, 'train:optim_g:lr: must be above 0, got 0', 'lr-zero'),
+    ({'train:optim_g': {**MUON, 'lr': '1e-2'}}, 'train:optim_g:lr: 1e-2 is text to YAML', 'muon-text'),
+    ({'train:optim_g': {**MUON, 'lr': -1}}, 'train:optim_g:lr: must be a number above 0, got -1', 'muon-lr'),
+    ({'train:optim_g': {**MUON, 'momntum': 0.9}}, "no keyword 'momntum'; did you mean 'momentum'", 'muon-key'),
+    ({'train:optim_g': {**MUON, 'adam': {'lr': '1e-3'}}}, 'train:optim_g:adam:lr: 1e-3 is text', 'muon-adam-text'),
+    ({'train:optim_g': {**MUON, 'adam': {'betas': 0.9}}}, 'adam:betas: must be a list of two', 'muon-adam-value'),
+    ({'train:optim_g': {**MUON, 'adam': {'params': ['tail']}}}, "'tail' matches no parameter", 'muon-names'),
+    ({'train:optim_g': {'type': 'Muon'}}, "train:optim_g: Muon needs the keyword 'lr'", 'muon-no-lr'),
+    (
+        {'model_type': 'SRModel', 'train:optim_g': MUON},
+        "train:optim_g:type: SRModel has no optimizer 'Muon'; model_type: SpinsrModel has",
+        'muon-of-another-model',
+    ),
     ({'train:scheduler:type': 'MultiStep'}, "did you mean 'MultiStepLR'", 'scheduler'),
     ({'train:scheduler:milstones': [1]}, "did you mean 'milestones'", 'scheduler-key'),
     ({'train:scheduler:milestones': 3}, 'object is not iterable', 'scheduler-value'),
@@ -255,6 +275,8 @@ def test_error(capsys, options, line):
         pytest.param({'logger:save_checkpoint_freq': 5}, 'no state is saved', id='save_checkpoint_freq'),
         pytest.param({'logger:print_freq': 5}, 'the log shows no loss', id='print_freq'),
         pytest.param({'train:optim_g:lr': 0.1}, 'train:optim_g:lr: is 0.1', id='lr'),
+        pytest.param(muon_with(lr=0.2), 'train:optim_g:lr: is 0.2', id='lr-of-muon'),
+        pytest.param(muon_with(adam={'lr': 0.02}), 'train:optim_g:adam:lr: is 0.02', id='lr-beside-muon'),
         pytest.param({'val:metrics:psnr:crop_border': 4}, 'crop_border: is 4: papers leave out', id='crop_border'),
         pytest.param({'val:metrics:psnr:test_y_channel': False}, 'papers measure on Y', id='test_y_channel'),
         pytest.param({'datasets:val_2': GOOD['datasets']['val']}, 'val_2: has the images of datasets:val', id='twice'),

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 import spinsr.archs  # noqa: F401
+from spinsr.training.muon import Muon
 
 from ..networks import NETWORKS
 from ..tiny_project import SPIN, TEST, TRAIN, changed
@@ -130,17 +131,21 @@ def test_nothing_to_look_at(place):
 
 
 STATE = {'epoch': 1, 'iter': 2, 'optimizers': [], 'schedulers': []}
+OF_MUON = {**STATE, 'optimizers': [Muon([torch.ones(2, 2)]).state_dict()]}
+OF_ADAM = {**STATE, 'optimizers': [torch.optim.Adam([torch.ones(2, 2)]).state_dict()]}
 
 
 @pytest.mark.parametrize(
     ('state', 'lines'),
     [
         (STATE, []),
+        (OF_ADAM, []),
+        (OF_MUON, ['error train:optim_g:type: must be that of the state to resume, Muon, got Adam']),
         ({**STATE, 'iter': 3}, ['error path:resume_state: is of iteration 3, whose network experiments/tiny/models/']),
         ({**STATE, 'iter': 4}, ['warning path:resume_state: is of iteration 4, and total_iter is 4', 'error ']),
         ({'iter': 2}, ['error path:resume_state: a.state is no training state']),
     ],
-    ids=['fits', 'no-network', 'over', 'no-state'],
+    ids=['fits', 'adam', 'muon', 'no-network', 'over', 'no-state'],
 )
 def test_state(place, state, lines):
     models = place / 'experiments' / 'tiny' / 'models'

@@ -1,5 +1,6 @@
 """The options of SpinsrModel in training: each does what it says, and without them nothing changes."""
 
+import copy
 import math
 import shutil
 
@@ -15,7 +16,8 @@ from basicsr.models import build_model
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import ARCH_REGISTRY
 
-import spinsr.models.spinsr_model  # noqa: F401
+import spinsr.models.spinsr_model
+import spinsr.models.uncertainty_model  # noqa: F401
 from spinsr.analysis.superpixels import draw, find_superpixels
 from spinsr.training import distributed
 from spinsr.utils.errors import OptionError, TrainingError
@@ -284,6 +286,57 @@ def test_adamw_decays_the_weights_themselves():
     assert type(model.optimizer_g) is torch.optim.AdamW
     assert model.optimizer_g.param_groups[0]['weight_decay'] == 0.5
     train(model)
+
+
+MUON = {'train:optim_g': {'type': 'Muon', 'lr': 0.01, 'adam': {'lr': 1e-3}}}
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'bf16', 'fp16'])
+def test_spin_trains_with_muon(precision):
+    model = train(build(**MUON, **{'train:precision': precision}), 20)
+    assert model.nonfinite == 0
+    assert model.log_dict['l_pix'] < train(build(), 1).log_dict['l_pix']
+
+
+def test_rates_of_muon_and_adam_follow_the_schedule_each_from_its_own():
+    model, rates = build(**MUON), []
+    for iteration in (1, 2, 3):
+        model.update_learning_rate(iteration, warmup_iter=2)
+        rates.append(model.get_current_learning_rate())
+        model.feed_data(batch())
+        model.optimize_parameters(iteration)
+    assert rates == [[0.005, 0.0005], [0.01, 0.001], [0.005, 0.0005]]
+
+
+@pytest.mark.parametrize('changes', [{'train:accumulate': 2}, {'train:grad_clip': 1e-3}], ids=['accumulate', 'clip'])
+def test_step_of_muon_is_that_of_the_whole_batch_and_of_any_scale(changes):
+    models = train(build(**MUON), 1), train(build(**MUON, **changes), 1)
+    for one, other in zip(*(model.optimizer_g.param_groups[0]['params'] for model in models), strict=True):
+        # A hundredth of a step.
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'fp16'])
+def test_skipped_step_leaves_the_state_of_muon(precision):
+    model = train(build(**MUON, **{'train:precision': precision}), 2)
+    before = copy.deepcopy(model.optimizer_g.state_dict()), {k: v.clone() for k, v in weights(model).items()}
+    data = batch()
+    data['gt'][0, 0, 0, 0] = math.nan
+    model.feed_data(data)
+    model.optimize_parameters(3)
+    assert model.nonfinite == 1
+    torch.testing.assert_close((model.optimizer_g.state_dict(), weights(model)), before, rtol=0, atol=0)
+
+
+def test_estimator_learns_with_muon():
+    estimator = {'type': 'RDBESA', 'num_feat': 4, 'num_block': 1, 'squeeze_factor': 2, 'upscale': 2}
+    loss = {'train:pixel_opt:type': 'UncertaintyEstimationLoss'}
+    model = build('UncertaintyModel', network_s=estimator, **loss, **MUON)
+    before = {name: p.detach().clone() for name, p in model.net_s.named_parameters()}
+    train(model, 2)
+    assert len(model.optimizer_g.param_groups) == 2
+    assert all(not torch.equal(p, before[name]) for name, p in model.net_s.named_parameters() if p.grad.any())
+    assert sum(p.grad.any() for p in model.net_s.parameters()) > 10
 
 
 def test_unknown_optimizer_stays_basicsrs_error():

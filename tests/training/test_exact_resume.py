@@ -192,12 +192,12 @@ def test_resume_with_losses_of_ours_gives_the_same_bits(project, monkeypatch, ch
 @pytest.mark.parametrize(
     ('first', 'then', 'line'),
     [
-        pytest.param({}, MUON, 'train:optim_g:type must be that of the state to resume, Adam, got Muon', id='adam'),
-        pytest.param(MUON, {}, 'train:optim_g:type must be that of the state to resume, Muon, got Adam', id='muon'),
+        pytest.param({}, MUON, 'train:optim_g:type: must be that of the state to resume, Adam, got Muon', id='adam'),
+        pytest.param(MUON, {}, 'train:optim_g:type: must be that of the state to resume, Muon, got Adam', id='muon'),
         pytest.param(
             MUON,
             {'train:optim_g': {'type': 'Muon', 'lr': 0.01, 'adam': {'params': ['conv_last']}}},
-            'train:optim_g:adam:params must be that of the state to resume: ',
+            'train:optim_g:adam:params: must be that of the state to resume, ',
             id='other-tensors',
         ),
     ],

@@ -94,6 +94,26 @@ def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(tmp_path, 
     assert [path.name for path in (two / 'experiments').iterdir()] == ['tiny']
 
 
+def test_two_processes_with_muon_give_the_weights_of_one_with_twice_the_batch(tmp_path):
+    # Adam's eps is large because some biases have a gradient of rounding errors alone, whose sign differs.
+    muon = {'type': 'Muon', 'lr': 0.01, 'adam': {'eps': 1e-4}}
+    changes = {'train:total_iter': 2, 'train:optim_g': muon, 'train:grad_clip': 1.0}
+    one = project(tmp_path / 'one', **changes, **{'datasets:train:batch_size_per_gpu': 4})
+    two = project(tmp_path / 'two', **changes, **{'datasets:train:batch_size_per_gpu': 2})
+    runs = [start(one, ['-opt', 'tiny.yml']), start(two, ['-opt', 'tiny.yml'], processes=2)]
+    for run in runs:
+        output = finish(run)
+        assert run.returncode == 0, output
+
+    expected, actual = (
+        torch.load(folder / 'experiments/tiny/models/net_g_latest.pth', weights_only=True)['params']
+        for folder in (one, two)
+    )
+
+    # A hundredth of a step.
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
+
+
 def test_error_of_one_process_is_said_and_ends_all(tmp_path):
     folder = project(tmp_path / 'two', **{'train:total_iter': 100})
     for path in (folder / 'hr').iterdir():

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from spinsr import infer
+from spinsr.inference import upscale as upscaling
 from spinsr.data import image_file
 from spinsr.data.lmdb_writer import LmdbWriter, part_of
-from spinsr.files import write_bytes
+from spinsr.utils.atomic_write import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ def _output(image: np.ndarray, net: nn.Module, teacher: Teacher, name: str) -> n
     """The output of an LR image (h, w, 3), uint8: (h * scale, w * scale, 3), uint16."""
     x = torch.from_numpy(image.astype(np.float32) / np.float32(255)).permute(2, 0, 1).unsqueeze(0)
     try:
-        y = infer.super_resolve(x, net, tile=teacher.tile, smaller_tiles=False)
+        y = upscaling.super_resolve(x, net, tile=teacher.tile, smaller_tiles=False)
     except MemoryError as error:
         advice = 'smaller tiles, or a device with more memory' if teacher.tile else 'tiles (--tile), which change it'
         raise MemoryError(f'{name}: {error}; use {advice}') from error

@@ -11,7 +11,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from spinsr.rules import is_whole
+from spinsr.utils.validation import is_whole
 
 # Sections of train whose losses count in every iteration.
 _THROUGHOUT = ('perceptual_opt', 'tv_opt', 'contrastive_opt')
