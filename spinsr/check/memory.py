@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_leaves
 from spinsr.check import registries
 from spinsr.check.finding import Finding, note, section, warning
 from spinsr.check.values import largest_step, network_scale
+from spinsr.training import muon
 from spinsr.training.grad_checkpointing import recompute_blocks
 from spinsr.utils.validation import is_whole
-from spinsr.training import muon
 
 _GB = 1e9
 # Of the process's memory to the bytes of the tensors, measured on the CPU (docs/check.md): 1.3 to 1.8.

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from spinsr import convert
-from spinsr.training import checkpoints
 from spinsr.check import registries
 from spinsr.check.finding import Finding, error, note, section, warning
 from spinsr.check.memory import build
+from spinsr.training import checkpoints
 from spinsr.utils.validation import is_whole
 
 

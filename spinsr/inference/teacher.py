@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from spinsr.inference import upscale as upscaling
 from spinsr.data import image_file
 from spinsr.data.lmdb_writer import LmdbWriter, part_of
+from spinsr.inference import upscale as upscaling
 from spinsr.utils.atomic_write import write_bytes
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from spinsr.training.option_files import OptionError
 from spinsr.training import muon
 from spinsr.training.muon import Muon, orthogonalize
+from spinsr.training.option_files import OptionError
 
 SHAPES = [(4, 6), (4, 6), (6, 4), (5, 2, 3, 3), (4, 6), (2, 5, 1, 3)]
 
