@@ -269,11 +269,12 @@ def _to_official(official: dict[str, Tensor], ours: Mapping[str, Tensor]) -> dic
         converted[name] = value[..., None, None] if is_convolution else value
     for block, kind in itertools.product(range(shapes.count(ours, 'blocks.{}.')), _QKV):
         name = f'blocks.{block}.{kind}_attention.to_qkv.weight'
-        if name in ours:
-            value = ours[name] if kind == 'local' else ours[name][..., None, None]
-            qk_dim = (value.shape[0] - value.shape[1]) // 2  # v has as many rows as there are channels
-            for letter, part in zip('qkv', value.split([qk_dim, qk_dim, value.shape[1]]), strict=True):
-                converted[f'blocks.{block}.{_QKV[kind].format(letter)}.weight'] = part
+        value = take(ours, name)
+        qk_dim = (value.shape[0] - value.shape[1]) // 2  # v has as many rows as there are channels
+        for letter, part in zip('qkv', value.split([qk_dim, qk_dim, value.shape[1]]), strict=True):
+            converted[f'blocks.{block}.{_QKV[kind].format(letter)}.weight'] = (
+                part if kind == 'local' else part[..., None, None]
+            )
     if 'upconv2.weight' not in converted:
         converted = {name.replace('upconv1', 'upconv'): value for name, value in converted.items()}
     return converted

@@ -40,13 +40,13 @@ def read_checkpoint(path: str | os.PathLike) -> Mapping:
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f'no such weights file: {printable(path)}')
-    if not path.endswith('.safetensors'):
-        return read_torch_file(path)
     try:
+        if not path.endswith('.safetensors'):
+            return read_torch_file(path)
         return _safetensors('reading', path).load_file(path)
     except ImportError:
         raise
-    except Exception as error:  # whatever a damaged file makes the reader raise
+    except Exception as error:  # whatever a damaged file makes the readers raise
         raise ValueError(f'cannot read checkpoint {printable(path)}: {_first_line(error)}') from error
 
 
@@ -54,25 +54,22 @@ def read_torch_file(path: str | os.PathLike) -> Any:
     """Reads a file of torch.save onto the CPU without executing anything in it; its checksums are compared first.
 
     Raises:
-        OSError: The file cannot be opened.
-        ValueError: Damaged, or it holds more than tensors and plain containers, or it would fill the memory.
+        FileNotFoundError: The file does not exist.
+        ValueError: Damaged, or it holds more than tensors and plain containers, or it would fill the memory. The
+            message does not name the file.
     """
-    where = f'cannot read checkpoint {printable(os.fspath(path))}'
     try:
         _check_records(path)
         content = _torch_load(path)
         _check_claims(content, _LARGEST_RATIO * os.path.getsize(path))
         return content
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise ValueError(f'{where}: {_first_line(error)}') from error
+    except FileNotFoundError:
+        raise
     except pickle.UnpicklingError as error:
         # Not torch's own words: they advise to load the file without this protection.
-        reason = 'damaged, or more than tensors and plain containers, which could run code'
-        raise ValueError(f'{where}: {reason}') from error
-    except Exception as error:  # whatever else a damaged file makes the readers raise
-        raise ValueError(f'{where}: {_first_line(error)}') from error
+        raise ValueError('damaged, or more than tensors and plain containers, which could run code') from error
+    except Exception as error:  # whatever else a damaged file makes torch and zipfile raise
+        raise ValueError(_first_line(error)) from error
 
 
 def _check_records(path: str | os.PathLike) -> None:

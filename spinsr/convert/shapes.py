@@ -32,7 +32,10 @@ def count(state_dict: Mapping[str, Tensor], template: str) -> int:
 
 def images(state_dict: Mapping[str, Tensor]) -> dict[str, int]:
     """`num_in_ch`, `num_out_ch` (as many) and `num_feat`, from the first convolution, `conv_first`."""
-    num_feat, channels = state_dict['conv_first.weight'].shape[:2]
+    shape = state_dict['conv_first.weight'].shape
+    if len(shape) != 4:
+        raise ValueError(f'conv_first.weight must have four dimensions, got {tuple(shape)}')
+    num_feat, channels = shape[:2]
     return {'num_in_ch': channels, 'num_out_ch': channels, 'num_feat': num_feat}
 
 

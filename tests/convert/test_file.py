@@ -264,11 +264,11 @@ def test_basicsr_has_only_rcan(name, official, tmp_path):
         ('spin_official_tiny_x4', 'upconv1.bias', r'lacks 1 tensor: upsample\.0\.bias'),
         ('san_official_tiny_x3', 'RG.1.rcab.0.conv_first.2.bias', r'groups\.1\.blocks\.0\.conv2\.bias'),
         ('rcan_official_tiny_x2', 'body.0.body.2.weight', r'lacks 1 tensor: body\.0\.conv\.weight'),
-        ('rcan_official_tiny_x2', 'tail.0', r'lacks 2 tensors: upsample\.0\.bias, upsample\.0\.weight'),
-        ('rcan_official_tiny_x2', 'body.0.', r'lacks 18 tensors: body\.0\..*, [.]{3}$'),
-        ('rcan_official_tiny_x2', 'body.1.body.0', r'lacks 8 tensors: body\.1\.residual_group\.0\..*, [.]{3}$'),
+        ('rcan_official_tiny_x2', 'tail.0', r'lacks upsample\.0\.weight'),
+        ('rcan_official_tiny_x2', 'body.0.', r'lacks body\.0\.residual_group\.0'),
+        ('rcan_official_tiny_x2', 'body.1.body.0', r'lacks 8 tensors: body\.1\.residual_group\.0\..*, …$'),
         ('zoo/emt_x3', 'body.0.sa_list.1.proj.0.bias', r'lacks 1 tensor: body\.0\.sa_list\.1\.proj\.0\.bias$'),
-        ('zoo/rlfn_x2', 'block_1.esa.conv_f', r'lacks 2 tensors: body\.block_1\.esa\.conv_skip\.bias, '),
+        ('zoo/rlfn_x2', 'block_1.esa.conv_f', r'lacks 2 tensors: body\.block_1\.esa\.conv_skip\.weight, '),
     ],
 )
 def test_incomplete_weights_are_refused(name, lacks, message, official, tmp_path):
@@ -277,7 +277,7 @@ def test_incomplete_weights_are_refused(name, lacks, message, official, tmp_path
         convert_file(saved(weights, tmp_path / 'a.pt'), tmp_path / 'b.pth')
 
 
-@pytest.mark.parametrize(('interaction', 'lacks'), [('only_cross', 17), ('only_intra', 18)])
+@pytest.mark.parametrize(('interaction', 'lacks'), [('only_cross', 'intra'), ('only_intra', 'cross')])
 def test_variants_of_spin_change_their_container_alone(interaction, lacks, tmp_path):
     arguments = {'num_feat': 8, 'num_block': 1, 'qk_dim': 4, 'mlp_dim': 8, 'stoken_size': (4,)}
     weights = spinsr.load('SPIN', 2, None, **arguments, interaction=interaction).state_dict()
@@ -285,7 +285,7 @@ def test_variants_of_spin_change_their_container_alone(interaction, lacks, tmp_p
     convert_file(source, tmp_path / 'b.safetensors')
     net = spinsr.load('SPIN', 2, tmp_path / 'b.safetensors', **arguments, interaction=interaction)
     assert same(net.state_dict(), weights)
-    with pytest.raises(ValueError, match=f'the SPIN state dict lacks {lacks} tensors'):
+    with pytest.raises(ValueError, match=rf'lacks blocks\.0\.{lacks}_attention'):
         convert_file(source, tmp_path / 'c.pth', to='official')
 
 
@@ -305,9 +305,9 @@ def test_arch_may_be_named(name, arch, official, tmp_path):
 
 def test_arch_settles_what_the_names_leave_open(tmp_path):
     source = saved({'conv_first.weight': torch.zeros(1)}, tmp_path / 'a.pt')
-    with pytest.raises(ValueError, match='fit EMT and RCAN and RDBESA and RLFN and SAN and SPIN equally well: name the network'):
+    with pytest.raises(ValueError, match='fit EMT and RCAN .* and SPIN equally well: name the network'):
         convert_file(source, tmp_path / 'b.pth')
-    with pytest.raises(ValueError, match='the SAN state dict lacks'):
+    with pytest.raises(ValueError, match='SAN does not have tensors of these shapes: conv_first.weight'):
         convert_file(source, tmp_path / 'b.pth', 'SAN')
 
 
