@@ -13,7 +13,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
 from spinsr.convert import mean_shift, shapes
-from spinsr.convert.registry import ArchFormat, Form, Onnx, Source, bare, register_format
+from spinsr.convert.registry import ArchFormat, Form, Onnx, PublishedResult, Source, bare, register_format
 from spinsr.modules.mean_shift import register_mean
 from spinsr.modules.upsample import upsample_and_convolve, upscale_factors
 
@@ -99,6 +99,8 @@ def _to_basicsr(ours: dict[str, Tensor]) -> dict[str, Tensor]:
 
 _BLOCK = 'body.{group}.residual_group.{block}.rcab.'
 
+_PUBLISHED = 'ECCV 2018, figures in github.com/yulunzhang/RCAN; parameters counted in its code'
+
 register_format(
     ArchFormat(
         arch=RCAN,
@@ -129,6 +131,11 @@ register_format(
         layout=bare,
         forms={'basicsr': Form(_to_basicsr, fits=lambda weights: 'mean' not in weights)},
         onnx=Onnx(sides=(2, None)),  # torch.export makes a constant of a side of 1
+        published=(
+            PublishedResult(2, 15_444_667, '38.27 34.12 32.41 33.34 39.44', _PUBLISHED),
+            PublishedResult(3, 15_629_307, '34.74 30.65 29.32 29.09 34.44', _PUBLISHED),
+            PublishedResult(4, 15_592_379, '32.63 28.87 27.77 26.82 31.22', _PUBLISHED),
+        ),
         source=Source(
             'Image Super-Resolution Using Very Deep Residual Channel Attention Networks (Zhang et al., ECCV 2018)',
             2018,

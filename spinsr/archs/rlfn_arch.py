@@ -12,7 +12,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from spinsr.convert import shapes
-from spinsr.convert.registry import ArchFormat, Onnx, Sizes, Source, bare, register_format
+from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Sizes, Source, bare, register_format
 from spinsr.modules.esa import MIN_SIDE, EnhancedSpatialAttention
 from spinsr.modules.padding import pad_to
 
@@ -96,6 +96,8 @@ class RLFN(nn.Module):
 
 _ESA = {'conv1': 'conv_in', 'conv_f': 'conv_skip', 'conv2': 'conv_stride', 'conv3': 'conv_coarse', 'conv4': 'conv_out'}
 
+_PUBLISHED = 'CVPRW 2022, arXiv:2205.07514, Table 1'
+
 register_format(
     ArchFormat(
         arch=RLFN,
@@ -120,6 +122,10 @@ register_format(
         layout=bare,
         sizes=Sizes(minimum=MIN_SIDE, pads=True),
         onnx=Onnx(sides=(MIN_SIDE, None)),
+        published=(
+            PublishedResult(2, 527_000, '38.07 33.72 32.22 32.33 -', _PUBLISHED),
+            PublishedResult(4, 543_000, '32.24 28.62 27.60 26.17 -', _PUBLISHED),
+        ),
         source=Source(
             'Residual Local Feature Network for Efficient Super-Resolution (Kong et al., CVPRW 2022)',
             2022,

@@ -12,7 +12,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from spinsr.convert import mean_shift, shapes
-from spinsr.convert.registry import ArchFormat, Onnx, Source, bare, register_format
+from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Source, bare, register_format
 from spinsr.modules.mean_shift import register_mean
 from spinsr.modules.region_non_local import RegionNonLocal
 from spinsr.modules.second_order_attention import MAX_SIDE, SecondOrderChannelAttention
@@ -133,6 +133,8 @@ def _to_official(official: dict[str, Tensor], ours: Mapping[str, Tensor]) -> dic
     return mean_shift.unfold_div2k(official | {name: conv.new_zeros(shape) for name, shape in unused.items()}, ours)
 
 
+_PUBLISHED = 'SwinIR, ICCVW 2021, Table 2; parameters counted in github.com/daitao/SAN'
+
 register_format(
     ArchFormat(
         arch=SAN,
@@ -167,6 +169,11 @@ register_format(
         tiling='discouraged',
         # Below, a quadrant has a side of 1, which is not pooled; above, covariances are of a crop.
         onnx=Onnx(sides=(4, MAX_SIDE)),
+        published=(
+            PublishedResult(2, 15_712_800, '38.31 34.07 32.42 33.10 39.32', _PUBLISHED),
+            PublishedResult(3, 15_897_440, '34.75 30.59 29.33 28.93 34.30', _PUBLISHED),
+            PublishedResult(4, 15_860_512, '32.64 28.92 27.78 26.79 31.18', _PUBLISHED),
+        ),
         source=Source(
             'Second-order Attention Network for Single Image Super-Resolution (Dai et al., CVPR 2019)',
             2019,

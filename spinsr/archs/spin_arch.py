@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from spinsr.convert import shapes
 from spinsr.convert.mean_shift import take
-from spinsr.convert.registry import ArchFormat, Source, register_format
+from spinsr.convert.registry import ArchFormat, PublishedResult, Source, register_format
 from spinsr.modules.feed_forward import FeedForward
 from spinsr.modules.intra_superpixel_attention import IntraSuperpixelAttention
 from spinsr.modules.layout import to_image, to_tokens
@@ -305,6 +305,8 @@ def _layout(official: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
+_PUBLISHED = 'ICCV 2023, Table 1; x4 on Manga109: Table 2'
+
 register_format(
     ArchFormat(
         arch=SPIN,
@@ -337,6 +339,11 @@ register_format(
         to_official=_to_official,
         layout=_layout,
         tiling='discouraged',
+        published=(
+            PublishedResult(2, 497_000, '38.20 33.90 32.31 32.79 -', _PUBLISHED),
+            PublishedResult(3, 569_000, '34.65 30.57 29.23 28.71 -', _PUBLISHED),
+            PublishedResult(4, 555_000, '32.48 28.80 27.70 26.55 30.98', _PUBLISHED),
+        ),
         source=Source(
             'Lightweight Image Super-Resolution with Superpixel Token Interaction (Zhang et al., ICCV 2023)',
             2023,

@@ -39,8 +39,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--key',
         choices=('params', 'params_ema'),
-        help='which weights of a BasicSR file (default: both if IN has both and OUT can hold both, that is .pth and .pt '
-        'in a form other than official; else params_ema before params)',
+        help='which weights of a BasicSR file (default: both if IN has both and OUT can hold both, which .pth and .pt '
+        'can except in the official form; else params_ema before params)',
     )
     parser.add_argument('--overwrite', action='store_true', help='replace OUT if it exists')
     parser.set_defaults(run=run, error=parser.error)

@@ -47,7 +47,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar='S',
         type=arguments.scales,
         nargs='+',
-        help='scales, as 2,4 or 2 4 (default: that of the weights, else 4); {scale} in --weights and --sr stands for it',
+        help='scales, as 2,4 or 2 4 (default: that of the weights, else 4); {scale} in --weights and --sr is replaced',
     )
     parser.add_argument(
         '--protocol',

@@ -25,7 +25,7 @@ WRAPPERS = (
 )
 # What DataParallel, torch.compile and GAN trainers put in front of the names.
 PREFIXES = ('module.', '_orig_mod.', 'netG.')
-# torch does not compress. What is unpacked may be this many times the file, so that a small file cannot fill the memory.
+# torch does not compress. Content may be this many times the file's size, so that a small file cannot fill the memory.
 _LARGEST_RATIO = 10
 
 
@@ -167,7 +167,7 @@ def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:
 
     Args:
         checkpoint: A state dict, or a mapping that holds one under a key of `WRAPPERS` (the first of them that is
-            there, and so on inside). Any of `PREFIXES`, in any order, may stand in front of the names; they are removed.
+            there, and so on inside). `PREFIXES` in front of the names, in any order, are removed.
 
     Raises:
         TypeError: Not a mapping of names to dense tensors.
@@ -236,7 +236,7 @@ def _safetensors(doing: str, path: str | os.PathLike) -> Any:
 
 
 def _standing_alone(content: Any) -> Any:
-    """A copy in which no tensor is a view of another: safetensors refuses views, torch writes the whole base of each."""
+    """A copy without views: safetensors refuses them, and torch writes the whole base of each."""
     if isinstance(content, Tensor):
         return content.detach().cpu().clone(memory_format=torch.contiguous_format)
     if isinstance(content, Mapping):

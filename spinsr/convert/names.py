@@ -30,8 +30,8 @@ class NameTable:
 
     A template has fields in braces, which have the same value on both sides of a row: `{end}` is weight or bias,
     `{statistic}` one of the five tensors of a batch normalisation, `{part:conv1|conv2}` one of the words after the
-    colon, and any other field a number. A field occurs once in a template. A number that only the authors' name has is the argument of the network with
-    the name of the field: `('body.{num_group}.{end}', 'conv_after_body.{end}')`.
+    colon, and any other field a number. A field occurs once in a template. A number that only the authors' name has is
+    the argument of the network with the name of the field: `('body.{num_group}.{end}', 'conv_after_body.{end}')`.
 
     Args:
         rows: A template, or (official, ours) where the names differ. The first row that fits a name counts.
