@@ -24,7 +24,7 @@ help:
 	@echo 'make demo    train SPIN x4 on a few photographs, test it, draw a picture (some minutes on two cores)'
 	@echo 'make test    the fast tests'
 	@echo 'make slow    the slow tests'
-	@echo 'make lint    ruff: rules and format'
+	@echo 'make lint    ruff (rules, format) and import-linter (which package may import which)'
 	@echo 'make setup   only install (into $(VENV))'
 	@echo 'make clean   remove the environment, builds and caches; datasets, experiments and results stay'
 
@@ -85,6 +85,7 @@ slow: setup
 lint: setup
 	"$(BIN)/python" -m ruff check .
 	"$(BIN)/python" -m ruff format --check .
+	"$(BIN)/lint-imports" --no-cache
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -50,6 +50,7 @@ setup(
     extras_require={
         'dev': [
             'build',
+            'import-linter',
             'matplotlib',
             'onnx',
             'onnxruntime',
