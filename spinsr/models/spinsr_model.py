@@ -199,7 +199,7 @@ class SpinsrModel(SRModel):
         for name, parameter in named:
             if not parameter.requires_grad:
                 logger.warning(f'Params {name} will not be optimized.')
-        self.optimizer_g = muon.build([(name, p) for name, p in named if p.requires_grad], options)
+        self.optimizer_g = muon.build(named, options)
         self.optimizers.append(self.optimizer_g)
         for group in self.optimizer_g.param_groups:
             words = f'{len(group["params"])} tensors, {sum(p.numel() for p in group["params"]):,d} parameters'
@@ -532,7 +532,8 @@ class SpinsrModel(SRModel):
 
     def _check_optimizers(self, saved: list[Mapping[str, Any]]) -> None:
         """Refuses the state of another optimizer, or of one whose groups have other sizes."""
-        for state, optimizer in zip(saved, self.optimizers, strict=True):
+        # BasicSR says where their numbers differ.
+        for state, optimizer in zip(saved, self.optimizers, strict=False):
             kind, groups = type(optimizer).__name__, state['param_groups']
             if problem := checkpoints.optimizer_problem(groups, kind):
                 raise OptionError(f'train:optim_g:type: {problem}')

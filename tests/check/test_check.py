@@ -165,6 +165,13 @@ def test_no_check_leaves_the_failure_to_basicsr(project):
         train.main(['-opt', options, '--no-check'])
 
 
+def test_names_for_adam_are_looked_up_in_a_network_of_another_package(project, chain, without_memory):
+    muon = {'type': 'Muon', 'lr': 0.01, 'adam': {'params': ['first', 'tail']}}
+    found = check(changed(TRAIN, {'network_g': chain, 'train:optim_g': muon}))
+    errors = [str(finding) for finding in found if finding.level == 'error']
+    assert errors == ["train:optim_g:adam:params: 'tail' matches no parameter of the network"]
+
+
 def test_bytes_of_a_forward(chain):
     weights, pixel = 4 * (3 * 100 + 100 * 12), 4 * 10 * 10
     # Beside its output a layer has its input: the highest are the 100 channels with the 12 after them.

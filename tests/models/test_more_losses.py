@@ -109,6 +109,18 @@ def test_estimator_learns_with_the_network_in_the_first_step():
     assert model.get_current_learning_rate() == [1e-3, 1e-3]
 
 
+def test_estimator_learns_by_muon():
+    model = build(**ESTIMATION, **{'train:optim_g': {'type': 'Muon', 'lr': 0.01}})
+    before = copy.deepcopy(model.net_s.state_dict())
+    step(model)
+    after = model.net_s.state_dict()
+    assert not any(torch.equal(after[name], before[name]) for name in ('conv_first.weight', 'conv_last.weight'))
+    matrices, others = ({id(p) for p in group['params']} for group in model.optimizer_g.param_groups)
+    for net in (model.net_g, model.net_s):
+        assert {id(net.conv_first.weight), id(net.conv_last.weight)} <= others
+        assert {id(p) for p in net.parameters()} <= matrices | others and matrices & {id(p) for p in net.parameters()}
+
+
 def test_estimator_learns_where_the_error_is_large():
     """The left half of the target is out of reach: after some steps s is larger there."""
     model, data = build(**ESTIMATION, **{'train:optim_g:lr': 1e-2}), batch()
