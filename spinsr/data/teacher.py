@@ -66,8 +66,7 @@ def describe(
     Raises:
         OSError: The file cannot be read.
     """
-    with open(weights, 'rb') as file:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     # As JSON gives it back.
     arguments = json.loads(json.dumps(dict(arch_args or {})))
     return Teacher(arch, arguments, weights.name, digest, scale, tile)
