@@ -160,31 +160,9 @@ def _losses(options: Mapping[str, Any]) -> Iterator[Finding]:
             if not found and (part['type'] in _PLAIN_LOSSES or loss.__module__.startswith('spinsr.')):
                 yield from _tried(loss, where, **_arguments(part))
     if train and model is not None and model.__name__ in ('SRModel', 'SpinsrModel'):
-        yield from _targets(options, model)
         enough = ('pixel_opt', 'perceptual_opt', *(('distill_opt',) if model.__name__ == 'SpinsrModel' else ()))
         if not any(train.get(name) for name in enough):
             yield error('train', f'there is no loss: none of {", ".join(enough)}')
-
-
-def _targets(options: Mapping[str, Any], model: type) -> Iterator[Finding]:
-    """Finds losses of what the training set does not give, and a teacher's outputs that no loss uses."""
-    dataset, train = section(options, 'datasets', 'train'), section(options, 'train')
-    cls = find('DATASET', dataset.get('type'))
-    if cls is None or not _is_known(cls):
-        return
-    gives = set(getattr(cls, 'GIVES', ('gt', 'lq')))
-    if 'teacher' in gives and dataset.get('read_gt') is False:
-        gives.remove('gt')
-        key, fix = 'read_gt', 'true gives it'
-    calls = {'perceptual_opt': ('output', 'gt'), **getattr(model, 'CALLS', {})}
-    for name, needs in calls.items():
-        if train.get(name) and 'teacher' in needs and 'teacher' not in gives:
-            where = f'datasets:train:type is {cls.__name__}'
-            yield error(f'train:{name}', f'needs the outputs of a teacher: DistillationDataset; {where}')
-        elif train.get(name) and 'gt' in needs and 'gt' not in gives:
-            yield error(f'train:{name}', 'needs HR, which datasets:train:read_gt: false leaves out')
-    if 'teacher' in gives and not train.get('distill_opt'):
-        yield warning('datasets:train', 'the outputs of the teacher are not used: there is no train:distill_opt')
 
 
 def _tried(build: Callable, where: str, *args: Any, **kwargs: Any) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from basicsr.utils.registry import DATASET_REGISTRY  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torchvision.transforms.functional import normalize  # noqa: E402
 
-from spinsr.data.teacher import read_sizes  # noqa: E402
+from spinsr.data.teacher import read_sizes, teacher_file  # noqa: E402
 from spinsr.errors import DataError  # noqa: E402
 
 SIDES = ('lq', 'gt', 'teacher')
@@ -107,11 +107,6 @@ class DistillationDataset(PairedImageDataset):
         if image is None:
             raise ValueError(f'{path} ({side}) is no image')
         return image
-
-
-def teacher_file(root: str, name: str) -> str:
-    """The file of a teacher's output for an HR image, by the image's name in its folder."""
-    return os.path.join(root, f'{os.path.splitext(name)[0]}.png')
 
 
 def _keys(path: Path) -> set[str]:

@@ -7,6 +7,7 @@ see what is around it, and its outputs there differ by tens of grey levels.
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -169,6 +170,11 @@ def read_sizes(path: Path) -> dict[str, tuple[int, int]]:
     if not sizes:
         raise ValueError(f'{meta_info} names no images')
     return sizes
+
+
+def teacher_file(root: str, name: str) -> str:
+    """The file of a teacher's output for an HR image, by the image's name in its folder."""
+    return os.path.join(root, f'{os.path.splitext(name)[0]}.png')
 
 
 def _check_teacher(out: Path, teacher: Teacher) -> None:

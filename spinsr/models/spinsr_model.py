@@ -279,7 +279,7 @@ class SpinsrModel(SRModel):
             self.model_ema(decay=self.ema_decay)
 
     def _check_targets(self) -> None:
-        words = {'gt': 'HR images', 'teacher': 'the outputs of a teacher, as DistillationDataset has them'}
+        words = {'gt': 'HR', 'teacher': 'the outputs of a teacher, as DistillationDataset gives them'}
         for section, names in {**self.CALLS, 'perceptual_opt': ('output', 'gt')}.items():
             for name in words.keys() & set(names) - self.targets.keys():
                 if self.opt['train'].get(section):
