@@ -236,12 +236,6 @@ def _names(dataset: Mapping[str, Any], sources: Mapping[str, _Source], problems:
     for name in first:
         stem, ending = os.path.splitext(os.path.basename(name))
         pair = {'lq': f'{template.format(stem)}{ending}', 'gt': name}
-        if 'teacher' in sources:
-            pair['teacher'] = teacher_file('', name)
-            if not (sources['teacher'].root / pair['teacher']).is_file():
-                missing = f'{name} of {sources["gt"].root} has no output {pair["teacher"]}'
-                problems.add('error', 'no output', f'{missing} in {sources["teacher"].root}')
-                continue
         if pair['lq'] in there:
             pairs.append(pair)
         else:
@@ -250,7 +244,21 @@ def _names(dataset: Mapping[str, Any], sources: Mapping[str, _Source], problems:
             problems.add('error', 'no LR', reason)
     if not listed:
         _unpaired(there - {pair['lq'] for pair in pairs}, sources['lq'], sources['gt'], problems)
-    return pairs
+    return _with_outputs(pairs, sources, problems) if 'teacher' in sources else pairs
+
+
+def _with_outputs(
+    pairs: Iterable[dict[str, str]], sources: Mapping[str, _Source], problems: _Problems
+) -> list[dict[str, str]]:
+    """The pairs of folders that have a teacher's output, with its name."""
+    found, root = [], sources['teacher'].root
+    for pair in pairs:
+        name = teacher_file('', pair['gt'])
+        if (root / name).is_file():
+            found.append({**pair, 'teacher': name})
+        else:
+            problems.add('error', 'no output', f'{pair["gt"]} of {sources["gt"].root} has no output {name} in {root}')
+    return found
 
 
 def _teacher(root: Path, scale: int | None, problems: _Problems) -> None:

@@ -49,9 +49,7 @@ def memory(options: Mapping[str, Any], largest: tuple[int, int] | None = None, *
         words = f'a training step (batch {batch}, LR {side}x{side})'
         # SRModel does not read it.
         recompute = section(options, 'train').get('recompute') is True and options.get('model_type') != 'SRModel'
-        train = section(options, 'train')
-        targets = 1 + bool(train.get('distill_opt') and train.get('pixel_opt'))
-        more = {'ema': has_ema, 'recompute': recompute, 'targets': targets}
+        more = {'ema': has_ema, 'recompute': recompute}
         parts.append(('network_g', words, lambda: training_bytes(network, batch, side, side, **more)))
     if largest is not None:
         words = f'the largest image to {"validate" if is_train else "test"} (LR {largest[0]}x{largest[1]})'
@@ -76,14 +74,7 @@ def build(network: Mapping[str, Any]) -> nn.Module:
 
 
 def training_bytes(
-    network: Mapping[str, Any],
-    batch: int,
-    height: int,
-    width: int,
-    *,
-    ema: bool = False,
-    recompute: bool = False,
-    targets: int = 1,
+    network: Mapping[str, Any], batch: int, height: int, width: int, *, ema: bool = False, recompute: bool = False
 ) -> int:
     """The bytes of all tensors at the peak of a training step with Adam.
 
@@ -96,11 +87,10 @@ def training_bytes(
         width: Of an LR image, in pixels.
         ema: Whether a second network keeps the moving average.
         recompute: Whether the blocks are computed once more for the gradient.
-        targets: Images that each result is compared with: HR, a teacher's output.
     """
 
     def peak(images: int) -> int:
-        return _peak(network, images, height, width, targets, recompute=recompute)
+        return _peak(network, images, height, width, with_gradient=True, recompute=recompute)
 
     one = peak(1)
     step = one if batch == 1 else one + (batch - 1) * (peak(2) - one)
@@ -121,7 +111,7 @@ def inference_bytes(
         ema: Whether there is a second network too.
     """
     networks = 1 + (3 if trained else 0) + (1 if ema else 0)
-    return _peak(network, 1, height, width, 0) + _weight_bytes(network) * networks
+    return _peak(network, 1, height, width, with_gradient=False) + _weight_bytes(network) * networks
 
 
 def _weight_bytes(network: Mapping[str, Any]) -> int:
@@ -129,7 +119,7 @@ def _weight_bytes(network: Mapping[str, Any]) -> int:
 
 
 def _peak(
-    network: Mapping[str, Any], batch: int, height: int, width: int, targets: int, *, recompute: bool = False
+    network: Mapping[str, Any], batch: int, height: int, width: int, *, with_gradient: bool, recompute: bool = False
 ) -> int:
     arch = registries.find('ARCH', network['type'])
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -139,10 +129,10 @@ def _peak(
         net = arch(**{key: value for key, value in network.items() if key != 'type'})
         if recompute:
             recompute_blocks(net)
-        with _Peak() as peak, torch.set_grad_enabled(targets > 0):
+        with _Peak() as peak, torch.set_grad_enabled(with_gradient):
             output = net(torch.rand(batch, 3, height, width))
-            if targets:
-                sum((output - torch.rand_like(output)).abs().mean() for _ in range(targets)).backward()
+            if with_gradient:
+                (output - torch.rand_like(output)).abs().mean().backward()
     return peak.bytes
 
 

@@ -177,7 +177,7 @@ def test_bytes_of_a_step_are_a_line_in_the_batch(chain):
     one, two, nine = (memory.training_bytes(chain, batch, 10, 10) for batch in (1, 2, 9))
     assert nine - one == 8 * (two - one) > 8 * 4 * 100 * (3 + 100 + 12)
     assert memory.training_bytes(chain, 2, 10, 10, ema=True) == two + 4 * (3 * 100 + 100 * 12)
-    direct = memory._peak(chain, 9, 10, 10, targets=1)
+    direct = memory._peak(chain, 9, 10, 10, with_gradient=True)
     assert direct + 3 * 4 * (3 * 100 + 100 * 12) == nine
 
 
