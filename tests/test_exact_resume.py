@@ -165,6 +165,7 @@ UNCERTAINTY = {
             {**DISTILLATION, **GROWS, 'train:pixel_opt': None, 'datasets:train:read_gt': False},
             ['net_g'],
             id='teacher-alone-with-growing-patches',
+            marks=pytest.mark.slow,
         ),
         pytest.param(UNCERTAINTY, ['net_g', 'net_s'], id='uncertainty-estimation'),
         pytest.param(

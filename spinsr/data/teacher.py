@@ -1,7 +1,7 @@
 """A teacher's outputs, computed once and stored beside HR and LR: the targets of distillation.
 
 The whole LR image goes through the network, not the patches of a training: at the border of a patch a teacher does not
-see what is around it, and its outputs there differ by tens of grey levels.
+see what is around it, and its outputs there are others.
 """
 
 import hashlib
