@@ -1,12 +1,13 @@
 """A teacher's outputs, computed once and stored beside HR and LR: the targets of distillation.
 
 The whole LR image goes through the network, not the patches of a training: at the border of a patch a teacher does not
-see what is around it, and its outputs there differ by tens of grey levels.
+see what is around it, and its outputs there are others.
 """
 
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,8 +67,7 @@ def describe(
     Raises:
         OSError: The file cannot be read.
     """
-    with open(weights, 'rb') as file:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     # As JSON gives it back.
     arguments = json.loads(json.dumps(dict(arch_args or {})))
     return Teacher(arch, arguments, weights.name, digest, scale, tile)
@@ -170,6 +170,11 @@ def read_sizes(path: Path) -> dict[str, tuple[int, int]]:
     if not sizes:
         raise ValueError(f'{meta_info} names no images')
     return sizes
+
+
+def teacher_file(root: str, name: str) -> str:
+    """The file of a teacher's output for an HR image, by the image's name in its folder."""
+    return os.path.join(root, f'{os.path.splitext(name)[0]}.png')
 
 
 def _check_teacher(out: Path, teacher: Teacher) -> None:

@@ -308,6 +308,15 @@ def test_below_the_smallest_tile_the_error_says_what_was_tried():
     assert str(error.value) == expected
 
 
+@pytest.mark.parametrize(('tile', 'tried'), [(None, 'whole'), (50, 'in tiles of 50')])
+def test_without_smaller_tiles_the_first_try_is_the_last(tile, tried):
+    net = Small(torch.OutOfMemoryError('CUDA out of memory'), 9)
+    with pytest.raises(MemoryError) as error:
+        super_resolve(torch.rand(1, 3, 100, 100), net, tile=tile, smaller_tiles=False)
+    assert str(error.value) == f'memory runs out for 100x100 (HxW) pixels {tried}: CUDA out of memory'
+    assert len(net.sizes) == 1
+
+
 def test_other_errors_of_the_network_are_not_tried_again():
     net = Small(RuntimeError('mat1 and mat2 shapes cannot be multiplied'), 9)
     with pytest.raises(RuntimeError, match='mat1'):

@@ -15,7 +15,7 @@ import torch
 from spinsr import train
 from spinsr.training import distributed
 
-from ..tiny_project import TRAIN, changed, write_images, write_options
+from ..tiny_project import DISTILLATION, TRAIN, changed, write_images, write_options, write_outputs
 
 WITHOUT_SHOW = {'network_g:num_block': 1, 'logger:print_freq': 1000}
 
@@ -52,6 +52,7 @@ def gradients(folder):
 def project(folder, **changes):
     folder.mkdir()
     write_images(folder, 7)
+    write_outputs(folder, 7)
     write_options(folder / 'tiny.yml', changed(TRAIN, {**WITHOUT_SHOW, **changes}))
     return folder
 
@@ -75,6 +76,7 @@ UNCERTAINTY = {
         pytest.param(1, {'train:pixel_opt:reduction': 'sum'}, id='at-once', marks=pytest.mark.slow),
         pytest.param(2, {'train:pixel_opt:reduction': 'mean'}, id='in-two-parts', marks=pytest.mark.slow),
         pytest.param(2, UNCERTAINTY, id='in-two-parts-of-two-networks'),
+        pytest.param(2, DISTILLATION, id='in-two-parts-with-a-teacher', marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(tmp_path, accumulate, changes):
