@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from spinsr.check.finding import Finding, datasets, error, section, warning
 from spinsr.data.image_file import DAMAGE, PNG_END
-from spinsr.inference.teacher import read_meta, teacher_file
+from spinsr.data.teacher_outputs import read_meta, teacher_file
 from spinsr.utils.validation import is_whole
 
 _HEAD = 65536  # bytes of an LMDB's value in which the header is looked for

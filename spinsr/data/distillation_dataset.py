@@ -19,7 +19,7 @@ from basicsr.utils.registry import DATASET_REGISTRY  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torchvision.transforms.functional import normalize  # noqa: E402
 
-from spinsr.inference.teacher import read_sizes, teacher_file  # noqa: E402
+from spinsr.data.teacher_outputs import read_sizes, teacher_file  # noqa: E402
 from spinsr.utils.errors import DataError  # noqa: E402
 
 SIDES = ('lq', 'gt', 'teacher')

@@ -13,8 +13,9 @@ import spinsr
 from spinsr.cli import main
 from spinsr.data import image_file
 from spinsr.data.own_images import prepare_images
+from spinsr.data.teacher_outputs import Teacher, describe, read_meta
 from spinsr.inference import teacher
-from spinsr.inference.teacher import Teacher, describe, prepare_teacher, read_meta
+from spinsr.inference.teacher import prepare_teacher
 
 TINY = {'num_feat': 4, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 2}
 RCAN = Teacher('RCAN', TINY, 'a.pth', '01', 2)
