@@ -1,4 +1,5 @@
-"""The networks. Importing this package registers them in BasicSR: SPIN, SAN, RCAN_spinsr, RDBESA.
+"""The networks. Importing this package registers them in BasicSR: SPIN, SAN, RCAN_spinsr, EMT, RLFN and
+RDBESA.
 
 Import it before anything of BasicSR: BasicSR 1.4.2 alone does not import beside today's torchvision. Every file that
 ends in `_arch.py` is picked up.

@@ -12,7 +12,7 @@ from spinsr.data import bicubic
 from spinsr.inference import upscale as upscaling
 from spinsr.inference.upscale import scale_of, super_resolve
 
-from ..networks import SMALL
+from ..networks import SMALL, settled
 
 each_arch = pytest.mark.parametrize('arch', SMALL)
 
@@ -364,7 +364,7 @@ def test_half_precision_computes_in_half_and_gives_float32(precision):
 @each_arch
 @pytest.mark.parametrize('precision', ['bf16', 'fp16'])
 def test_half_precision_of_our_networks(arch, precision, image):
-    net = spinsr.load(arch, scale=2, weights=None, **SMALL[arch])
+    net = settled(spinsr.load(arch, scale=2, weights=None, **SMALL[arch]))
     full = spinsr.upscale(image, net).astype(int)
     assert abs(spinsr.upscale(image, net, precision=precision) - full).max() <= 3
 
