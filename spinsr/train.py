@@ -206,10 +206,9 @@ class _Run:
     def cuda_prefetcher(self, loader: Any, opt: dict[str, Any]) -> Any:
         return _Prefetcher(self, self._basicsr['CUDAPrefetcher'](time_limit.Unterminated(loader), opt))
 
-    def end_if_asked(self) -> None:
-        """Between two iterations; after the last one nothing is left to be stopped but its validation."""
-        if self.reached is None or self.reached[1] < int(self.opt['train']['total_iter']):
-            self.stop.end_if_asked()
+    def is_complete(self) -> bool:
+        """Whether the last iteration is done; its validation may be left."""
+        return self.reached is not None and self.reached[1] >= int(self.opt['train']['total_iter'])
 
     def _validate_missed(self, start_iter: int, tb_logger: Any) -> None:
         """BasicSR validates after it has saved: a training that was killed in between has not validated yet."""
@@ -259,12 +258,15 @@ class _Prefetcher:
         self.run, self.prefetcher = run, prefetcher
 
     def next(self) -> Any:
-        self.run.end_if_asked()
+        if self.run.is_complete():
+            return None
+        self.run.stop.end_if_asked()
         with self.run.stop.waiting():
             return self.prefetcher.next()
 
     def reset(self) -> None:
-        self.prefetcher.reset()
+        if not self.run.is_complete():
+            self.prefetcher.reset()
 
 
 def _command() -> str:

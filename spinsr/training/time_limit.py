@@ -6,6 +6,7 @@ nothing of it: `Stop` notes the signal and the time, and the functions that spin
 
 import contextlib
 import functools
+import multiprocessing
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -224,12 +226,15 @@ class Unterminated:
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
-        if hasattr(signal, 'sigwaitinfo'):  # neither on macOS nor on Windows
+        self._guarded = loader.num_workers > 0 and hasattr(signal, 'sigwaitinfo')  # neither macOS nor Windows has it
+        if self._guarded:
             loader.worker_init_fn = functools.partial(_init_worker, loader.worker_init_fn)
 
     def __iter__(self) -> Iterator[Any]:
-        if not hasattr(signal, 'sigwaitinfo'):
+        if not self._guarded:
             return iter(self.loader)
+        if (self.loader.multiprocessing_context or multiprocessing).get_start_method() != 'fork':
+            resource_tracker.ensure_running()  # started below, it would unblock SIGTERM
         # A process begins with the signals blocked that are blocked where it is started.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
