@@ -18,10 +18,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spinsr import checkpoints, compat, distributed
-from spinsr.launch import launch, replaced
-from spinsr.option_files import OptionError
 from spinsr.training import time_limit
+
+if __name__ == '__main__':
+    time_limit.end_at_sigterm('spinsr.train')  # what is imported below takes seconds
+
+from spinsr import checkpoints, compat, distributed  # noqa: E402
+from spinsr.launch import launch, replaced  # noqa: E402
+from spinsr.option_files import OptionError  # noqa: E402
 
 # The seeds of samples are mixed of (seed, epoch, position); as a fourth number it keeps those of the network apart.
 _OF_NETWORK = 1
@@ -37,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return launch('spinsr.train', functools.partial(_train, stop), argv, is_train=True)
         except time_limit.Stopped:
-            sys.stderr.write(f'spinsr.train: {_nothing_trained(stop)}\n')
+            sys.stderr.write(f'spinsr.train: {time_limit.NOTHING}\n')
             return 0
 
 
@@ -235,7 +239,7 @@ class _Run:
         if self.reached is None:
             if self.logger is None:
                 raise time_limit.Stopped
-            self.logger.info(_nothing_trained(self.stop))
+            self.logger.info(time_limit.NOTHING)
             return
         self._save()
         iteration, total = self.reached[1], int(self.opt['train']['total_iter'])
@@ -272,12 +276,12 @@ class _Prefetcher:
 def _command() -> str:
     """What goes on with this training; spinsr.launch has put the command of this run into sys.argv."""
     program, *flags = sys.argv
+    if 'TORCHELASTIC_RUN_ID' in os.environ:
+        program = f'torchrun --nproc_per_node={os.environ["LOCAL_WORLD_SIZE"]} -m spinsr.train'
+        if int(os.environ['GROUP_WORLD_SIZE']) > 1:
+            program = 'torchrun on each machine as before, -m spinsr.train'
     flags += [] if '--auto_resume' in flags else ['--auto_resume']
     return f'{program} {shlex.join(flags)}'
-
-
-def _nothing_trained(stop: time_limit.Stop) -> str:
-    return f'{stop.cause} before the first iteration: nothing was trained'
 
 
 def find_state(opt: Mapping[str, Any]) -> tuple[Path | None, list[str]]:

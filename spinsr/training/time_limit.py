@@ -2,6 +2,7 @@
 
 SLURM, `timeout`, `docker stop` and most schedulers send SIGTERM some seconds before they kill. BasicSR's loop knows
 nothing of it: `Stop` notes the signal and the time, and the functions that spinsr.train puts into the loop ask it.
+Importing this module does not import torch, so it can come first.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -18,7 +20,6 @@ from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
-from spinsr import distributed
 from spinsr.rules import Rule, is_number
 
 # One SIGTERM may arrive several times: `timeout` sends it to the process and to its group, SLURM to torchrun and to the
@@ -31,6 +32,8 @@ _COPIES, _DISK = 4, 100e6
 _UNITS = {'d': 86400, 'h': 3600, 'm': 60, 's': 1}
 _TIME = re.compile(r'\s*'.join(rf'(?:(\d+(?:\.\d+)?)\s*{unit})?' for unit in _UNITS))
 
+# What is said when no iteration was done: a time limit always allows one.
+NOTHING = 'SIGTERM before the first iteration: nothing was trained'
 # Why a run ends; of several processes the largest counts.
 _NO, _TIME_LIMIT, _SIGTERM = range(3)
 
@@ -130,6 +133,8 @@ class Stop:
 
     def asked(self) -> bool:
         """Whether the run ends now; the processes of a training call it together, and all get the same answer."""
+        from spinsr import distributed
+
         if self._iterations:  # the shortest limit still allows one: a training that is started again goes on
             self._check_time(max(self._iterations))
         self._agreed = max(self._agreed, distributed.largest(self._own()))
@@ -196,6 +201,22 @@ class Stop:
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         size = sum(weight.numel() * weight.element_size() for group in groups for weight in group['params'])
         self.writing = _COPIES * size / _DISK
+
+
+def end_at_sigterm(name: str) -> None:
+    """Lets SIGTERM end the program with status 0 until a `Stop` handles it; one of several processes fails instead.
+
+    Args:
+        name: The program's, for the message.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.stderr.write(f'{name}: {NOTHING}\n')
+        sys.stderr.flush()
+        os._exit(0)
+
+    if not _has_peers():
+        signal.signal(signal.SIGTERM, end)
 
 
 def _has_peers() -> bool:
