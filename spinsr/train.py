@@ -205,10 +205,10 @@ class _Run:
         return self._basicsr['MessageLogger'](opt, start_iter, tb_logger)
 
     def cpu_prefetcher(self, loader: Any) -> Any:
-        return _Prefetcher(self, self._basicsr['CPUPrefetcher'](time_limit.Unterminated(loader)))
+        return _Prefetcher(self, self._basicsr['CPUPrefetcher'](time_limit.Unterminated(loader, self.stop)))
 
     def cuda_prefetcher(self, loader: Any, opt: dict[str, Any]) -> Any:
-        return _Prefetcher(self, self._basicsr['CUDAPrefetcher'](time_limit.Unterminated(loader), opt))
+        return _Prefetcher(self, self._basicsr['CUDAPrefetcher'](time_limit.Unterminated(loader, self.stop), opt))
 
     def is_complete(self) -> bool:
         """Whether the last iteration is done; its validation may be left."""
@@ -269,8 +269,11 @@ class _Prefetcher:
             return self.prefetcher.next()
 
     def reset(self) -> None:
-        if not self.run.is_complete():
-            self.prefetcher.reset()
+        if self.run.is_complete():
+            return
+        with self.run.stop.uninterrupted():
+            self.prefetcher.loader = None  # ends its workers
+        self.prefetcher.reset()
 
 
 def _command() -> str:

@@ -18,7 +18,7 @@ from .tiny_project import TRAIN, changed, write_images, write_options
 
 pytestmark = pytest.mark.slow
 
-KILLS, STOPS = 24, 8
+KILLS, STOPS = 24, 5
 LONG = {
     'network_g:num_feat': 40,
     'network_g:num_block': 2,
@@ -128,7 +128,10 @@ def test_training_whose_processes_get_sigterm_again_and_again_ends_with_the_same
     assert start(tmp_path / 'whole').wait() == 0
     rng, log = random.Random(0), tmp_path / 'broken/log.txt'
     for number in range(1, STOPS + 1):
+        before = saved(broken)
         process = start(tmp_path / 'broken', '--auto_resume', start_new_session=True)
+        while process.poll() is None and number % 3 and not saved(broken) - before:
+            time.sleep(0.002)
         while log.read_text().count('Start training') < number and process.poll() is None:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.6))
@@ -140,7 +143,7 @@ def test_training_whose_processes_get_sigterm_again_and_again_ends_with_the_same
     stops, nothing = (log.read_text().count(words) for words in ('training stops after', 'nothing was trained'))
     with capsys.disabled():
         print(f'\n{stops} stops, {nothing} before the first iteration')
-    assert stops + nothing == STOPS and stops > STOPS / 2
+    assert stops + nothing == STOPS and stops >= STOPS / 2
     assert start(tmp_path / 'broken', '--auto_resume').wait() == 0
     assert 'Traceback' not in log.read_text()
     assert differences(final(broken, 330), final(whole, 330)) == 0
@@ -155,7 +158,10 @@ def test_sigterm_while_the_program_is_imported_ends_it_in_order(tmp_path):
         time.sleep(0.001)
     process.terminate()
     assert process.wait() == 0
-    assert 'SIGTERM before the first iteration: nothing was trained' in (tmp_path / 'early/log.txt').read_text()
+    assert (
+        'SIGTERM before the first iteration of this run: nothing was trained'
+        in (tmp_path / 'early/log.txt').read_text()
+    )
 
 
 def test_full_disk_ends_training_and_leaves_the_last_checkpoint(tmp_path):

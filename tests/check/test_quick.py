@@ -62,6 +62,7 @@ def matching(found, line):
         (changed(GOOD, {'datasets:val:name': 'pairs'}), True),
         (changed(GOOD, {'train:scheduler:milestones': []}), True),
         (changed(GOOD, {'train:perceptual_opt': None}), True),
+        (changed(GOOD, {'train:time_limit': '2h30m'}), True),
     ],
     ids=[
         'train',
@@ -75,6 +76,7 @@ def matching(found, line):
         'name-of-the-training-set',
         'no-milestones',
         'no-perceptual-loss',
+        'time-limit',
     ],
 )
 def test_a_good_file_has_no_finding(options, is_train):

@@ -145,6 +145,18 @@ def test_signal_that_comes_twice_counts_once_and_a_later_one_ends_all():
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_workers_are_not_left_half_started():
+    """Another thread than the one that starts them may take the signal."""
+    begun = []
+    with time_limit.Stop(program=False) as stop, pytest.raises(time_limit.Stopped):
+        with stop.uninterrupted(blocked=True):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+            terminate()
+            begun.append('workers')
+        begun.append('data')
+    assert begun == ['workers']
+
+
 class Numbers(torch.utils.data.Dataset):
     def __len__(self):
         return 100
@@ -157,7 +169,7 @@ class Numbers(torch.utils.data.Dataset):
 @pytest.mark.parametrize('start', ['fork', pytest.param('spawn', marks=pytest.mark.slow)])
 def test_workers_end_by_the_signal_of_their_parent_only(start):
     loader = DataLoader(Numbers(), num_workers=1, multiprocessing_context=start)
-    batches = iter(time_limit.Unterminated(loader))
+    batches = iter(time_limit.Unterminated(loader, time_limit.Stop(program=False)))
     (worker,) = batches._workers
     subprocess.run(['kill', str(worker.pid)], check=True)  # while it begins
     next(batches)
@@ -325,7 +337,9 @@ def test_before_the_first_iteration_nothing_is_written(project, monkeypatch, cap
     at(monkeypatch, owner, name, 1)
     trained = at(monkeypatch, *ITERATION, 0)
     assert train.main(['-opt', broken]) == 0
-    assert 'SIGTERM before the first iteration: nothing was trained' in capfd.readouterr().err.splitlines()[-1]
+    assert (
+        'SIGTERM before the first iteration of this run: nothing was trained' in capfd.readouterr().err.splitlines()[-1]
+    )
     assert trained[0] == 0
     assert not any(path.is_file() for folder in files('broken') for path in folder.glob('*'))
 
