@@ -72,6 +72,7 @@ def matching(found, line):
         (changed(GOOD, DISTILLATION), True),
         (changed(GOOD, {**DISTILLATION, 'train:pixel_opt': None, 'datasets:train:read_gt': False}), True),
         (changed(GOOD, {**DISTILLATION, 'train:distill_iters': 2, 'train:pixel_after': 2}), True),
+        (changed(GOOD, {'train:time_limit': '2h30m'}), True),
     ],
     ids=[
         'train',
@@ -89,6 +90,7 @@ def matching(found, line):
         'teacher-and-hr',
         'teacher-alone',
         'teacher-then-hr',
+        'time-limit',
     ],
 )
 def test_a_good_file_has_no_finding(options, is_train):
