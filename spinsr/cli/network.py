@@ -103,7 +103,7 @@ def device(name: str) -> Any:
 
 
 def limited_memory(args: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
-    """`spinsr.infer.limited_memory` where --device is the CPU."""
+    """`spinsr.inference.upscale.limited_memory` where --device is the CPU."""
     from spinsr.inference import upscale as upscaling
 
     return upscaling.limited_memory() if device(args.device).type == 'cpu' else contextlib.nullcontext()

@@ -92,7 +92,7 @@ def network(nets: Mapping[int, nn.Module], **options: Any) -> Upscaler:
 
     Args:
         nets: Networks from `spinsr.load` by scale.
-        **options: Keywords of `spinsr.infer.super_resolve`: self_ensemble, …
+        **options: Keywords of `spinsr.inference.upscale.super_resolve`: self_ensemble, …
     """
 
     def upscale(pair: Pair) -> np.ndarray:

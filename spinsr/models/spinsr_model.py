@@ -61,7 +61,7 @@ class SpinsrModel(SRModel):
     - `train: pixel_after: 0`: `pixel_opt` counts after so many iterations only.
     - `datasets: train: gt_sizes: ~`, `iters: ~`, `mini_batch_sizes: ~`: patches that grow, each size for so many
       iterations, and, where the third is given, with so many images on each device.
-    - `val: tile: ~`, `val: self_ensemble: false`: as for `spinsr.infer.super_resolve`.
+    - `val: tile: ~`, `val: self_ensemble: false`: as for `spinsr.inference.upscale.super_resolve`.
     - `val: superpixels: ~`: a block of SPIN, from 0, whose superpixels go to TensorBoard with the validation pictures.
     - `logger: keep_last: ~`: as many checkpoints stay, older ones are deleted.
     - `path: pretrain_network_g` may be a file of the authors of SPIN, SAN or RCAN.

@@ -78,7 +78,8 @@ def read_protocols(folder: str | os.PathLike) -> dict[str, str]:
         folder: The log, tb_logger/NAME; the option file is looked for in ../../experiments/NAME.
 
     Returns:
-        Metric -> a name in `spinsr.evaluate.PROTOCOLS`, or the rules in words; empty where there is no such file.
+        Metric -> a name in `spinsr.evaluation.benchmark.PROTOCOLS`, or the rules in words; empty where no such file
+        exists.
 
     Raises:
         OptionError: The file is damaged.

@@ -54,7 +54,7 @@ class Report:
         scale: Upscaling factor.
         count: Images in the folder.
         entries: Those that are shown.
-        scores: Method -> protocols, as `spinsr.evaluate.evaluate` gives them; empty without HR.
+        scores: Method -> protocols, as `spinsr.evaluation.benchmark.evaluate` gives them; empty without HR.
         charts: Title, text and SVG of each curve.
         facts: What there is to say in the head, name -> value.
         details: What there is to say about the network and the machine.
