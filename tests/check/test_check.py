@@ -161,7 +161,7 @@ def test_no_check_leaves_the_failure_to_basicsr(project):
     options = write_options(project / 'train.yml', changed(TRAIN, {'train:scheduler:type': 'Step'}))
     assert train.main(['-opt', options]) == 1
     assert not (project / 'experiments').exists()
-    with pytest.raises(NotImplementedError, match='Scheduler Step'):
+    with pytest.raises(NotImplementedError):
         train.main(['-opt', options, '--no-check'])
 
 
