@@ -58,12 +58,12 @@ def export_file(
     opset: int = 18,
     overwrite: bool = False,
 ) -> OnnxFile:
-    """`to_onnx` of a checkpoint of SPIN, SAN or RCAN, whose scale and sizes are told from its shapes.
+    """`to_onnx` of a checkpoint of one of `spinsr.convert.ARCHS`, whose scale and sizes are told from its shapes.
 
     Args:
         source: A .pth, .pt or .safetensors file: the authors', BasicSR's or ours.
         target: The file to write.
-        arch: 'SPIN', 'SAN' or 'RCAN'; None to tell it from the names.
+        arch: One of `spinsr.convert.ARCHS`; None to tell it from the names.
         arch_args: Arguments of the network that no shape tells; see `spinsr.convert.shapes`.
         size, opset, overwrite: As for `to_onnx`.
 
