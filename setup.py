@@ -61,6 +61,7 @@ setup(
             'selenium',
             'spandrel',
         ],
+        'docs': ['mkdocs-material', 'mkdocstrings[python]'],
         'export': ['onnx', 'onnxruntime', 'onnxscript'],
         'metrics': ['pyiqa'],
         'spandrel': ['spandrel'],
