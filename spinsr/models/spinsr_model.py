@@ -337,7 +337,7 @@ class SpinsrModel(SRModel):
                 f'the batch must be divisible by train:accumulate, got {len(self.lq)} images and {self.accumulate}'
             )
         batch = {'lq': self.lq, **self.targets}
-        chunks = {name: whole.chunk(self.accumulate) for name, whole in batch.items()}
+        chunks = {name: images.chunk(self.accumulate) for name, images in batch.items()}
         parts = [dict(zip(chunks, part, strict=True)) for part in zip(*chunks.values(), strict=True)]
         total: OrderedDict[str, Tensor] = OrderedDict()
         for index, part in enumerate(parts):
