@@ -57,24 +57,26 @@ def window_attention(
 
 def _window_attention_reference(q, k, v, window, overlap, num_heads):
     b, h, w, c = v.shape
-    # Along one side, then along the other: a slice for each row and each column of windows, not for each window.
-    tops, lefts = ([slice(i, i + window) for i in window_starts(side, window, overlap)] for side in (h, w))
+    rows, columns = (
+        torch.tensor(window_starts(side, window, overlap), device=v.device)[:, None]
+        + torch.arange(min(window, side), device=v.device)
+        for side in (h, w)
+    )  # (R, height of a window), (L, width of a window): the pixels of R x L windows along each side
     inside = []
     for x in (q, k, v):
-        x = torch.stack([x[:, rows] for rows in tops], 1)  # (B, R, window, W, C)
-        x = torch.stack([x[:, :, :, columns] for columns in lefts], 2)  # (B, R, L, window, window, C)
+        x = x.index_select(1, rows.flatten()).index_select(2, columns.flatten())
+        x = x.unflatten(1, rows.shape).unflatten(3, columns.shape).transpose(2, 3)  # (B, R, L, height, width, C)
         inside.append(split_heads(x.flatten(3, 4).flatten(0, 2), num_heads))
     out = merge_heads(attention_reference(*inside))  # (B * windows, T, C)
-    out = out.view(b, len(tops), len(lefts), min(window, h), min(window, w), c)
-    strips, total = v.new_zeros(b, len(tops), min(window, h), w, c), torch.zeros_like(v)
-    count_h, count_w = v.new_zeros(h, 1, 1), v.new_zeros(w, 1)
-    for columns, part in zip(lefts, out.unbind(2), strict=True):
-        strips[:, :, :, columns] += part
-        count_w[columns] += 1
-    for rows, part in zip(tops, strips.unbind(1), strict=True):
-        total[:, rows] += part
-        count_h[rows] += 1
-    return total / (count_h * count_w)
+    out = out.view(b, len(rows), len(columns), rows.shape[1], columns.shape[1], c).transpose(2, 3)
+    out = out.flatten(1, 2).flatten(2, 3)  # (B, R * height, L * width, C)
+    total = v.new_zeros(b, h, columns.numel(), c).index_add(1, rows.flatten(), out)
+    total = torch.zeros_like(v).index_add(2, columns.flatten(), total)
+    ones = v.new_ones(max(rows.numel(), columns.numel()))
+    in_rows, in_columns = (
+        v.new_zeros(side).index_add(0, i.flatten(), ones[: i.numel()]) for side, i in ((h, rows), (w, columns))
+    )
+    return total / (in_rows[:, None, None] * in_columns[:, None])
 
 
 def window_starts(side: int, window: int, overlap: int) -> list[int]:
