@@ -80,7 +80,7 @@ def _file(
     model = registries.find('MODEL', options.get('model_type'))
     if arch is None or model is None:
         return
-    ours = arch.__module__.startswith('spinsr.archs.') and arch.__name__ in convert.ARCHS
+    ours = arch.__module__.startswith('spinsr.archs.') and convert.names.is_known(arch.__name__)
     converts = ours and model.__module__.startswith('spinsr.')
     if file.suffix == '.safetensors' and getattr(model, 'load_network', None) is BaseModel.load_network:
         yield error(where, f'{file} cannot be read by {model.__name__}; model_type: SpinsrModel reads .safetensors')

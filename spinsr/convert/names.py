@@ -155,14 +155,24 @@ def _find(name: str, arch: str, side: str) -> tuple[Rule, dict[str, str]] | None
 
 
 def canonical(arch: str) -> str:
-    """The arch without the suffix of BasicSR's registry.
+    """The one of `ARCHS` whose state dicts a registered arch has: 'RCAN_spinsr' is 'RCAN', 'SPINVariant' is 'SPIN'.
 
     Raises:
         ValueError: Unknown.
     """
-    if arch.removesuffix('_spinsr') not in ARCHS:
+    if not is_known(arch):
         raise ValueError(f'arch must be one of {", ".join(ARCHS)}, got {arch!r}')
-    return arch.removesuffix('_spinsr')
+    return public(arch)
+
+
+def is_known(arch: str) -> bool:
+    """Whether a registered arch has the state dicts of one of `ARCHS`."""
+    return public(arch) in ARCHS
+
+
+def public(arch: str) -> str:
+    """The name by which conversion and the shipped weights know a registered arch; an unknown one stays as it is."""
+    return 'SPIN' if arch == 'SPINVariant' else arch.removesuffix('_spinsr')
 
 
 def has_mean(arch: str) -> bool:

@@ -27,7 +27,8 @@ def load(
 
     Args:
         arch: 'SPIN', 'SAN', 'RCAN' (the one of spinsr), or any other name in BasicSR's ARCH_REGISTRY, with or without
-            the suffix `_basicsr`. `num_in_ch` and `num_out_ch` are 3 where the arch has no default of its own.
+            the suffix `_basicsr`. `num_in_ch` and `num_out_ch` are 3 where the arch has no default of its own. 'SPIN'
+            with a switch of `SPINVariant` builds that, and logs a warning.
         scale: Upscaling factor, the arch's `upscale` (or `scale`).
         weights: A .pth, .pt or .safetensors file, or a state dict: spinsr's or BasicSR's (`params_ema` before `params`)
             or the authors' own, which is converted. 'default' takes those that spinsr ships; None leaves the random
@@ -49,7 +50,9 @@ def load(
     """
     from spinsr import convert
     from spinsr.archs import ARCH_REGISTRY
+    from spinsr.training.option_files import current_arch
 
+    arch = current_arch(arch, arch_args)
     name = 'RCAN_spinsr' if arch == 'RCAN' else arch
     if name not in ARCH_REGISTRY and f'{name}_basicsr' in ARCH_REGISTRY:
         name += '_basicsr'
@@ -58,7 +61,7 @@ def load(
         hint = nearest(arch, names)
         raise ValueError(f'arch must be SPIN, SAN, RCAN or a name in ARCH_REGISTRY, got {arch!r}; {hint}')
     if isinstance(weights, str) and weights == 'default':
-        weights = default_weights(arch, scale)
+        weights = default_weights(convert.names.public(arch), scale)
     cls = ARCH_REGISTRY.get(name)
     keyword = _scale_keyword(cls)
     _check_keywords(cls, arch, arch_args)
@@ -78,7 +81,7 @@ def load(
         logger.warning('%s has no weights: the network is untrained', arch)
     else:
         state_dict = weights if isinstance(weights, Mapping) else convert.read_checkpoint(weights)
-        own = name.removesuffix('_spinsr') in convert.ARCHS
+        own = convert.names.is_known(name)
         try:
             net.load_state_dict(convert.convert_state_dict(state_dict, name) if own else convert.unwrap(state_dict))
         except (ValueError, TypeError, RuntimeError) as error:
@@ -109,7 +112,7 @@ def _content(state_dict: Mapping, arch: str, scale: int) -> str:
         found = name, upscale_of(convert.convert_state_dict(state_dict, name))
     except (ValueError, TypeError):
         return ''
-    wanted = arch.removesuffix('_spinsr'), scale
+    wanted = convert.names.public(arch), scale
     return f'it is of {found[0]} x{found[1]}' if found != wanted else ''
 
 

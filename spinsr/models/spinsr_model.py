@@ -228,7 +228,7 @@ class SpinsrModel(SRModel):
         arch = type(bare).__name__
         keys = (key for key, value in self.opt['path'].items() if value == load_path)
         where = next((key for key in keys if key.startswith('pretrain_network')), 'pretrain_network_g')
-        ours = type(bare).__module__.startswith('spinsr.archs.') and arch in convert.ARCHS
+        ours = type(bare).__module__.startswith('spinsr.archs.') and convert.names.is_known(arch)
         logger = get_root_logger()
         try:
             checkpoint = convert.read_checkpoint(load_path)
