@@ -228,7 +228,7 @@ class SpinsrModel(SRModel):
         arch = type(bare).__name__
         keys = (key for key, value in self.opt['path'].items() if value == load_path)
         where = next((key for key in keys if key.startswith('pretrain_network')), 'pretrain_network_g')
-        ours = type(bare).__module__.startswith('spinsr.archs.') and convert.names.is_known(arch)
+        format = convert.find_format(type(bare))
         logger = get_root_logger()
         try:
             checkpoint = convert.read_checkpoint(load_path)
@@ -238,7 +238,7 @@ class SpinsrModel(SRModel):
                 logger.info(f'{load_path} has no {param_key}: its params are loaded.')
                 param_key = 'params'
             state = checkpoint.get(param_key, checkpoint)
-            state = _state_dict(state, arch, strict) if ours else convert.unwrap(state)
+            state = _state_dict(state, format.name, strict) if format else convert.unwrap(state)
             logger.info(f'Loading {arch} model from {load_path}, with param key: [{param_key}].')
             self._print_different_keys_loading(bare, state, strict)
             if net is getattr(self, 'net_g_ema', None):
