@@ -38,23 +38,24 @@ PROTOCOL = 'y_crop_scale'
 DEFAULT = 'SPIN'
 # A SPIN for patches of 24x24: its cells are half as large as the paper's, and a patch has 16, 9, 4 and 4 of them.
 SMALL = {'num_feat': 24, 'num_block': 4, 'qk_dim': 12, 'mlp_dim': 40, 'stoken_size': [6, 8, 10, 12]}
+VARIANT = {'network_g:type': 'SPINVariant'}
 LONGER = {'network_g:num_block': 6, 'network_g:stoken_size': [6, 8, 10, 12, 6, 8]}
 # What a row changes of the small network's recipe.
 ROWS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
-    'only ISPA, 6 blocks': LONGER | {'network_g:interaction': 'only_intra'},
-    'only SPCA, 6 blocks': LONGER | {'network_g:interaction': 'only_cross'},
-    'parallel': {'network_g:interaction': 'parallel'},
-    'mixture (SVQ)': {'network_g:aggregation': 'mixture'},
-    'patches': {'network_g:aggregation': 'patch'},
+    'only ISPA, 6 blocks': VARIANT | LONGER | {'network_g:interaction': 'only_intra'},
+    'only SPCA, 6 blocks': VARIANT | LONGER | {'network_g:interaction': 'only_cross'},
+    'parallel': VARIANT | {'network_g:interaction': 'parallel'},
+    'mixture (SVQ)': VARIANT | {'network_g:aggregation': 'mixture'},
+    'patches': VARIANT | {'network_g:aggregation': 'patch'},
     '1 round': {'network_g:num_iter': 1},
     '5 rounds': {'network_g:num_iter': 5},
-    'top 36': {'network_g:top_n': 36},
-    'top 144': {'network_g:top_n': 144},
-    'differentiable': {'network_g:differentiable': True},
-    'exponential': {'network_g:association': 'exponential'},
-    'positions': {'network_g:position_weight': 1.0},
-    'values of ignored pixels only': {'network_g:own_values': 'ignored'},
+    'top 36': VARIANT | {'network_g:top_n': 36},
+    'top 144': VARIANT | {'network_g:top_n': 144},
+    'differentiable': VARIANT | {'network_g:differentiable': True},
+    'exponential': VARIANT | {'network_g:association': 'exponential'},
+    'positions': VARIANT | {'network_g:position_weight': 1.0},
+    'values of ignored pixels only': VARIANT | {'network_g:own_values': 'ignored'},
     'L2 loss': {'train:pixel_opt:type': 'MSELoss'},
     'constant learning rate': {'train:scheduler:eta_min': 1e-3},
 }
@@ -209,7 +210,7 @@ def evaluate(opt: Mapping[str, Any], out: Path, benchmarks: Sequence[Path]) -> d
 
     arch_args = {key: value for key, value in opt['network_g'].items() if key not in ('type', 'upscale')}
     weights = out / 'experiments' / opt['name'] / 'models' / 'net_g_latest.pth'
-    net = spinsr.load('SPIN', SCALE, weights, **arch_args)
+    net = spinsr.load(opt['network_g']['type'], SCALE, weights, **arch_args)
     results = benchmark.evaluate(benchmarks, [SCALE], benchmark.network({SCALE: net}), protocols=[PROTOCOL])
     return {result['dataset']: result['protocols'][PROTOCOL]['psnr'] for result in results}
 

@@ -1,8 +1,8 @@
 """RCAN: Image Super-Resolution Using Very Deep Residual Channel Attention Networks (Zhang et al., ECCV 2018).
 
-Upstream: https://github.com/yulunzhang/RCAN (no licence; nothing is copied). BasicSR has this network already and keeps
-the name RCAN in its registry; ours is BasicSR's (Apache-2.0) with the paper's 20 blocks a group as the default and with
-the image mean as a buffer, so that official weights whose mean drifted in training can be carried over exactly.
+Upstream: https://github.com/yulunzhang/RCAN (no licence; nothing is copied). BasicSR already has this network and keeps
+the name RCAN in its registry. Ours is BasicSR's (Apache-2.0) with the paper's 20 blocks per group as the default, and
+with the image mean as a buffer, so that official weights whose mean drifted in training convert exactly.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from spinsr.convert import mean_shift, shapes
 from spinsr.convert.registry import ArchFormat, Form, Onnx, PublishedResult, Source, bare, register_format
 from spinsr.modules.mean_shift import register_mean
 from spinsr.modules.upsample import upsample_and_convolve, upscale_factors
+from spinsr.utils.validation import between, check, check_equal, check_length
 
 
 @ARCH_REGISTRY.register(suffix='spinsr')
@@ -26,16 +27,16 @@ class RCAN(rcan_arch.RCAN):
         num_in_ch: Channels of the input image.
         num_out_ch: Channels of the output image; equal to `num_in_ch`.
         num_feat: Channels C.
-        num_group: Number of residual groups.
+        num_group: Residual groups.
         num_block: Residual channel attention blocks in each group.
-        squeeze_factor: Channel reduction of the attention, in 1..num_feat.
+        squeeze_factor: Channel reduction of the attention, 1 to `num_feat`.
         upscale: 3 or a power of two.
         res_scale: Factor of the residual of a block.
         img_range: Scale in which the network works; the input is `x * img_range - mean`.
         rgb_mean: Mean of each channel in [0, 1]; `mean` is `img_range * rgb_mean`.
 
     Raises:
-        ValueError: The arguments do not fit together.
+        ValueError: An argument breaks its rule.
     """
 
     def __init__(
@@ -51,13 +52,10 @@ class RCAN(rcan_arch.RCAN):
         img_range: float = 255.0,
         rgb_mean: Sequence[float] = (0.4488, 0.4371, 0.4040),
     ):
-        if not len(rgb_mean) == num_in_ch == num_out_ch:
-            raise ValueError(
-                f'rgb_mean must have num_in_ch = num_out_ch numbers, got {rgb_mean=}, {num_in_ch=}, {num_out_ch=}'
-            )
-        if not 1 <= squeeze_factor <= num_feat:
-            raise ValueError(f'squeeze_factor must be in 1..num_feat, got {num_feat=}, {squeeze_factor=}')
-        upscale_factors(upscale)  # refuses what BasicSR takes for a power of two
+        check_equal(num_in_ch=num_in_ch, num_out_ch=num_out_ch)
+        check_length(rgb_mean=rgb_mean, num_in_ch=num_in_ch)
+        check(between(1, num_feat), squeeze_factor=squeeze_factor)
+        upscale_factors(upscale)  # refuses 0 and 1, which BasicSR accepts
         super().__init__(
             num_in_ch=num_in_ch,
             num_out_ch=num_out_ch,
@@ -68,7 +66,7 @@ class RCAN(rcan_arch.RCAN):
             upscale=upscale,
             res_scale=res_scale,
         )
-        del self.mean  # a plain attribute in the scale of 0..1 there
+        del self.mean  # BasicSR's is a plain attribute in the scale of 0..1
         self.img_range = img_range
         register_mean(self, img_range, rgb_mean)
 

@@ -1,8 +1,9 @@
 """SAN: Second-order Attention Network for Single Image Super-Resolution (Dai et al., CVPR 2019).
 
-Upstream: https://github.com/daitao/SAN (no licence; nothing is copied). Written from the paper and the authors'
-published behaviour: the same function in float64, with the covariance in O(C^2 N) instead of an N x N matrix, images
-of any size from 1 x 1, and without the parameters that upstream never uses. Weights are converted by `spinsr.convert`.
+Upstream: https://github.com/daitao/SAN (no licence; nothing is copied). A new implementation from the paper and the
+behaviour of upstream: the same function, equal in float64, with the covariance in O(C^2 N) instead of an N x N matrix,
+for images of any size from 1 x 1, and without the parameters that upstream never uses. `spinsr.convert` converts
+upstream weights.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from spinsr.modules.mean_shift import register_mean
 from spinsr.modules.region_non_local import RegionNonLocal
 from spinsr.modules.second_order_attention import MAX_SIDE, SecondOrderChannelAttention
 from spinsr.modules.upsample import Upsample, upsample_and_convolve
+from spinsr.utils.validation import between, check, check_equal, check_length, whole
 
 
 class ResidualBlock(nn.Module):
@@ -42,7 +44,7 @@ class LocalSourceResidualAttentionGroup(nn.Module):
 
     Args:
         num_feat: Channels C.
-        num_block: Number of residual blocks.
+        num_block: Residual blocks.
         squeeze_factor: Channel reduction of the attention.
     """
 
@@ -65,15 +67,15 @@ class SAN(nn.Module):
         num_in_ch: Channels of the input image.
         num_out_ch: Channels of the output image; equal to `num_in_ch`.
         num_feat: Channels C, at least 8.
-        num_group: Number of LSRAGs.
+        num_group: LSRAGs.
         num_block: Residual blocks in each LSRAG.
-        squeeze_factor: Channel reduction of the second-order attention, in 1..num_feat.
+        squeeze_factor: Channel reduction of the second-order attention, 1 to `num_feat`.
         upscale: 3 or a power of two.
         img_range: Scale in which the network works; the input is `x * img_range - mean`.
         rgb_mean: Mean of each channel in [0, 1]; `mean` is `img_range * rgb_mean`.
 
     Raises:
-        ValueError: The arguments do not fit together.
+        ValueError: An argument breaks its rule.
     """
 
     def __init__(
@@ -89,14 +91,10 @@ class SAN(nn.Module):
         rgb_mean: Sequence[float] = (0.4488, 0.4371, 0.4040),
     ):
         super().__init__()
-        if not len(rgb_mean) == num_in_ch == num_out_ch:
-            raise ValueError(
-                f'rgb_mean must have num_in_ch = num_out_ch numbers, got {rgb_mean=}, {num_in_ch=}, {num_out_ch=}'
-            )
-        if num_feat < 8 or not 1 <= squeeze_factor <= num_feat:
-            raise ValueError(
-                f'num_feat must be at least 8, and squeeze_factor in 1..num_feat, got {num_feat=}, {squeeze_factor=}'
-            )
+        check_equal(num_in_ch=num_in_ch, num_out_ch=num_out_ch)
+        check_length(rgb_mean=rgb_mean, num_in_ch=num_in_ch)
+        check(whole(8), num_feat=num_feat)
+        check(between(1, num_feat), squeeze_factor=squeeze_factor)
         self.img_range = img_range
         register_mean(self, img_range, rgb_mean)
         self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)

@@ -149,7 +149,8 @@ def _add_teacher(kinds: argparse._SubParsersAction) -> None:
 def _run_teacher(args: argparse.Namespace) -> int:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from spinsr.inference.teacher import describe, find_lr, prepare_teacher
+    from spinsr.data.teacher_outputs import describe, find_lr
+    from spinsr.inference.teacher import prepare_teacher
     from spinsr.inference.upscale import check_options
     from spinsr.weights import default_weights
 

@@ -77,7 +77,8 @@ def load(
     Args:
         arch: A network of spinsr ('SPIN', 'SAN', 'RCAN', ...), or any other name in BasicSR's ARCH_REGISTRY, with or
             without the suffix `_basicsr`. None detects a network of spinsr from the weights; without a file it is SPIN.
-            `num_in_ch` and `num_out_ch` are 3 where the arch has no default of its own.
+            `num_in_ch` and `num_out_ch` are 3 where the arch has no default of its own. 'SPIN' with a switch of
+            `SPINVariant` builds that, and logs a warning.
         scale: Upscaling factor, the arch's `upscale` (or `scale`). None takes that of the weights, else 4.
         weights: A .pth, .pt or .safetensors file, or a state dict: spinsr's or BasicSR's (`params_ema` before `params`)
             or the authors' own, which is converted. 'default' takes those that spinsr ships; None leaves the random
@@ -141,9 +142,11 @@ def _named(arch: str, scale: int, arch_args: Mapping[str, Any]) -> Network:
     """A network without weights."""
     from spinsr.archs import ARCH_REGISTRY
     from spinsr.convert.registry import find_format, formats, scale_keyword
+    from spinsr.training.option_files import current_arch
 
+    arch = current_arch(arch, arch_args)
     format = find_format(arch)
-    name = format.registered if format else arch
+    name = format.registered if format and arch == format.name else arch
     if name not in ARCH_REGISTRY and f'{name}_basicsr' in ARCH_REGISTRY:
         name += '_basicsr'
     if name in ARCH_REGISTRY:

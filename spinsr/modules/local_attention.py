@@ -9,6 +9,8 @@ from spinsr.modules.projection import project
 class LocalAttention(nn.Module):
     """Attention inside windows of the cell's size with two pixels of overlap; overlaps are averaged.
 
+    The logits are scaled by qk_dim^-0.5 however many heads there are, as in the authors' code.
+
     Args:
         dim: Channels C.
         num_heads: Number of heads.
@@ -27,4 +29,6 @@ class LocalAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         q, k, v = (t.unflatten(1, x.shape[1:3]) for t in project(x, self.norm, self.to_qkv, self.split))
+        if self.num_heads > 1:
+            q = q * self.num_heads**-0.5  # the op scales by (qk_dim / num_heads)^-0.5
         return ops.window_attention(q, k, v, self.window, num_heads=self.num_heads)

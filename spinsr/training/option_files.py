@@ -5,6 +5,7 @@ where it stands.
 """
 
 import difflib
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
@@ -17,11 +18,16 @@ from spinsr import weights
 from spinsr.utils.errors import OptionError
 from spinsr.utils.text import nearest
 
+logger = logging.getLogger('spinsr')
+
 # YAML 1.1 reads a number with an exponent as text unless it has both a point and a signed exponent: 2.0e-4, not 2e-4.
 _INTEGER = re.compile(r'[-+]?\d+')
 _FLOAT = re.compile(r'[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?')
 # What belongs to a run rather than to an experiment: --force_yml sets it also where the option file leaves it out.
 _ADDED = ('train:time_limit',)
+# Arguments that SPIN had before SPINVariant took them over.
+SPIN_SWITCHES = ('interaction', 'aggregation', 'top_n', 'differentiable', 'association', 'position_weight')
+SPIN_SWITCHES += ('own_values',)
 
 
 def folder() -> Path:
@@ -64,10 +70,10 @@ def find(name: str | Path) -> Path:
 
 
 def load(name: str | Path, forced: Iterable[str] = ()) -> tuple[Path, dict[str, Any]]:
-    """An option file as the commands take it: with its forced values, and shipped weights found by their name.
+    """An option file as the commands use it: with its forced values, and shipped weights found by their name.
 
     `pretrain_network_*` may be the name of a file that spinsr ships, SPIN_x4.safetensors; a file of that name in the
-    working directory comes first.
+    working directory comes first. Networks of older option files get their current type; see `current_arch`.
 
     Args:
         name: A path, or the name of a shipped option file.
@@ -82,12 +88,29 @@ def load(name: str | Path, forced: Iterable[str] = ()) -> tuple[Path, dict[str, 
     path = find(name)
     options = read(path)
     force(options, forced)
+    for key, network in options.items():
+        if str(key).startswith('network_') and isinstance(network, MutableMapping) and 'type' in network:
+            network['type'] = current_arch(network['type'], network)
     section = options.get('path')
     for key, value in section.items() if isinstance(section, MutableMapping) else ():
         if str(key).startswith('pretrain_network') and isinstance(value, str):
             if not os.path.isfile(os.path.expanduser(value)):
                 section[key] = str(weights.shipped().get(value, value))
     return path, options
+
+
+def current_arch(arch: Any, arguments: Iterable[str]) -> Any:
+    """'SPINVariant' for a SPIN with one of the variants' switches, with a warning in the log; any other arch unchanged.
+
+    Args:
+        arch: The `type` of a network section, or the name given to `spinsr.load`.
+        arguments: Names of the network's arguments.
+    """
+    switches = [key for key in arguments if key in SPIN_SWITCHES]
+    if arch != 'SPIN' or not switches:
+        return arch
+    logger.warning('SPIN no longer has the argument %s; use SPINVariant (type: SPINVariant)', ', '.join(switches))
+    return 'SPINVariant'
 
 
 def read(path: str | Path) -> dict[str, Any]:
