@@ -174,15 +174,12 @@ def _to_official(official: dict[str, Tensor], ours: Mapping[str, Tensor]) -> dic
 
 def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     qkv = weights['blocks.0.local_attention.to_qkv.weight']
-    # Of the variants those without an attention differ in their tensors.
-    kinds = [kind for kind in ('cross', 'intra') if any(f'.{kind}_attention.' in name for name in weights)]
     return {
         **shapes.images(weights),
         'num_block': shapes.count(weights, 'blocks.{}.'),
         'qk_dim': (len(qkv) - qkv.shape[1]) // 2,
         'mlp_dim': len(weights['blocks.0.local_feed_forward.fc1.weight']),
         'upscale': shapes.stages(weights),
-        **({'interaction': f'only_{kinds[0]}'} if len(kinds) == 1 else {}),
     }
 
 
@@ -199,7 +196,7 @@ def _layout(official: dict[str, Tensor]) -> dict[str, Any]:
 
 _PUBLISHED = 'ICCV 2023, Table 1; x4 on Manga109: Table 2'
 
-register_format(
+FORMAT = register_format(
     ArchFormat(
         arch=SPIN,
         names=(
