@@ -223,7 +223,6 @@ FORMAT = register_format(
             ),
         ),
         arguments=_arguments,
-        variants=('SPINVariant',),
         untold={'num_heads': 1, 'stoken_size': None, 'num_iter': 3},
         from_official=_from_official,
         to_official=_to_official,
