@@ -12,8 +12,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from spinsr.modules.mean_shift import register_mean
-from spinsr.modules.region_non_local import RegionNonLocal
-from spinsr.modules.second_order_attention import SecondOrderChannelAttention
+from spinsr.modules.san import RegionNonLocal, SecondOrderChannelAttention
 from spinsr.modules.upsample import Upsample, upsample_and_convolve
 
 

@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from spinsr.modules.feed_forward import FeedForward
-from spinsr.modules.intra_superpixel_attention import IntraSuperpixelAttention
 from spinsr.modules.layout import to_image, to_tokens
-from spinsr.modules.local_attention import LocalAttention
-from spinsr.modules.superpixel_aggregation import SuperpixelAggregation
-from spinsr.modules.superpixel_cross_attention import SuperpixelCrossAttention
+from spinsr.modules.spin import (
+    FeedForward,
+    IntraSuperpixelAttention,
+    LocalAttention,
+    SuperpixelAggregation,
+    SuperpixelCrossAttention,
+)
 from spinsr.modules.upsample import TokenUpsample
 from spinsr.ops import Association
 from spinsr.utils.validation import is_whole

@@ -164,7 +164,7 @@ def _sides(net: nn.Module) -> tuple[int, int | None] | None:
     """Least and largest side of the images that follow one path through the network; None: each size has its own."""
     from spinsr.archs.rcan_arch import RCAN
     from spinsr.archs.san_arch import SAN
-    from spinsr.modules.second_order_attention import MAX_SIDE
+    from spinsr.modules.san import MAX_SIDE
 
     if isinstance(net, SAN):
         return 4, MAX_SIDE  # below, a quadrant has a side of 1, which is not pooled; above, covariances are of a crop

@@ -131,7 +131,7 @@ def test_memory_is_estimated_with_the_gradients_of_the_association():
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        ({'association': 'linear'}, "association='linear'"),
+        ({'association': 'linear'}, "got kind='linear'"),
         ({'position_weight': -0.5}, 'position_weight=-0.5'),
         ({'position_weight': '1e0'}, "position_weight='1e0'"),
         ({'own_values': 'some'}, "own_values='some'"),
