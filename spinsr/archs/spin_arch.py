@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from spinsr.convert import shapes
 from spinsr.convert.mean_shift import take
 from spinsr.convert.registry import ArchFormat, PublishedResult, Source, register_format
-from spinsr.modules.feed_forward import FeedForward
-from spinsr.modules.intra_superpixel_attention import IntraSuperpixelAttention
 from spinsr.modules.layout import to_image, to_tokens
-from spinsr.modules.local_attention import LocalAttention
-from spinsr.modules.superpixel_aggregation import SuperpixelAggregation
-from spinsr.modules.superpixel_cross_attention import SuperpixelCrossAttention
+from spinsr.modules.spin import (
+    FeedForward,
+    IntraSuperpixelAttention,
+    LocalAttention,
+    SuperpixelAggregation,
+    SuperpixelCrossAttention,
+)
 from spinsr.modules.upsample import TokenUpsample
 from spinsr.utils.validation import check, check_divisible, check_equal, check_length, each, whole
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.spin_arch import FORMAT, SPIN, SuperpixelInteractionBlock
 from spinsr.convert.registry import register_format
-from spinsr.modules.superpixel_aggregation import SuperpixelAggregation
+from spinsr.modules.spin import SuperpixelAggregation
 from spinsr.ops import Association
 from spinsr.utils.validation import FLAG, check, one_of, whole
 
