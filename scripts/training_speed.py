@@ -32,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'channels_last': {'train:channels_last': True},
     'recompute': {'train:recompute': True},
     'grad_clip': {'train:grad_clip': 1.0},
+    'Muon': {'train:optim_g': {'type': 'Muon', 'lr': 0.01}},
     'accumulate=2': {'train:accumulate': 2},
     'workers=0': {'datasets:train:num_worker_per_gpu': 0},
     'workers=2': {'datasets:train:num_worker_per_gpu': 2},

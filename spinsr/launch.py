@@ -63,7 +63,7 @@ def launch(
         # Where torch says only "exited unexpectedly", the cause can name the signal: Killed, where memory ran out.
         return _fail(name, error.__cause__ if _is_lost_worker(error.__cause__) else error)
     except KeyboardInterrupt as error:
-        sys.stderr.write(f'{name}: {error or "interrupted"}\n')
+        sys.stderr.write(f'{name}: {str(error) or "interrupted"}\n')
         return 1
     return 0
 

@@ -18,11 +18,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spinsr import compat
-from spinsr.launch import launch
-from spinsr.training import checkpoints, distributed, time_limit
-from spinsr.utils.errors import OptionError
-from spinsr.utils.patching import replaced
+from spinsr.training import time_limit
+
+if __name__ == '__main__':
+    time_limit.end_at_sigterm('spinsr.train')  # what is imported below takes seconds
+
+from spinsr import compat  # noqa: E402
+from spinsr.launch import launch  # noqa: E402
+from spinsr.training import checkpoints, distributed  # noqa: E402
+from spinsr.utils.errors import OptionError  # noqa: E402
+from spinsr.utils.patching import replaced  # noqa: E402
 
 # The seeds of samples are mixed of (seed, epoch, position); as a fourth number it keeps those of the network apart.
 _OF_NETWORK = 1
@@ -38,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return launch('spinsr.train', functools.partial(_train, stop), argv, is_train=True)
         except time_limit.Stopped:
-            sys.stderr.write(f'spinsr.train: {_nothing_trained(stop)}\n')
+            sys.stderr.write(f'spinsr.train: {time_limit.NOTHING}\n')
             return 0
 
 
@@ -202,15 +207,14 @@ class _Run:
         return self._basicsr['MessageLogger'](opt, start_iter, tb_logger)
 
     def cpu_prefetcher(self, loader: Any) -> Any:
-        return _Prefetcher(self, self._basicsr['CPUPrefetcher'](time_limit.Unterminated(loader)))
+        return _Prefetcher(self, self._basicsr['CPUPrefetcher'](time_limit.Unterminated(loader, self.stop)))
 
     def cuda_prefetcher(self, loader: Any, opt: dict[str, Any]) -> Any:
-        return _Prefetcher(self, self._basicsr['CUDAPrefetcher'](time_limit.Unterminated(loader), opt))
+        return _Prefetcher(self, self._basicsr['CUDAPrefetcher'](time_limit.Unterminated(loader, self.stop), opt))
 
-    def end_if_asked(self) -> None:
-        """Between two iterations; after the last one nothing is left to be stopped but its validation."""
-        if self.reached is None or self.reached[1] < int(self.opt['train']['total_iter']):
-            self.stop.end_if_asked()
+    def is_complete(self) -> bool:
+        """Whether the last iteration is done; its validation may be left."""
+        return self.reached is not None and self.reached[1] >= int(self.opt['train']['total_iter'])
 
     def _validate_missed(self, start_iter: int, tb_logger: Any) -> None:
         """BasicSR validates after it has saved: a training that was killed in between has not validated yet."""
@@ -237,7 +241,7 @@ class _Run:
         if self.reached is None:
             if self.logger is None:
                 raise time_limit.Stopped
-            self.logger.info(_nothing_trained(self.stop))
+            self.logger.info(time_limit.NOTHING)
             return
         self._save()
         iteration, total = self.reached[1], int(self.opt['train']['total_iter'])
@@ -260,23 +264,29 @@ class _Prefetcher:
         self.run, self.prefetcher = run, prefetcher
 
     def next(self) -> Any:
-        self.run.end_if_asked()
+        if self.run.is_complete():
+            return None
+        self.run.stop.end_if_asked()
         with self.run.stop.waiting():
             return self.prefetcher.next()
 
     def reset(self) -> None:
+        if self.run.is_complete():
+            return
+        with self.run.stop.uninterrupted():
+            self.prefetcher.loader = None  # ends its workers
         self.prefetcher.reset()
 
 
 def _command() -> str:
     """What goes on with this training; spinsr.launch has put the command of this run into sys.argv."""
     program, *flags = sys.argv
+    if 'TORCHELASTIC_RUN_ID' in os.environ:
+        program = f'torchrun --nproc_per_node={os.environ["LOCAL_WORLD_SIZE"]} -m spinsr.train'
+        if int(os.environ['GROUP_WORLD_SIZE']) > 1:
+            program = 'torchrun on each machine as before, -m spinsr.train'
     flags += [] if '--auto_resume' in flags else ['--auto_resume']
     return f'{program} {shlex.join(flags)}'
-
-
-def _nothing_trained(stop: time_limit.Stop) -> str:
-    return f'{stop.cause} before the first iteration: nothing was trained'
 
 
 def find_state(opt: Mapping[str, Any]) -> tuple[Path | None, list[str]]:

@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+import torch
+from torch import nn
+
 
 class Network(NamedTuple):
     """What the tests cannot find out by themselves.
@@ -83,6 +86,18 @@ NETWORKS = {
 def bare(name: str) -> str:
     """The name without BasicSR's suffix for a clash, as in spinsr.load and the names of option files."""
     return name.removesuffix('_spinsr')
+
+
+def settled(net: nn.Module) -> nn.Module:
+    """Gives batch normalisation, as a training does, the statistics of images; other networks stay as they are."""
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the mean over all batches since the reset
+        norm.reset_running_stats()
+    if norms:
+        with torch.no_grad():
+            net.train()(torch.rand(4, 3, 16, 16))
+    return net.eval()
 
 
 SMALL = {bare(name): network.small for name, network in NETWORKS.items()}

@@ -12,6 +12,8 @@ from basicsr.archs import rcan_arch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
+from spinsr.convert import mean_shift, shapes
+from spinsr.convert.registry import ArchFormat, Form, Onnx, PublishedResult, Source, bare, register_format
 from spinsr.modules.mean_shift import register_mean
 from spinsr.modules.upsample import upsample_and_convolve, upscale_factors
 from spinsr.utils.validation import between, check, check_equal, check_length
@@ -73,3 +75,69 @@ class RCAN(rcan_arch.RCAN):
         shallow = self.conv_first((x * self.img_range - self.mean).contiguous(memory_format=torch.channels_last))
         deep = self.conv_after_body(self.body(shallow)) + shallow
         return (upsample_and_convolve(deep, self.upsample, self.conv_last) + self.mean) / self.img_range
+
+
+def _to_basicsr(ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """BasicSR's RCAN has no place for the mean in its files: it subtracts that of DIV2K, in a range of 0..255.
+
+    Raises:
+        ValueError: `mean` is another, so that BasicSR's RCAN would be another function.
+    """
+    usual = mean_shift.DIV2K_MEAN
+    mean = ours.get('mean', usual).flatten()
+    # As far as float32 holds it; a drift of 1e-6 of the mean is 5e-7 of the range of an image.
+    if mean.shape != usual.shape or not torch.allclose(mean, usual.to(mean), rtol=1e-6, atol=0):
+        found, theirs = (', '.join(f'{number:.6g}' for number in values.tolist()) for values in (mean, usual))
+        raise ValueError(
+            f"BasicSR's RCAN always subtracts the mean ({theirs}), and this one subtracts ({found}): it drifted in "
+            'training, or img_range or rgb_mean is another; RCAN_spinsr keeps it'
+        )
+    return {name: value for name, value in ours.items() if name != 'mean'}
+
+
+_BLOCK = 'body.{group}.residual_group.{block}.rcab.'
+
+_PUBLISHED = 'ECCV 2018, figures in github.com/yulunzhang/RCAN; parameters counted in its code'
+
+register_format(
+    ArchFormat(
+        arch=RCAN,
+        registered='RCAN_spinsr',
+        names=(
+            *mean_shift.ROWS,
+            ('head.0.{end}', 'conv_first.{end}'),
+            ('tail.0.{stage}.{end}', 'upsample.{stage}.{end}'),
+            ('tail.1.{end}', 'conv_last.{end}'),
+            ('body.{group}.body.{block}.body.{conv:0|2}.{end}', _BLOCK + '{conv}.{end}'),
+            ('body.{group}.body.{block}.body.3.conv_du.0.{end}', _BLOCK + '3.attention.1.{end}'),
+            ('body.{group}.body.{block}.body.3.conv_du.2.{end}', _BLOCK + '3.attention.3.{end}'),
+            ('body.{group}.body.{num_block}.{end}', 'body.{group}.conv.{end}'),
+            ('body.{num_group}.{end}', 'conv_after_body.{end}'),
+        ),
+        arguments=lambda weights: {
+            **shapes.images(weights),
+            **shapes.mean_of_grey(weights),
+            'num_group': shapes.count(weights, 'body.{}.'),
+            'num_block': shapes.count(weights, 'body.0.residual_group.{}.'),
+            'squeeze_factor': len(weights['conv_first.weight'])
+            // len(weights['body.0.residual_group.0.rcab.3.attention.1.weight']),
+            'upscale': shapes.stages(weights),
+        },
+        untold={'img_range': 255.0, 'res_scale': 1},
+        from_official=mean_shift.fold,
+        to_official=mean_shift.unfold_div2k,
+        layout=bare,
+        forms={'basicsr': Form(_to_basicsr, fits=lambda weights: 'mean' not in weights)},
+        onnx=Onnx(sides=(2, None)),  # torch.export makes a constant of a side of 1
+        published=(
+            PublishedResult(2, 15_444_667, '38.27 34.12 32.41 33.34 39.44', _PUBLISHED),
+            PublishedResult(3, 15_629_307, '34.74 30.65 29.32 29.09 34.44', _PUBLISHED),
+            PublishedResult(4, 15_592_379, '32.63 28.87 27.77 26.82 31.22', _PUBLISHED),
+        ),
+        source=Source(
+            'Image Super-Resolution Using Very Deep Residual Channel Attention Networks (Zhang et al., ECCV 2018)',
+            2018,
+            'https://github.com/yulunzhang/RCAN',
+        ),
+    )
+)

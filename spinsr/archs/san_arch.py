@@ -6,15 +6,16 @@ for images of any size from 1 x 1, and without the parameters that upstream neve
 upstream weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from spinsr.convert import mean_shift, shapes
+from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Source, bare, register_format
 from spinsr.modules.mean_shift import register_mean
-from spinsr.modules.region_non_local import RegionNonLocal
-from spinsr.modules.second_order_attention import SecondOrderChannelAttention
+from spinsr.modules.san import MAX_SIDE, RegionNonLocal, SecondOrderChannelAttention
 from spinsr.modules.upsample import Upsample, upsample_and_convolve
 from spinsr.utils.validation import between, check, check_equal, check_length, whole
 
@@ -112,3 +113,68 @@ class SAN(nn.Module):
             deep = group(deep) + self.gamma * shared
         deep = self.non_local(deep) + shallow
         return (upsample_and_convolve(deep, self.upsample, self.conv_last) + self.mean) / self.img_range
+
+
+def _to_official(official: dict[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Adds the MeanShift, and zeros for the parameters without which the authors' network does not load."""
+    conv, theta = (mean_shift.take(ours, name) for name in ('groups.0.conv.weight', 'non_local.theta.weight'))
+    reduced, channels = theta.shape[:2]  # an eighth of the channels, in the unused attention too
+    unused = {f'RG.{group}.gamma': (1,) for group in range(shapes.count(ours, 'groups.{}.conv.weight'))} | {
+        'conv_last.weight': conv.shape,
+        'conv_last.bias': (channels,),
+        'non_local.soca.conv_du.0.weight': (reduced, channels, 1, 1),
+        'non_local.soca.conv_du.0.bias': (reduced,),
+        'non_local.soca.conv_du.2.weight': (channels, reduced, 1, 1),
+        'non_local.soca.conv_du.2.bias': (channels,),
+    }
+    return mean_shift.unfold_div2k(official | {name: conv.new_zeros(shape) for name, shape in unused.items()}, ours)
+
+
+_PUBLISHED = 'SwinIR, ICCVW 2021, Table 2; parameters counted in github.com/daitao/SAN'
+
+register_format(
+    ArchFormat(
+        arch=SAN,
+        names=(
+            *mean_shift.ROWS,
+            ('head.0.{end}', 'conv_first.{end}'),
+            ('tail.0.{stage}.{end}', 'upsample.{stage}.{end}'),
+            ('tail.1.{end}', 'conv_last.{end}'),
+            'gamma',
+            ('RG.{group}.rcab.{block}.conv_first.0.{end}', 'groups.{group}.blocks.{block}.conv1.{end}'),
+            ('RG.{group}.rcab.{block}.conv_first.2.{end}', 'groups.{group}.blocks.{block}.conv2.{end}'),
+            ('RG.{group}.soca.conv_du.{conv:0|2}.{end}', 'groups.{group}.attention.attention.{conv}.{end}'),
+            ('RG.{group}.conv_last.{end}', 'groups.{group}.conv.{end}'),
+            ('non_local.non_local.theta.{end}', 'non_local.theta.{end}'),
+            ('non_local.non_local.{conv:phi|g}.0.{end}', 'non_local.{conv}.{end}'),
+            ('non_local.non_local.W.{end}', 'non_local.out.{end}'),
+        ),
+        unused=('RG.{group}.gamma', 'conv_last.{end}', 'non_local.soca.conv_du.{conv:0|2}.{end}'),
+        arguments=lambda weights: {
+            **shapes.images(weights),
+            **shapes.mean_of_grey(weights),
+            'num_group': shapes.count(weights, 'groups.{}.'),
+            'num_block': shapes.count(weights, 'groups.0.blocks.{}.'),
+            'squeeze_factor': len(weights['conv_first.weight'])
+            // len(weights['groups.0.attention.attention.0.weight']),
+            'upscale': shapes.stages(weights),
+        },
+        untold={'img_range': 255.0},
+        from_official=mean_shift.fold,
+        to_official=_to_official,
+        layout=bare,
+        tiling='discouraged',
+        # Below, a quadrant has a side of 1, which is not pooled; above, covariances are of a crop.
+        onnx=Onnx(sides=(4, MAX_SIDE)),
+        published=(
+            PublishedResult(2, 15_712_800, '38.31 34.07 32.42 33.10 39.32', _PUBLISHED),
+            PublishedResult(3, 15_897_440, '34.75 30.59 29.33 28.93 34.30', _PUBLISHED),
+            PublishedResult(4, 15_860_512, '32.64 28.92 27.78 26.79 31.18', _PUBLISHED),
+        ),
+        source=Source(
+            'Second-order Attention Network for Single Image Super-Resolution (Dai et al., CVPR 2019)',
+            2019,
+            'https://github.com/daitao/SAN',
+        ),
+    )
+)

@@ -8,18 +8,25 @@ paper and upstream code disagree, it follows the code (docs/paper.md). `spinsr.c
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from spinsr.modules.feed_forward import FeedForward
-from spinsr.modules.intra_superpixel_attention import IntraSuperpixelAttention
+from spinsr.convert import shapes
+from spinsr.convert.mean_shift import take
+from spinsr.convert.registry import ArchFormat, PublishedResult, Source, register_format
 from spinsr.modules.layout import to_image, to_tokens
-from spinsr.modules.local_attention import LocalAttention
-from spinsr.modules.superpixel_aggregation import SuperpixelAggregation
-from spinsr.modules.superpixel_cross_attention import SuperpixelCrossAttention
+from spinsr.modules.spin import (
+    FeedForward,
+    IntraSuperpixelAttention,
+    LocalAttention,
+    SuperpixelAggregation,
+    SuperpixelCrossAttention,
+)
 from spinsr.modules.upsample import TokenUpsample
 from spinsr.utils.validation import check, check_divisible, check_equal, check_length, each, whole
 
@@ -118,3 +125,122 @@ class SPIN(nn.Module):
         for block, conv in zip(self.blocks, self.convs, strict=True):
             x = x + to_tokens(conv(to_image(block(x))))
         return base + self.upsample(to_image(x), self.conv_last)
+
+
+# The authors' names of q, k and v, which are one matrix here.
+_QKV = {'cross': 'inter_layer.0.{}', 'intra': 'intra_layer.0.{}', 'local': 'local_layer.0.attn.to_{}'}
+# The test sets of the authors, by their names for them.
+_TEST_SETS = ('set5', 'set14', 'b100', 'u100', 'manga109')
+_FEED_FORWARD = {
+    'norm.norm': 'norm',
+    'ca.1': 'channel_attention.0',
+    'ca.3': 'channel_attention.2',
+    'pa.0': 'pixel_attention.0',
+    'pa.2': 'pixel_attention.2',
+    'fc1': 'fc1',
+    'fc2': 'fc2',
+}
+
+
+def _from_official(ours: dict[str, Tensor], official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """1x1 convolutions become linear layers, and q, k and v one matrix."""
+    joined = {}
+    for block, kind in itertools.product(range(shapes.count(official, 'blocks.{}.')), _QKV):
+        letters = [take(official, f'blocks.{block}.{_QKV[kind].format(letter)}.weight') for letter in 'qkv']
+        joined[f'blocks.{block}.{kind}_attention.to_qkv.weight'] = torch.cat([_as_matrix(value) for value in letters])
+    return {name: _as_matrix(value) for name, value in ours.items()} | joined
+
+
+def _as_matrix(value: Tensor) -> Tensor:
+    return value.flatten(1) if value.shape[2:] == (1, 1) else value
+
+
+def _to_official(official: dict[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse; the projection to superpixels and those of the local attention are linear layers there, too."""
+    converted = {}
+    for name, value in official.items():
+        is_convolution = value.dim() == 2 and not name.endswith('.sp.weight')
+        converted[name] = value[..., None, None] if is_convolution else value
+    for block, kind in itertools.product(range(shapes.count(ours, 'blocks.{}.')), _QKV):
+        name = f'blocks.{block}.{kind}_attention.to_qkv.weight'
+        value = take(ours, name)
+        qk_dim = (value.shape[0] - value.shape[1]) // 2  # v has as many rows as there are channels
+        for letter, part in zip('qkv', value.split([qk_dim, qk_dim, value.shape[1]]), strict=True):
+            converted[f'blocks.{block}.{_QKV[kind].format(letter)}.weight'] = (
+                part if kind == 'local' else part[..., None, None]
+            )
+    if 'upconv2.weight' not in converted:
+        converted = {name.replace('upconv1', 'upconv'): value for name, value in converted.items()}
+    return converted
+
+
+def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    qkv = weights['blocks.0.local_attention.to_qkv.weight']
+    return {
+        **shapes.images(weights),
+        'num_block': shapes.count(weights, 'blocks.{}.'),
+        'qk_dim': (len(qkv) - qkv.shape[1]) // 2,
+        'mlp_dim': len(weights['blocks.0.local_feed_forward.fc1.weight']),
+        'upscale': shapes.stages(weights),
+    }
+
+
+def _layout(official: dict[str, Tensor]) -> dict[str, Any]:
+    """What the authors' test.py asks for: the names that DataParallel makes, and where to put the scores."""
+    best = {f'best_{metric}': {'value': 0.0, 'epoch': 0} for metric in ('psnr', 'ssim')}
+    scores = {name: {'psnrs': [], 'ssims': []} | {key: dict(best[key]) for key in best} for name in _TEST_SETS}
+    return {
+        'epoch': 0,
+        'model_state_dict': {f'module.{name}': value for name, value in official.items()},
+        'stat_dict': {'epochs': 0, 'losses': [], 'ema_loss': 0.0} | scores,
+    }
+
+
+_PUBLISHED = 'ICCV 2023, Table 1; x4 on Manga109: Table 2'
+
+FORMAT = register_format(
+    ArchFormat(
+        arch=SPIN,
+        names=(
+            ('first_conv.{end}', 'conv_first.{end}'),
+            ('last_conv.{end}', 'conv_last.{end}'),
+            ('mid_convs.{block}.{end}', 'convs.{block}.{end}'),
+            ('upconv1.{end}', 'upsample.0.{end}'),
+            ('upconv2.{end}', 'upsample.1.{end}'),
+            ('upconv.{end}', 'upsample.0.{end}'),  # where there is only one
+            ('blocks.{block}.inter_layer.0.sp.weight', 'blocks.{block}.cross_attention.to_token.weight'),
+            ('blocks.{block}.inter_layer.0.norm.norm.{end}', 'blocks.{block}.cross_attention.norm.{end}'),
+            ('blocks.{block}.intra_layer.0.norm.norm.{end}', 'blocks.{block}.intra_attention.norm.{end}'),
+            ('blocks.{block}.local_layer.0.norm.{end}', 'blocks.{block}.local_attention.norm.{end}'),
+            ('blocks.{block}.{kind:inter|intra}_layer.0.{letter:q|k|v}.weight', None),
+            ('blocks.{block}.local_layer.0.attn.to_{letter:q|k|v}.weight', None),
+            (None, 'blocks.{block}.{kind:cross|intra|local}_attention.to_qkv.weight'),
+            *(
+                (
+                    f'blocks.{{block}}.{kind}_layer.1.{theirs}.{{end}}',
+                    f'blocks.{{block}}.{our_kind}_feed_forward.{ours}.{{end}}',
+                )
+                for kind, our_kind in (('inter', 'cross'), ('intra', 'intra'), ('local', 'local'))
+                for theirs, ours in _FEED_FORWARD.items()
+            ),
+        ),
+        arguments=_arguments,
+        untold={'num_heads': 1, 'stoken_size': None, 'num_iter': 3},
+        from_official=_from_official,
+        to_official=_to_official,
+        layout=_layout,
+        tiling='discouraged',
+        published=(
+            PublishedResult(2, 497_000, '38.20 33.90 32.31 32.79 -', _PUBLISHED),
+            PublishedResult(3, 569_000, '34.65 30.57 29.23 28.71 -', _PUBLISHED),
+            PublishedResult(4, 555_000, '32.48 28.80 27.70 26.55 30.98', _PUBLISHED),
+        ),
+        source=Source(
+            'Lightweight Image Super-Resolution with Superpixel Token Interaction (Zhang et al., ICCV 2023)',
+            2023,
+            'https://github.com/ArcticHare105/SPIN',
+            'MIT',
+            'MIT',
+        ),
+    )
+)

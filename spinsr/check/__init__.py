@@ -50,7 +50,7 @@ def check(
     Relative paths are relative to the working directory. Nothing is written, and nothing in a weights file is executed.
 
     Args:
-        options: The option file, as `spinsr.option_files.load` gives it.
+        options: The option file, as `spinsr.training.option_files.load` gives it.
         is_train: For training, else for testing; None decides by the sections.
         decode: Decode every image, not only its header.
         progress: Show a progress bar for the images.

@@ -35,7 +35,9 @@ _CLASS_NEEDS = {
     'PairedImageDataset': ('dataroot_gt', 'dataroot_lq', 'io_backend'),
     'SingleImageDataset': ('dataroot_lq', 'io_backend'),
     'BicubicImageDataset': ('dataroot_gt', 'io_backend'),
+    'DistillationDataset': ('dataroot_gt', 'dataroot_lq', 'dataroot_teacher', 'io_backend'),
 }
+_CROPS = ('PairedImageDataset', 'BicubicImageDataset', 'DistillationDataset')
 _CROP_NEEDS = ('gt_size', 'use_hflip', 'use_rot')
 
 _TOP = ('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'find_unused_parameters')
@@ -102,7 +104,7 @@ def structure(options: Mapping[str, Any], *, is_train: bool) -> Iterator[Finding
             yield error(key, f'must be a section (key: value), got {dataset!r}')
         else:
             needs = _DATASET_NEEDS[phase] + _CLASS_NEEDS.get(str(dataset.get('type')), ())
-            if phase == 'train' and dataset.get('type') in ('PairedImageDataset', 'BicubicImageDataset'):
+            if phase == 'train' and dataset.get('type') in _CROPS:
                 needs += _CROP_NEEDS
             yield from _missing(dataset, needs, key)
             if 'io_backend' in dataset and not isinstance(dataset['io_backend'], Mapping):

@@ -91,10 +91,13 @@ def _data(path: str, where: str) -> Iterator[Finding]:
 
 def _preparation(path: str) -> str:
     parts = PurePosixPath(Path(path).as_posix()).parts
+    if len(parts) > 1 and 'teacher_X' in parts[-1]:
+        folder, scale = str(PurePosixPath(*parts[:-1])), parts[-1].rpartition('_X')[2][:1]
+        return f'; make it with: spinsr prepare teacher {folder} --arch NAME --weights FILE --scale {scale}'
     if parts[:2] == ('datasets', 'div2k'):
         return '; make it with: spinsr prepare div2k PATH_TO_DIV2K'
-    if parts[:2] == ('datasets', 'release'):
-        return '; make it with the command at the top of train_SPIN_x4_release.yml'
+    if parts[:2] in (('datasets', 'release'), ('datasets', 'distill')):
+        return f'; make it with the command at the top of train_SPIN_x4_{parts[1]}.yml'
     if parts[:2] == ('datasets', 'sample'):
         return '; make it with: spinsr prepare sample'
     if parts[:2] == ('datasets', 'benchmark') and len(parts) > 2:

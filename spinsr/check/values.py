@@ -6,7 +6,7 @@ from typing import Any
 
 from spinsr.check import registries
 from spinsr.check.finding import Finding, datasets, error, section, warning
-from spinsr.training import progressive_learning
+from spinsr.training import distillation, progressive_learning
 from spinsr.training.time_limit import TIME_LIMIT
 from spinsr.utils.validation import ABOVE_0, FLAG, SECTION, Rule, is_number, is_whole, whole
 
@@ -37,11 +37,13 @@ _DATASET_RULES = {
     'name': _TEXT,
     'dataroot_gt': _TEXT,
     'dataroot_lq': _TEXT,
+    'dataroot_teacher': _TEXT,
     'meta_info_file': _TEXT_OR_NONE,
     'scale': whole(1),
     'gt_size': whole(1),
     'use_hflip': FLAG,
     'use_rot': FLAG,
+    'read_gt': FLAG,
     'batch_size_per_gpu': whole(1),
     'num_worker_per_gpu': whole(0),
     'dataset_enlarge_ratio': ABOVE_0,
@@ -89,6 +91,7 @@ def agreement(options: Mapping[str, Any], *, is_train: bool, launcher: str) -> I
         yield from _logging(options)
         yield from _stages(options)
         yield from _accumulation(options, launcher)
+        yield from _distillation(options)
     if options.get('manual_seed') is None:
         yield warning('manual_seed', 'is not set: BasicSR draws one, so no two runs are the same')
     if is_train and 'debug' in str(options.get('name')):
@@ -198,7 +201,7 @@ def _scale(options: Mapping[str, Any]) -> Iterator[Finding]:
             default = '' if keyword in network else ', its default'
             yield error('scale', f'is {scale}, but {name}:{keyword} is {own}{default}')
     for key, phase, dataset in datasets(options):
-        if dataset.get('type') in ('PairedImageDataset', 'BicubicImageDataset'):
+        if dataset.get('type') in ('PairedImageDataset', 'BicubicImageDataset', 'DistillationDataset'):
             # The one of the file replaces the data set's own.
             actual = scale if 'scale' in options else dataset.get('scale')
             if actual is None:
@@ -233,6 +236,30 @@ def _accumulation(options: Mapping[str, Any], launcher: str) -> Iterator[Finding
         devices = torch.cuda.device_count()
     if is_whole(batch) and is_whole(devices) and (images := batch * max(devices, 1)) % parts:
         yield error('train:accumulate', f'must divide the batch, got {parts} for {images} images')
+
+
+def _distillation(options: Mapping[str, Any]) -> Iterator[Finding]:
+    """Finds losses of what the training set does not give, and a schedule that leaves iterations without a loss."""
+    calls = getattr(registries.find('MODEL', options.get('model_type')), 'CALLS', {})
+    if 'distill_opt' not in calls:
+        return
+    train, dataset = section(options, 'train'), section(options, 'datasets', 'train')
+    if all(train.get(key) is None or is_whole(train[key]) for key in ('distill_iters', 'pixel_after')):
+        if problem := distillation.problem(train):
+            yield error(f'train:{problem[0]}', problem[1])
+    cls = registries.find('DATASET', dataset.get('type'))
+    if cls is None or cls.__module__.partition('.')[0] not in ('basicsr', 'spinsr'):
+        return
+    distills = cls.__name__ == 'DistillationDataset'
+    if train.get('distill_opt') and not distills:
+        reason = f'datasets:train:type is {cls.__name__}, which has none: take DistillationDataset'
+        yield error('train:distill_opt', f'needs the outputs of a teacher; {reason}')
+    elif distills and not train.get('distill_opt'):
+        yield warning('datasets:train', 'the outputs of the teacher are not used: there is no train:distill_opt')
+    if distills and dataset.get('read_gt') is False:
+        for name, needs in {**calls, 'perceptual_opt': ('gt',)}.items():
+            if train.get(name) and 'gt' in needs:
+                yield error('datasets:train:read_gt', f'must be true: train:{name} needs HR')
 
 
 def _grows(options: Mapping[str, Any]) -> bool:
@@ -299,7 +326,7 @@ def _loading(options: Mapping[str, Any], key: str, dataset: Mapping[str, Any]) -
         for name in backend:
             if name != 'type':
                 yield error(f'{key}:io_backend:{name}', 'disk has no further keys')
-    for name in ('dataroot_gt', 'dataroot_lq'):
+    for name in ('dataroot_gt', 'dataroot_lq', 'dataroot_teacher'):
         root = dataset.get(name)
         if (
             isinstance(root, str)

@@ -80,8 +80,8 @@ def _file(
     model = registries.find('MODEL', options.get('model_type'))
     if arch is None or model is None:
         return
-    ours = arch.__module__.startswith('spinsr.archs.') and convert.names.is_known(arch.__name__)
-    converts = ours and model.__module__.startswith('spinsr.')
+    format = convert.find_format(arch)
+    converts = format is not None and model.__module__.startswith('spinsr.')
     if file.suffix == '.safetensors' and getattr(model, 'load_network', None) is BaseModel.load_network:
         yield error(where, f'{file} cannot be read by {model.__name__}; model_type: SpinsrModel reads .safetensors')
         return
@@ -91,7 +91,7 @@ def _file(
             raise TypeError(f'{file} is no checkpoint: it holds a {type(checkpoint).__name__}')
         yield from _param_key(checkpoint, wanted, file, key, is_train)
         state = checkpoint.get(wanted, checkpoint)
-        state = _converted(state, arch.__name__, strict) if converts else convert.unwrap(state)
+        state = _converted(state, format.name, strict) if converts else convert.unwrap(state)
     except (ValueError, TypeError, ImportError) as problem:
         # Of another network every name may be wrong, and there are hundreds.
         reason = textwrap.shorten(str(problem), 300, placeholder=' …')

@@ -149,7 +149,8 @@ def _add_teacher(kinds: argparse._SubParsersAction) -> None:
 def _run_teacher(args: argparse.Namespace) -> int:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from spinsr.inference.teacher import describe, find_lr, prepare_teacher
+    from spinsr.data.teacher_outputs import describe, find_lr
+    from spinsr.inference.teacher import prepare_teacher
     from spinsr.inference.upscale import check_options
     from spinsr.weights import default_weights
 
@@ -157,10 +158,11 @@ def _run_teacher(args: argparse.Namespace) -> int:
     # Before the network is built: what is mistyped shows at once.
     check_options(args.tile, 'fp32')
     find_lr(args.dataset, args.scale)
+    described = network.resolve(args, args.scale)
     is_shipped = args.weights == 'default'
-    weights = default_weights(args.arch, args.scale) if is_shipped else arguments.path(args.weights)
-    teacher = describe(args.arch, weights, args.scale, args.tile, dict(args.arch_args))
-    net = network.load(args, args.scale)
+    weights = default_weights(described.arch, args.scale) if is_shipped else arguments.path(args.weights)
+    teacher = describe(described.arch, weights, args.scale, args.tile, dict(args.arch_args))
+    net = described.build(network.device(args.device))
     with logging_redirect_tqdm(), network.limited_memory(args):
         print(prepare_teacher(args.dataset, net, teacher, args.out))
     return 0

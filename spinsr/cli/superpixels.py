@@ -27,7 +27,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument('image', metavar='IMAGE', type=arguments.path, help='image file')
     parser.add_argument('-o', '--out', metavar='DIR', type=arguments.path, required=True, help='folder of the pictures')
-    parser.add_argument('--scale', metavar='S', type=int, default=4, help='upscaling factor (default: 4)')
+    parser.add_argument(
+        '--scale', metavar='S', type=int, help='upscaling factor (default: that of the weights; without --weights 4)'
+    )
     parser.add_argument('--block', metavar='B', type=int, nargs='+', default=[0], help='blocks, from 0 (default: 0)')
     parser.add_argument(
         '--pixel',

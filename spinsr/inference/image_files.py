@@ -98,7 +98,7 @@ def upscale_files(
 
     Args:
         outputs: Input -> output, as by `name_outputs`. The folders of the outputs are made.
-        net: As for `spinsr.infer.upscale`, and so are `tile`, `self_ensemble` and `precision`.
+        net: As for `spinsr.inference.upscale.upscale`, and so are `tile`, `self_ensemble` and `precision`.
         overwrite: Make outputs anew that are there.
 
     Returns:

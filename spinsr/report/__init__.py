@@ -45,8 +45,8 @@ def make_report(
     """Makes the page of a network and a folder.
 
     Args:
-        folder: Low-resolution images, or a benchmark as for `spinsr.evaluate.evaluate`: a folder that has one called
-            HR. A benchmark is scored as a whole.
+        folder: Low-resolution images, or a benchmark as for `spinsr.evaluation.benchmark.evaluate`: a folder
+            that has one called HR. A benchmark is scored as a whole.
         net: From `spinsr.load`, or any module from (1, 3, H, W) to (1, 3, scale*H, scale*W) in [0, 1].
         log: A TensorBoard log, tb_logger/NAME, whose curves are drawn.
         weights: What the page calls the weights.
@@ -182,7 +182,7 @@ def _cost(net: nn.Module, scale: int) -> dict[str, str]:
 
 
 def _details(net: nn.Module, weights: str, arch_args: Mapping[str, Any], scale: int) -> dict[str, str]:
-    # As in `spinsr.infer`: what has no parameters runs on the CPU.
+    # As in `spinsr.inference.upscale`: what has no parameters runs on the CPU.
     parameter = next(net.parameters(), torch.empty(0))
     details = {'Network': f'{type(net).__name__} ×{scale}'} | ({'Weights': weights} if weights else {})
     if arch_args:

@@ -3,11 +3,11 @@
 import math
 import os
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from markupsafe import Markup, escape
 
 from spinsr.evaluation.benchmark import PROTOCOLS
 from spinsr.evaluation.plot import round_step
@@ -78,7 +78,8 @@ def read_protocols(folder: str | os.PathLike) -> dict[str, str]:
         folder: The log, tb_logger/NAME; the option file is looked for in ../../experiments/NAME.
 
     Returns:
-        Metric -> a name in `spinsr.evaluate.PROTOCOLS`, or the rules in words; empty where there is no such file.
+        Metric -> a name in `spinsr.evaluation.benchmark.PROTOCOLS`, or the rules in words; empty where no such file
+        exists.
 
     Raises:
         OptionError: The file is damaged.
@@ -109,7 +110,7 @@ def _protocol(rules: Mapping[str, Any], scale: Any) -> str:
     return ', '.join([str(kind), *(f'{key} {value}' for key, value in rules.items())])
 
 
-def chart(series: Series, protocols: Mapping[str, str]) -> tuple[str, str, str]:
+def chart(series: Series, protocols: Mapping[str, str]) -> tuple[str, str, Markup]:
     """One curve: its title, what it says in words, and its drawing, an <svg>.
 
     Args:
@@ -141,7 +142,7 @@ def _thinned(series: Series) -> tuple[np.ndarray, np.ndarray, int]:
     return series.steps[ends - 1], means, size
 
 
-def _draw(steps: np.ndarray, values: np.ndarray, label: str) -> str:
+def _draw(steps: np.ndarray, values: np.ndarray, label: str) -> Markup:
     left, top = MARGIN[:2]
     right, bottom = SIZE[0] - MARGIN[2], SIZE[1] - MARGIN[3]
     first, final = int(steps[0]), max(int(steps[-1]), int(steps[0]) + 1)
@@ -171,7 +172,7 @@ def _draw(steps: np.ndarray, values: np.ndarray, label: str) -> str:
     parts.append(f'<text x="{(left + right) / 2}" y="{SIZE[1] - 6}" text-anchor="middle">iterations</text>')
     parts.append(f'<polyline points="{points}"/>')
     parts.append(f'<circle cx="{x(steps[-1])}" cy="{y(values[-1])}" r="3.5"/></svg>')
-    return ''.join(parts)
+    return Markup(''.join(parts))
 
 
 def _spans_powers(values: np.ndarray) -> bool:

@@ -4,18 +4,17 @@ A checkpoint of iteration N is `models/net_g_N.pth` and `training_states/N.state
 the SHA-256 of the network files that belong to it, so a pair is told from two files that only bear the same number.
 """
 
-import contextlib
 import hashlib
 import io
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from spinsr.convert.checkpoint import read_torch_file
+from spinsr.utils.atomic_write import write_bytes
 from spinsr.utils.errors import CheckpointError
 
 # Key of a state: file name in models/ -> SHA-256.
@@ -33,24 +32,14 @@ def write(path: str | os.PathLike, content: Any) -> str:
         The SHA-256 of the file, in hexadecimal.
 
     Raises:
-        CheckpointError: It cannot be written, for lack of space or otherwise; a file that was there stays as it was.
+        CheckpointError: The file cannot be written, for lack of space for example; an existing one is unchanged.
     """
-    path = Path(path)
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    part = _part(path)
     try:
-        with open(part, 'wb') as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        _flush_folder(path.parent)
+        write_bytes(Path(path), buffer.getbuffer(), sync=True)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise CheckpointError(
-            f'{path} cannot be written: {error.strerror}; the checkpoints before it are as they were'
-        ) from error
+        raise CheckpointError(f'{error}; earlier checkpoints are unchanged') from error
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
@@ -160,39 +149,11 @@ def _numbered(states: str | os.PathLike) -> list[tuple[int, Path]]:
 
 def _load(path: Path) -> Mapping[str, Any]:
     try:
-        # torch reads the tensors of a damaged file without comparing their checksums.
-        with zipfile.ZipFile(path) if zipfile.is_zipfile(path) else contextlib.nullcontext() as archive:
-            record = archive.testzip() if archive else None
-        if record:
-            raise CheckpointError(f'{path} is damaged: {record} has another checksum')
-        content = torch.load(path, map_location='cpu', weights_only=True)
+        content = read_torch_file(path)
     except FileNotFoundError as error:
         raise CheckpointError(f'{path} is missing') from error
-    except CheckpointError:
-        raise
-    except pickle.UnpicklingError as error:
-        # Not torch's own words: they advise to load the file without this protection.
-        raise CheckpointError(f'{path} is damaged, or holds more than tensors and plain values') from error
-    except Exception as error:  # whatever else a damaged file makes torch raise
-        raise CheckpointError(f'{path} is damaged: {_first_line(error)}') from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f'{path} is damaged: {error}') from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f'{path} holds a {type(content).__name__}, not a mapping')
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(f'.{path.name}.part')
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name == 'nt':  # a folder cannot be opened there
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

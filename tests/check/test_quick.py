@@ -10,7 +10,7 @@ import torch
 
 import spinsr.archs  # noqa: F401
 
-from ..tiny_project import TEST, TRAIN, changed, without
+from ..tiny_project import DISTILLATION, TEST, TRAIN, changed, without
 
 # isort: split
 from basicsr.data.paired_image_dataset import PairedImageDataset
@@ -69,6 +69,10 @@ def matching(found, line):
         (changed(GOOD, {'train:scheduler:milestones': []}), True),
         (changed(GOOD, {'train:perceptual_opt': None}), True),
         (changed(GOOD, {'train:optim_g': MUON}), True),
+        (changed(GOOD, DISTILLATION), True),
+        (changed(GOOD, {**DISTILLATION, 'train:pixel_opt': None, 'datasets:train:read_gt': False}), True),
+        (changed(GOOD, {**DISTILLATION, 'train:distill_iters': 2, 'train:pixel_after': 2}), True),
+        (changed(GOOD, {'train:time_limit': '2h30m'}), True),
     ],
     ids=[
         'train',
@@ -83,6 +87,10 @@ def matching(found, line):
         'no-milestones',
         'no-perceptual-loss',
         'muon',
+        'teacher-and-hr',
+        'teacher-alone',
+        'teacher-then-hr',
+        'time-limit',
     ],
 )
 def test_a_good_file_has_no_finding(options, is_train):
@@ -203,6 +211,30 @@ for changes, line, name in [
         'mini-batches-that-do-not-divide',
     ),
     ({'train:accumulate': 3}, 'train:accumulate: must divide the batch, got 3 for ', 'accumulate-that-does-not-divide'),
+    (
+        {'train:distill_opt': DISTILLATION['train:distill_opt']},
+        'train:distill_opt: needs the outputs of a teacher; datasets:train:type is PairedImageDataset',
+        'distill-without-a-teacher',
+    ),
+    (
+        {**DISTILLATION, 'datasets:train:read_gt': False},
+        'datasets:train:read_gt: must be true: train:pixel_opt needs HR',
+        'distill-without-hr',
+    ),
+    ({**DISTILLATION, 'datasets:train:read_gt': 'no'}, "read_gt: must be true or false, got 'no'", 'read_gt-text'),
+    (
+        {**DISTILLATION, 'train:distill_iters': 1, 'train:pixel_after': 3},
+        'train:pixel_after: iterations 2 to 3 would have no loss',
+        'distill-with-a-gap',
+    ),
+    ({'train:distill_iters': 3}, 'train:distill_iters: needs distill_opt', 'distill_iters-alone'),
+    ({**DISTILLATION, 'train:distill_iters': 0.5}, 'train:distill_iters: must be a whole number', 'distill_iters-half'),
+    (
+        {**DISTILLATION, 'train:distill_opt': {'type': 'ContrastiveLoss'}},
+        'train:distill_opt: ContrastiveLoss needs pred, target, lq, but SpinsrModel gives it output, teacher',
+        'distill-by-another-loss',
+    ),
+    ({**DISTILLATION, 'datasets:train:dataroot_teacher': 'x.lmdb'}, 'must be a folder, no .lmdb', 'teacher-lmdb'),
     ({'scale': 4}, 'scale: is 4, but network_g:upscale is 2', 'scale'),
     ({'network_s': {'type': 'RDBESA', 'upscale': 3}}, 'scale: is 2, but network_s:upscale is 3', 'scale-of-estimator'),
     ({'network_s': {'type': 'RDBESA'}}, 'scale: is 2, but network_s:upscale is 4, its default', 'scale-by-default'),
@@ -214,6 +246,13 @@ for changes, line, name in [
     ({'num_gpu': -1}, 'got -1', 'num_gpu-negative'),
 ]:
     ERRORS.append(pytest.param(changed(GOOD, changes), line, id=name))
+ERRORS.append(
+    pytest.param(
+        without(changed(GOOD, DISTILLATION), 'datasets:train:dataroot_teacher'),
+        "datasets:train: there is no key 'dataroot_teacher'",
+        id='no-dataroot_teacher',
+    )
+)
 ERRORS.append(pytest.param(without(GOOD, 'scale'), 'scale: is not set, and datasets:train needs it', id='no-scale'))
 ERRORS.append(pytest.param(without(GOOD, 'train:optim_g:lr'), "needs the keyword 'lr'", id='no-lr'))
 
@@ -252,6 +291,16 @@ def test_error(capsys, options, line):
             {'model_type': 'SRModel', **grows()},
             "datasets:train:gt_sizes: nothing reads the key 'gt_sizes'; model_type: SpinsrModel would",
             id='patches-of-SpinsrModel',
+        ),
+        pytest.param(
+            {'train:distill_opt': DISTILLATION['train:distill_opt']},
+            "train:distill_opt: nothing reads the key 'distill_opt'; model_type: SpinsrModel would",
+            id='teacher-of-SpinsrModel',
+        ),
+        pytest.param(
+            {**DISTILLATION, 'model_type': 'SpinsrModel', 'train:distill_opt': None},
+            'datasets:train: the outputs of the teacher are not used: there is no train:distill_opt',
+            id='teacher-without-a-loss',
         ),
         pytest.param({'datasets:train:iters': [4]}, "datasets:train:iters: nothing reads the key 'iters'", id='iters'),
         pytest.param(

@@ -48,7 +48,7 @@ def test_outputs(calls, command, out):
     assert out in map(str, calls[0])
 
 
-@pytest.mark.parametrize('kind', ['div2k', 'benchmark', 'sample'])
+@pytest.mark.parametrize('kind', ['div2k', 'benchmark', 'images', 'sample', 'teacher'])
 def test_help_shows_an_example(capsys, kind):
     with pytest.raises(SystemExit) as exit_info:
         main(['prepare', kind, '--help'])
@@ -58,7 +58,8 @@ def test_help_shows_an_example(capsys, kind):
 
 @pytest.mark.parametrize(
     'arguments',
-    ['', 'nothing', 'div2k', 'benchmark', 'sample --scale x', 'sample --workers 0', 'sample --workers x'],
+    ['', 'nothing', 'div2k', 'benchmark', 'teacher', 'teacher data --scale 2,4']
+    + ['sample --scale x', 'sample --workers 0', 'sample --workers x'],
     ids=str,
 )
 def test_wrong_usage_exits_with_2(capsys, arguments):

@@ -2,6 +2,7 @@
 
 import io
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,6 +21,15 @@ def png(tmp_path, write_photo):
 def test_encode_and_decode(photo, level):
     image = photo(31, 20)
     np.testing.assert_array_equal(image_file.decode(image_file.encode_png(image, level), 'it'), image)
+
+
+def test_16_bits_are_kept():
+    image = np.random.default_rng(0).integers(0, 65536, (31, 20, 3), dtype=np.uint16)
+    data = image_file.encode_png16(image)
+    image_file.verify(data, 'it')
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert decoded.dtype == np.uint16
+    np.testing.assert_array_equal(decoded[..., ::-1], image)
 
 
 def test_write_and_read(tmp_path, photo):

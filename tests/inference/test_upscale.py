@@ -1,6 +1,6 @@
 import logging
 import math
-from pathlib import Path
+import sys
 
 import numpy as np
 import pytest
@@ -11,8 +11,9 @@ import spinsr
 from spinsr.data import bicubic
 from spinsr.inference import upscale as upscaling
 from spinsr.inference.upscale import scale_of, super_resolve
+from spinsr.utils import memory
 
-from ..networks import SMALL
+from ..networks import SMALL, settled
 
 each_arch = pytest.mark.parametrize('arch', SMALL)
 
@@ -308,6 +309,15 @@ def test_below_the_smallest_tile_the_error_says_what_was_tried():
     assert str(error.value) == expected
 
 
+@pytest.mark.parametrize(('tile', 'tried'), [(None, 'whole'), (50, 'in tiles of 50')])
+def test_without_smaller_tiles_the_first_try_is_the_last(tile, tried):
+    net = Small(torch.OutOfMemoryError('CUDA out of memory'), 9)
+    with pytest.raises(MemoryError) as error:
+        super_resolve(torch.rand(1, 3, 100, 100), net, tile=tile, smaller_tiles=False)
+    assert str(error.value) == f'memory runs out for 100x100 (HxW) pixels {tried}: CUDA out of memory'
+    assert len(net.sizes) == 1
+
+
 def test_other_errors_of_the_network_are_not_tried_again():
     net = Small(RuntimeError('mat1 and mat2 shapes cannot be multiplied'), 9)
     with pytest.raises(RuntimeError, match='mat1'):
@@ -355,7 +365,7 @@ def test_half_precision_computes_in_half_and_gives_float32(precision):
 @each_arch
 @pytest.mark.parametrize('precision', ['bf16', 'fp16'])
 def test_half_precision_of_our_networks(arch, precision, image):
-    net = spinsr.load(arch, scale=2, weights=None, **SMALL[arch])
+    net = settled(spinsr.load(arch, scale=2, weights=None, **SMALL[arch]))
     full = spinsr.upscale(image, net).astype(int)
     assert abs(spinsr.upscale(image, net, precision=precision) - full).max() <= 3
 
@@ -395,13 +405,13 @@ def test_scale_of_a_network_that_gives_several_images_is_refused():
         scale_of(nn.MaxPool2d(2, return_indices=True))
 
 
-@pytest.mark.skipif(not Path('/proc/meminfo').exists(), reason='needs Linux')
+@pytest.mark.skipif(sys.platform != 'linux', reason='needs Linux')
 class TestLimitedMemory:
     def test_memory_runs_out_with_an_error_and_the_limit_goes_again(self, monkeypatch):
         import resource
 
         before = resource.getrlimit(resource.RLIMIT_DATA)
-        monkeypatch.setattr(upscaling, '_available_memory', lambda: 100 * 2**20)
+        monkeypatch.setattr(memory, 'available', lambda: 100 * 2**20)
         net = Local()
         seen = []
 
@@ -426,25 +436,3 @@ class TestLimitedMemory:
                 assert resource.getrlimit(resource.RLIMIT_DATA)[0] <= lower
         finally:
             resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-    @pytest.mark.parametrize(
-        ('files', 'expected'),
-        [
-            ({'/proc/meminfo': 'MemTotal: 9 kB\nMemAvailable:  7 kB\nHugePages_Total: 0\n'}, 7 * 1024),
-            ({}, None),
-            ({'/proc/meminfo': 'MemAvailable: 7 kB', 'max': 'max\n', 'stat': 'anon 5\nfile 7'}, 7 * 1024),
-            ({'/proc/meminfo': 'MemAvailable: 7 kB', 'max': '1000\n', 'stat': 'anon 300\nfile 7'}, 700),
-            ({'/proc/meminfo': 'MemAvailable: 7 kB', 'max': '100000\n', 'stat': 'anon 300\nfile 7'}, 7 * 1024),
-            ({'/proc/meminfo': 'MemAvailable: 7 kB', 'max': '100\n', 'stat': 'anon 300\nfile 7'}, 0),
-        ],
-        ids=['machine', 'no_linux', 'no_limit', 'container', 'large_container', 'full_container'],
-    )
-    def test_available_memory(self, monkeypatch, files, expected):
-        def read(path):
-            for name, text in files.items():
-                if str(path).endswith(name):
-                    return text
-            raise FileNotFoundError(path)
-
-        monkeypatch.setattr(Path, 'read_text', read)
-        assert upscaling._available_memory() == expected

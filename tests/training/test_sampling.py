@@ -109,7 +109,7 @@ def test_generators_of_the_process_stay_where_they_were():
     epoch(sampler())
     assert random.getstate() == before[0]
     assert (np.random.get_state()[1] == before[1]).all()
-    # The loader itself draws a seed; the loaders of spinsr.data.loader have a generator of their own.
+    # The loader itself draws a seed; the loaders of spinsr.training.loader have a generator of their own.
     torch.empty((), dtype=torch.int64).random_()
     assert not torch.equal(torch.get_rng_state(), before[2])
 
