@@ -30,6 +30,7 @@ from typing import Any
 import yaml
 
 from spinsr.cli.arguments import path, positive
+from spinsr.evaluation import plot
 from spinsr.training import option_files, progressive_learning
 from spinsr.utils.atomic_write import write_bytes
 
@@ -340,17 +341,9 @@ def draw(
     file: Path, scores: Mapping[str, Mapping[str, Mapping[int, float]]], summaries: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Differences from the default: a dot for each seed, a bar for the mean, grey what chance would make, too."""
-    import io
-
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
     rows = [row for row in next(iter(scores.values())) if row != DEFAULT]
-    figure, axes = pyplot.subplots(
-        1, len(scores), sharey=True, squeeze=False, figsize=(3 + 3.5 * len(scores), 1 + 0.3 * len(rows)), dpi=110
-    )
+    figure = plot.new_figure(3 + 3.5 * len(scores), 1 + 0.3 * len(rows), dpi=110)
+    axes = figure.subplots(1, len(scores), sharey=True, squeeze=False)
     for axis, (name, values) in zip(axes[0], scores.items(), strict=True):
         axis.axvline(0, color='0.5', lw=1)
         for place, row in enumerate(rows):
@@ -364,11 +357,7 @@ def draw(
         axis.set_xlabel(f'{name} x{SCALE}: dB to {DEFAULT}')
         axis.set_yticks(range(len(rows)), rows)
     axes[0][0].invert_yaxis()
-    figure.tight_layout()
-    data = io.BytesIO()
-    figure.savefig(data, format='png')
-    pyplot.close(figure)
-    write_bytes(file, data.getvalue())
+    write_bytes(file, plot.to_png(figure))
 
 
 if __name__ == '__main__':

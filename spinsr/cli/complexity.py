@@ -183,12 +183,8 @@ def _published(args: argparse.Namespace) -> list[Any]:
 
 
 def _picture(args: argparse.Namespace, scores: list[tuple[str, int, float]]) -> bytes:
-    import io
-
     from spinsr.evaluation import plot
 
     points = [plot.Point(row.name, row.parameters, row.psnr[args.dataset]) for row in _published(args)]
     points += [plot.Point(*score, ours=True) for score in scores]
-    data = io.BytesIO()
-    plot.draw(points, f'{args.dataset} x{args.scale}: PSNR on Y against parameters').save(data, 'PNG')
-    return data.getvalue()
+    return plot.draw(points, f'{args.dataset} x{args.scale}: PSNR on Y against parameters')

@@ -10,7 +10,6 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from spinsr.evaluation.benchmark import PROTOCOLS
-from spinsr.evaluation.plot import round_step
 from spinsr.training import option_files
 from spinsr.utils.errors import OptionError
 
@@ -177,6 +176,12 @@ def _draw(steps: np.ndarray, values: np.ndarray, label: str) -> Markup:
 def _spans_powers(values: np.ndarray) -> bool:
     """Whether the axis is logarithmic: of a loss, which falls steeply at first, the rest would be a flat line."""
     return 0 < 4 * values.min() < values.max()
+
+
+def round_step(span: float, lines: int) -> float:
+    """A step of 1, 2 or 5 times a power of ten that divides a span into at most so many parts."""
+    power = 10 ** math.floor(math.log10(span / lines))
+    return next(digit * power for digit in (1, 2, 5, 10) if span / (digit * power) <= lines)
 
 
 def _steps(low: float, high: float) -> list[tuple[float, str]]:
