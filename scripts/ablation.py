@@ -5,8 +5,8 @@
     python scripts/ablation.py --data datasets/ablation --benchmark datasets/benchmark/Set5 datasets/benchmark/Set14
 
 trains each row of ROWS with each seed by `python -m spinsr.train`, in OUT/experiments, scores it, and writes
-OUT/ablation.md, .json and .png with what is there. The same command goes on where it was stopped. A row that is done is
-not done again, unless its options have changed.
+OUT/ablation.md, .json and .png from the finished rows. The same command resumes where it was stopped. A finished row is
+skipped unless its options have changed.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     for folder in (*args.benchmark, args.data):
         if not folder.is_dir():
-            sys.stderr.write(f'ablation.py: error: {folder} is no folder\n')
+            sys.stderr.write(f'ablation.py: error: not a directory: {folder}\n')
             return 1
     runs = [(row, seed) for seed in args.seeds for row in args.rows]
     for name in ('options', 'logs', 'scores'):
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             failures = sum(pool.map(lambda run: workers.finish(*run), runs))
         except KeyboardInterrupt:
             workers.stop()
-            sys.stderr.write('ablation.py: interrupted; the same command goes on\n')
+            sys.stderr.write('ablation.py: interrupted; run the same command to resume\n')
             failures = len(runs)
     report(args, [(row, seed) for row, seed in runs if is_done(args, row, seed)])
     return int(failures > 0)
@@ -153,7 +153,7 @@ class Workers:
         self.stopped = False
 
     def finish(self, row: str, seed: int) -> bool:
-        """Does what is still to do of one training; whether it failed."""
+        """Finishes one training; returns whether it failed."""
         if self.stopped or is_done(self.args, row, seed):
             return False
         opt = options(self.args, row, seed)

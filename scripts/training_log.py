@@ -1,4 +1,4 @@
-"""The course of trainings from their log files: a table for each, and one picture of their validation curves.
+"""Trainings from their log files: a table for each, and one plot of their validation curves.
 
     python scripts/training_log.py experiments/train_SPIN_x4_release experiments/train_RCAN_x4_light \\
         --csv logs --plot curves.png
@@ -33,7 +33,7 @@ _SCORE = re.compile(r'\t # (.+?): (\S+)')
 
 
 class Log(NamedTuple):
-    """The course of a training.
+    """A training.
 
     Attributes:
         rows: Iteration -> column -> number: `seconds` of an iteration (BasicSR's mean over the last 100 to 200 or so),
@@ -46,7 +46,7 @@ class Log(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Reads the logs of experiments, prints a line for each, and writes what is asked for."""
+    """Reads the logs of experiments, prints a line for each, and writes the files of --csv and --plot."""
     args = parse(argv)
     logs = {folder.name: read(sorted(folder.glob('*.log'))) for folder in args.experiments}
     if len(logs) < len(args.experiments):

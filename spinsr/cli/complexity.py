@@ -40,7 +40,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         '--scale', metavar='S', type=arguments.positive, default=4, help='upscaling factor (default: 4)'
     )
     parser.add_argument(
-        '--size', metavar='HxW', type=arguments.size, help='pixels of the input (default: what gives 720x1280, rounded)'
+        '--size',
+        metavar='HxW',
+        type=arguments.size,
+        help='pixels of the input (default: 720x1280 divided by the scale, rounded)',
     )
     parser.add_argument('--no-latency', action='store_true', help='only count; measure neither time nor memory')
     parser.add_argument(
@@ -168,7 +171,7 @@ def _read_scores(args: argparse.Namespace) -> list[tuple[str, int, float]]:
             raise ValueError(f'{path} has no results for {args.dataset} x{args.scale}')
         scores += found
     methods = [method for _, method, *_ in scores]
-    # Two of a kind are told apart by their files.
+    # Results of one network are distinguished by their files.
     return [
         (f'{method} ({"here" if methods.count(method) == 1 else stem})', parameters, psnr)
         for stem, method, parameters, psnr in scores

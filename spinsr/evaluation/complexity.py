@@ -221,7 +221,7 @@ def _dense_ops() -> Iterator[None]:
 
 @contextlib.contextmanager
 def timed(device: torch.device) -> Iterator[list[float]]:
-    """Puts the seconds of the with block, the device's work included, into the list it gives."""
+    """Yields a list; on leaving, it holds the seconds of the with block, the device's work included."""
     clock: list[float] = []
     _synchronize(device)
     start = time.perf_counter()

@@ -36,7 +36,7 @@ class Series(NamedTuple):
 def read_log(folder: str | os.PathLike) -> list[Series]:
     """Losses and validation metrics of a training, from the event files that BasicSR writes to tb_logger/NAME.
 
-    Values that are not finite are left out, and so is what a training that was taken up again has computed twice.
+    Values that are not finite are left out, and of iterations that a resumed training repeated the later ones count.
 
     Raises:
         ImportError: The package tensorboard is missing.
@@ -77,7 +77,7 @@ def read_protocols(folder: str | os.PathLike) -> dict[str, str]:
         folder: The log, tb_logger/NAME; the option file is looked for in ../../experiments/NAME.
 
     Returns:
-        Metric -> a name in `spinsr.evaluate.PROTOCOLS`, or the rules in words; empty where there is no such file.
+        Metric -> a name in `spinsr.evaluation.benchmark.PROTOCOLS`, or the rules in words; empty without the file.
 
     Raises:
         OptionError: The file is damaged.
