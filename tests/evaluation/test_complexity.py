@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import spinsr
 from spinsr import ops
@@ -57,6 +58,19 @@ def test_counts_by_hand():
         'convolution_multiply_adds': convolution,
         'activations': 4 * pixels,
     }
+
+
+@pytest.mark.parametrize('arch', ['SPIN', 'SAN'])
+def test_counts_equal_those_of_torch_on_real_values(arch, monkeypatch):
+    arguments = SPIN if arch == 'SPIN' else {'num_feat': 16, 'num_group': 1, 'num_block': 1}
+    net = spinsr.load(arch, 2, None, **arguments)
+    monkeypatch.setenv('SPINSR_OPS_BACKEND', 'reference')
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        net(torch.rand(1, 3, 17, 25))
+    counted = count(net, 17, 25)
+    by_op = {str(op): flops // 2 for op, flops in counter.get_flop_counts()['Global'].items()}
+    assert counted['multiply_adds'] == sum(by_op.values())
+    assert counted['convolution_multiply_adds'] == by_op['aten.convolution']
 
 
 class Covariance(nn.Conv2d):
