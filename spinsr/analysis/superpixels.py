@@ -21,7 +21,7 @@ from spinsr.archs.spin_arch import SPIN
 from spinsr.data import image_file
 from spinsr.inference.upscale import is_out_of_memory, rgb8, separate_alpha
 from spinsr.modules.layout import to_image, to_tokens
-from spinsr.ops.attention import split_heads
+from spinsr.ops.attention.heads import split_heads
 
 # What the longer side of a picture has, about, if nothing else is asked for.
 PICTURE_SIDE = 1000

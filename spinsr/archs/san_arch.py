@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from spinsr.convert import mean_shift, shapes
 from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Source, bare, register_format
 from spinsr.modules.mean_shift import register_mean
-from spinsr.modules.region_non_local import RegionNonLocal
-from spinsr.modules.second_order_attention import MAX_SIDE, SecondOrderChannelAttention
+from spinsr.modules.san import MAX_SIDE, RegionNonLocal, SecondOrderChannelAttention
 from spinsr.modules.upsample import Upsample, upsample_and_convolve
 from spinsr.utils.validation import between, check, check_equal, check_length, whole
 

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from spinsr.convert import shapes
 from spinsr.convert.mean_shift import take
 from spinsr.convert.registry import ArchFormat, PublishedResult, Source, register_format
-from spinsr.modules.feed_forward import FeedForward
-from spinsr.modules.intra_superpixel_attention import IntraSuperpixelAttention
 from spinsr.modules.layout import to_image, to_tokens
-from spinsr.modules.local_attention import LocalAttention
-from spinsr.modules.superpixel_aggregation import SuperpixelAggregation
-from spinsr.modules.superpixel_cross_attention import SuperpixelCrossAttention
+from spinsr.modules.spin import (
+    FeedForward,
+    IntraSuperpixelAttention,
+    LocalAttention,
+    SuperpixelAggregation,
+    SuperpixelCrossAttention,
+)
 from spinsr.modules.upsample import TokenUpsample
 from spinsr.utils.validation import check, check_divisible, check_equal, check_length, each, whole
 
@@ -174,15 +176,12 @@ def _to_official(official: dict[str, Tensor], ours: Mapping[str, Tensor]) -> dic
 
 def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     qkv = weights['blocks.0.local_attention.to_qkv.weight']
-    # Of the variants those without an attention differ in their tensors.
-    kinds = [kind for kind in ('cross', 'intra') if any(f'.{kind}_attention.' in name for name in weights)]
     return {
         **shapes.images(weights),
         'num_block': shapes.count(weights, 'blocks.{}.'),
         'qk_dim': (len(qkv) - qkv.shape[1]) // 2,
         'mlp_dim': len(weights['blocks.0.local_feed_forward.fc1.weight']),
         'upscale': shapes.stages(weights),
-        **({'interaction': f'only_{kinds[0]}'} if len(kinds) == 1 else {}),
     }
 
 
@@ -199,7 +198,7 @@ def _layout(official: dict[str, Tensor]) -> dict[str, Any]:
 
 _PUBLISHED = 'ICCV 2023, Table 1; x4 on Manga109: Table 2'
 
-register_format(
+FORMAT = register_format(
     ArchFormat(
         arch=SPIN,
         names=(
@@ -226,7 +225,6 @@ register_format(
             ),
         ),
         arguments=_arguments,
-        variants=('SPINVariant',),
         untold={'num_heads': 1, 'stoken_size': None, 'num_iter': 3},
         from_official=_from_official,
         to_official=_to_official,

@@ -3,13 +3,16 @@
 Upstream has none of these variants; docs/paper.md says what was decided where the paper leaves them open.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from spinsr.archs.spin_arch import SPIN, SuperpixelInteractionBlock
-from spinsr.modules.superpixel_aggregation import SuperpixelAggregation
+from spinsr.archs.spin_arch import FORMAT, SPIN, SuperpixelInteractionBlock
+from spinsr.convert.registry import register_format
+from spinsr.modules.spin import SuperpixelAggregation
 from spinsr.ops import Association
 from spinsr.utils.validation import FLAG, check, one_of, whole
 
@@ -152,3 +155,37 @@ class SPINVariant(SPIN):
             )
             for block in self.blocks
         )
+
+
+def _interaction(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Of the variants only those without one of the attentions have other tensors than SPIN."""
+    kinds = [kind for kind in ('cross', 'intra') if f'blocks.0.{kind}_attention.to_qkv.weight' in weights]
+    return {'interaction': f'only_{kinds[0]}'} if len(kinds) == 1 else {}
+
+
+def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    return FORMAT.arguments(weights) | _interaction(weights)
+
+
+register_format(
+    dataclasses.replace(
+        FORMAT,
+        arch=SPINVariant,
+        name='SPINVariant',
+        registered='SPINVariant',
+        arguments=_arguments,
+        untold={
+            **FORMAT.untold,
+            'interaction': 'sequential',
+            'aggregation': 'superpixel',
+            'top_n': None,
+            'differentiable': False,
+            'association': 'softmax',
+            'position_weight': 0.0,
+            'own_values': 'all',
+        },
+        detect=lambda weights: 'blocks.0.local_attention.to_qkv.weight' in weights and bool(_interaction(weights)),
+        layout=None,
+        published=(),
+    )
+)

@@ -122,7 +122,6 @@ class ArchFormat:
         source: Paper, repository, licences.
         name: Public name, by which the commands and `spinsr.load` know the network; the class's name by default.
         registered: Name in BasicSR's ARCH_REGISTRY; the public name by default.
-        variants: Registered names of subclasses, whose state dicts have this format too.
         untold: Arguments that no shape tells, with values that fit weights of every size. These values serve to list
             the tensors; a network is built with the constructor's defaults.
         from_official: (renamed, the authors' state dict) -> our state dict, for what a table cannot say.
@@ -147,7 +146,6 @@ class ArchFormat:
     source: Source
     name: str = ''
     registered: str = ''
-    variants: tuple[str, ...] = ()
     untold: Mapping[str, Any] = field(default_factory=dict)
     from_official: Callable[[StateDict, Mapping[str, Tensor]], StateDict] | None = None
     to_official: Callable[[StateDict, Mapping[str, Tensor]], StateDict] | None = None
@@ -218,11 +216,10 @@ def find_format(arch: str | type[nn.Module]) -> ArchFormat | None:
     """The format of a network, None for a network without one.
 
     Args:
-        arch: Public name, registered name, name of a variant, or a class; a subclass has the format of its base.
+        arch: Public name, registered name, or a class; a subclass has the format of its base.
     """
     if isinstance(arch, str):
-        names = {name: format for format in formats() for name in (format.name, format.registered, *format.variants)}
-        return names.get(arch)
+        return next((format for format in formats() if arch in (format.name, format.registered)), None)
     by_class = {_path(format.arch): format for format in formats()}
     return next((by_class[_path(cls)] for cls in arch.__mro__ if _path(cls) in by_class), None)
 

@@ -123,7 +123,9 @@ def resolve(
         network = _named(arch, scale, arch_args)
         if weights is None:
             return network
-        weights = default_weights(arch, scale)
+        # The weights of SPIN serve its variants, too.
+        format = convert.find_format(network.cls.__base__) or convert.find_format(network.cls)
+        weights = default_weights(format.name if format else arch, scale)
     source = 'the state dict' if isinstance(weights, Mapping) else printable(os.fspath(weights))
     if arch is not None:
         _named(arch, scale or DEFAULT_SCALE, arch_args)  # a misspelt name or argument shows before the file is read

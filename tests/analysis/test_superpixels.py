@@ -8,7 +8,7 @@ import spinsr
 from spinsr import ops
 from spinsr.analysis.superpixels import draw, draw_boundaries, each_block, enlarge, find_superpixels, write_pictures
 from spinsr.data import image_file
-from spinsr.ops.attention import attention_reference
+from spinsr.ops.attention.reference import attention_reference
 
 TINY = {'num_feat': 8, 'num_block': 2, 'qk_dim': 4, 'mlp_dim': 8, 'stoken_size': (4, 3), 'num_iter': 2}
 SIZES = {'one_pixel': (1, 1), 'one_row': (1, 9), 'odd': (13, 11), 'divisible': (12, 8), 'side_below_cell': (2, 14)}

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from spinsr import cli
 from spinsr.archs import ARCH_REGISTRY
-from spinsr.export.onnx import export_file, onnx, to_onnx
+from spinsr.export import onnx
+from spinsr.export.onnx import export_file, to_onnx
 from spinsr.ops import associate, top_n
 
 NETWORKS = {
