@@ -232,6 +232,7 @@ class SpinsrModel(SRModel):
         ours = type(bare).__module__.startswith('spinsr.archs.') and arch in convert.ARCHS
         logger = get_root_logger()
         try:
+            checkpoints.verify(load_path)
             checkpoint = convert.read_checkpoint(load_path)
             if not isinstance(checkpoint, Mapping):
                 raise TypeError(f'a checkpoint must be a mapping, got {type(checkpoint).__name__}')
