@@ -2,10 +2,10 @@
 
 import argparse
 import contextlib
-import importlib
 import os
-import sys
 from typing import Any
+
+from spinsr.training import imports
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,14 +36,7 @@ def add_build_arguments(group: argparse._ArgumentGroup) -> None:
         default=[],
         help='further arguments of the network: num_block=4',
     )
-    group.add_argument(
-        '--import',
-        metavar='MODULE',
-        dest='imports',
-        action='append',
-        default=[],
-        help="import a module first, one that registers another plugin's network; may be repeated",
-    )
+    imports.add_import(group)
     group.add_argument(
         '--device',
         metavar='DEVICE',
@@ -73,14 +66,7 @@ def import_modules(args: argparse.Namespace) -> None:
     """
     import spinsr.archs  # noqa: F401
 
-    if args.imports and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    for module in args.imports:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # whatever the code of others raises
-            reason = str(error) or type(error).__name__
-            raise ImportError(f'--import {module}: {reason.splitlines()[0]}') from error
+    imports.import_modules(args.imports)
 
 
 def device(name: str) -> Any:
