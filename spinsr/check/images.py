@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from spinsr.check.finding import Finding, datasets, error, section, warning
+from spinsr.check.values import is_template
 from spinsr.data.image_file import DAMAGE, PNG_END, bit_depth
 from spinsr.data.teacher_outputs import read_meta, teacher_file
 from spinsr.utils.validation import is_whole
@@ -185,7 +186,7 @@ def _look(
     sources = {side: _Source(root, is_lmdb) for side, root in roots.items()}
     names = _names(dataset, sources, problems)
     if not names and not problems.findings():
-        problems.add('error', 'empty', f'there is no image in {next(iter(sources.values())).root}')
+        problems.add('error', 'empty', f'no image found in {next(iter(sources.values())).root}')
     largest = None
     bar = tqdm(names, desc=where, unit='image', leave=False, disable=None if progress else True)
     for pair in bar:
@@ -231,6 +232,8 @@ def _names(dataset: Mapping[str, Any], sources: Mapping[str, _Source], problems:
             common &= names
         return [dict.fromkeys(sources, name) for name in sorted(common)]
     template, pairs = dataset.get('filename_tmpl', '{}'), []
+    if not is_template(template):  # `kinds` says it
+        return []
     for name in first:
         stem, ending = os.path.splitext(os.path.basename(name))
         pair = {'lq': f'{template.format(stem)}{ending}', 'gt': name}

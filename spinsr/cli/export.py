@@ -3,6 +3,7 @@
 import argparse
 
 from spinsr.cli import arguments, network
+from spinsr.training import imports
 from spinsr.utils.text import printable
 
 EXAMPLE = """\
@@ -29,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument('target', metavar='OUT', type=arguments.path, help='.onnx or .safetensors')
     parser.add_argument('--arch', metavar='NAME', help='the network (default: told from the names in the file)')
-    network.add_import_argument(parser)
+    imports.add_import(parser)
     parser.add_argument('--overwrite', action='store_true', help='replace OUT if it exists')
     onnx = parser.add_argument_group('ONNX')
     onnx.add_argument(

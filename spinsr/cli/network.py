@@ -2,10 +2,10 @@
 
 import argparse
 import contextlib
-import importlib
 import os
-import sys
 from typing import Any
+
+from spinsr.training import imports
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,24 +35,12 @@ def add_build_arguments(group: argparse._ArgumentGroup) -> None:
         default=[],
         help='further arguments of the network, where the weights do not tell them: num_heads=2',
     )
-    add_import_argument(group)
+    imports.add_import(group)
     group.add_argument(
         '--device',
         metavar='DEVICE',
         default='auto',
         help='cpu, cuda, cuda:1, mps; auto (the default): cuda if available',
-    )
-
-
-def add_import_argument(group: argparse._ActionsContainer) -> None:
-    """Adds --import."""
-    group.add_argument(
-        '--import',
-        metavar='MODULE',
-        dest='imports',
-        action='append',
-        default=[],
-        help="import a module first, one that registers another plugin's network; may be repeated",
     )
 
 
@@ -86,14 +74,7 @@ def import_modules(args: argparse.Namespace) -> None:
     """
     import spinsr.archs  # noqa: F401
 
-    if args.imports and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    for module in args.imports:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # whatever somebody else's code raises
-            reason = str(error) or type(error).__name__
-            raise ImportError(f'--import {module}: {reason.splitlines()[0]}') from error
+    imports.import_modules(args.imports)
 
 
 def check_arch(args: argparse.Namespace) -> None:

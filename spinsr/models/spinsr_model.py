@@ -25,7 +25,7 @@ from spinsr.training import checkpoints, distillation, distributed, muon, progre
 from spinsr.training.grad_checkpointing import recompute_blocks
 from spinsr.training.sampling import cut_patches
 from spinsr.utils.errors import OptionError, TrainingError
-from spinsr.utils.validation import ABOVE_0, FLAG, SECTION, one_of, whole
+from spinsr.utils.validation import ABOVE_0, FLAG, SECTION, as_whole, one_of, whole
 
 # Sections of train whose losses SRModel does not have.
 _MORE_LOSSES = ('tv_opt', 'contrastive_opt', 'distill_opt')
@@ -107,6 +107,7 @@ class SpinsrModel(SRModel):
         for section, rules in self.OPTIONS.items():
             for name, rule in rules.items():
                 value = (opt.get(section) or {}).get(name, rule.default)
+                value = as_whole(value) if rule.is_whole else value
                 if not rule.holds(value):
                     raise OptionError(f'{section}:{name} must be {rule.wanted}, got {value!r}')
                 setattr(self, name, value)
@@ -231,6 +232,7 @@ class SpinsrModel(SRModel):
         format = convert.find_format(type(bare))
         logger = get_root_logger()
         try:
+            checkpoints.verify(load_path)
             checkpoint = convert.read_checkpoint(load_path)
             if not isinstance(checkpoint, Mapping):
                 raise TypeError(f'a checkpoint must be a mapping, got {type(checkpoint).__name__}')
@@ -264,6 +266,8 @@ class SpinsrModel(SRModel):
 
     def feed_data(self, data: Mapping[str, Any]) -> None:
         """Takes a batch: `lq`, `gt`, the names of the files that they came from and, for `distill_opt`, `teacher`."""
+        if hasattr(self, 'gt'):
+            del self.gt  # BasicSR keeps that of the batch before, and compares with it
         super().feed_data(data)
         self.targets = {'gt': self.gt} if 'gt' in data else {}
         if self.is_train and self.distill_opt and 'teacher' in data:

@@ -11,11 +11,13 @@ class Rule(NamedTuple):
         holds: Whether a value satisfies the rule.
         wanted: The words after 'must be' in the error.
         default: The value of a missing key.
+        is_whole: The value is an integer, so that 5e3 means 5000.
     """
 
     holds: Callable[[Any], bool]
     wanted: str
     default: Any = None
+    is_whole: bool = False
 
 
 def whole(least: int, *others: Any, default: Any = None) -> Rule:
@@ -28,6 +30,7 @@ def whole(least: int, *others: Any, default: Any = None) -> Rule:
         ),
         f'a whole number of at least {least}{words}',
         default,
+        is_whole=True,
     )
 
 
@@ -53,6 +56,13 @@ FLAG = Rule(lambda value: isinstance(value, bool), 'true or false', False)
 ABOVE_0 = Rule(lambda value: value is None or (is_number(value) and value > 0), 'a number above 0, or ~')
 
 SECTION = Rule(lambda value: value is None or isinstance(value, Mapping), 'a section (key: value), or ~')
+
+
+def as_whole(value: Any) -> Any:
+    """A float that is a whole number as an int, also in a list; anything else unchanged: YAML reads 5e3 as a float."""
+    if isinstance(value, list):
+        return [as_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def is_whole(value: Any) -> bool:
