@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from skimage import color, segmentation
 from torch import Tensor, nn
 
 from spinsr import ops
@@ -67,15 +68,12 @@ class Superpixels:
 
     def boundaries(self) -> np.ndarray:
         """(H, W), bool: the pixels with one of another superpixel above, below, left or right."""
-        return find_boundaries(self.labels)
+        return segmentation.find_boundaries(self.labels, connectivity=1)
 
     def mean_colours(self) -> np.ndarray:
         """(H, W, 3), uint8, RGB: each superpixel filled with the mean colour of its pixels."""
-        _, labels = np.unique(self.labels, return_inverse=True)
-        labels = labels.reshape(-1)
-        sums = [np.bincount(labels, channel.reshape(-1)) for channel in np.moveaxis(self.image, 2, 0)]
-        means = np.stack(sums, 1) / np.bincount(labels)[:, None]
-        return np.rint(means).astype(np.uint8)[labels].reshape(self.image.shape)
+        means = color.label2rgb(self.labels, self.image.astype(np.float64), kind='avg', bg_label=-1)
+        return np.rint(means).astype(np.uint8)
 
     def association_of(self, y: int, x: int) -> np.ndarray:
         """(R, C): how far a pixel belongs to each superpixel; sums to 1, 0 out of reach (the 3x3 cells around its own).
@@ -275,12 +273,6 @@ def draw(
             heat = _heat(found.image, found.attention_of_superpixel(superpixel), factor)
             pictures[f'{name}_attention'] = draw_boundaries(heat, own)
     return pictures
-
-
-def find_boundaries(labels: np.ndarray) -> np.ndarray:
-    """(H, W) -> (H, W), bool: the pixels with one of another region above, below, left or right."""
-    before, after = _steps(labels)
-    return before | after
 
 
 def enlarge(image: np.ndarray, factor: int) -> np.ndarray:

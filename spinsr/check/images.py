@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from spinsr.check.finding import Finding, datasets, error, section, warning
-from spinsr.data.image_file import DAMAGE, PNG_END
+from spinsr.data.image_file import DAMAGE, PNG_END, bit_depth
 from spinsr.data.teacher_outputs import read_meta, teacher_file
 from spinsr.utils.validation import is_whole
 
@@ -29,7 +29,7 @@ _SIDES = {
     'BicubicImageDataset': ('gt',),
     'DistillationDataset': ('lq', 'teacher', 'gt'),
 }
-_BITS, _ORIENTATION = 258, 274  # tags of TIFF and EXIF
+_ORIENTATION = 274  # tag of TIFF and EXIF
 _TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that exchange height and width
 
 
@@ -97,9 +97,7 @@ def _header(file: BinaryIO, tail: bytes, whole: Any, where: str, decode: bool) -
             height, width, kind = image.height, image.width, image.format
             if kind in ('JPEG', 'TIFF', 'WEBP') and image.getexif().get(_ORIENTATION) in _TURNED:
                 height, width = width, height
-            # The mode alone hides the 16 bits of a colour image.
-            bits = [head[24]] if kind == 'PNG' else image.tag_v2.get(_BITS, ()) if kind == 'TIFF' else []
-            is_deep = image.mode.startswith(('I', 'F')) or any(count > 8 for count in bits)
+            is_deep = bit_depth(image, head) > 8
             header = Header(height, width, is_deep, 'A' in image.mode or 'transparency' in image.info)
     except UnidentifiedImageError as problem:
         raise ValueError(f'{where} is no image, or its start is damaged') from problem

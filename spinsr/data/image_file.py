@@ -163,9 +163,22 @@ def write_png(path: Path, image: np.ndarray) -> None:
     write_bytes(path, encode_png(image, level=3))
 
 
+def bit_depth(image: Image.Image, head: bytes) -> int:
+    """Bits of a channel in the file; Pillow's mode hides those of 16-bit colours, which it halves without a word.
+
+    Args:
+        image: The opened file.
+        head: Its first 25 bytes or more.
+    """
+    if image.format == 'PNG':
+        return head[24]
+    if image.format == 'TIFF':
+        return max(image.tag_v2.get(258, (1,)))  # BitsPerSample
+    return 32 if image.mode == 'F' else 16 if image.mode.startswith('I') else 8
+
+
 def _check_depth(image: Image.Image, name: Path | str, head: bytes) -> None:
-    # Pillow halves the depth of a colour PNG of 16 bits without a word; the depth is byte 24 of the header.
-    if image.mode.startswith(('I', 'F')) or (image.format == 'PNG' and head[24] == 16):
+    if bit_depth(image, head) > 8:
         raise _WrongDepthError(f'{name} must have 8 bits a channel, got more')
 
 

@@ -2,7 +2,7 @@
 
 `image_file` reads what networks are trained and measured on: 8 bits, three channels. Here a 16-bit, grey or transparent
 file stays one. Pillow decodes and checks every file; the pixels of 16-bit colour files, which Pillow halves to 8 bits
-without a word, come from OpenCV. Neither writes those with a colour profile, so they are written here.
+without a word, come from OpenCV. Neither writes those with a colour profile: tifffile does, and PNG is written here.
 """
 
 import io
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import tifffile
 from PIL import Image
 
 from spinsr.data import image_file
@@ -28,7 +29,7 @@ FORMATS = {
     '.tiff': 'TIFF',
     '.webp': 'WEBP',
 }
-ORIENTATION, BITS, PHOTOMETRIC, PLANES, EXTRA_SAMPLES = 274, 258, 262, 284, 338
+ORIENTATION, PHOTOMETRIC, PLANES, EXTRA_SAMPLES = 274, 262, 284, 338
 
 
 class Photograph(NamedTuple):
@@ -158,21 +159,12 @@ def _refusal(image: Image.Image, data: bytes) -> str | None:
         return f'must hold one image, has {image.n_frames} (an animation, or pages)'
     if image.mode in ('CMYK', 'LAB'):
         return f'must be grey or RGB, is {image.mode}'
-    depth = _depth(image, data)
-    if depth not in (8, 16) or image.mode == 'F':
+    depth = image_file.bit_depth(image, data)
+    if depth not in (1, 2, 4, 8, 16) or image.mode == 'F':
         return f'must have integers of 8 or 16 bits, has {depth} bits'
     if depth == 16 and (tags.get(PLANES) == 2 or tags.get(EXTRA_SAMPLES) == (1,)):
         return 'is a 16-bit TIFF with separate planes or premultiplied alpha, which cannot be read'
     return None
-
-
-def _depth(image: Image.Image, data: bytes) -> int:
-    """Bits a channel of the file, at least 8; Pillow's mode says 8 for colours of 16 bits."""
-    if image.format == 'PNG':
-        return max(data[24], 8)
-    if image.format == 'TIFF':
-        return max(*image.tag_v2.get(BITS, (8,)), 8)
-    return 16 if image.mode.startswith('I') else 8
 
 
 def _pixels(image: Image.Image, data: bytes) -> np.ndarray:
@@ -180,7 +172,7 @@ def _pixels(image: Image.Image, data: bytes) -> np.ndarray:
     is_turned = image.format == 'TIFF'
     orientation = 1 if is_turned else image.getexif().get(ORIENTATION, 1)
     is_inverted = is_turned and image.tag_v2.get(PHOTOMETRIC) == 0
-    is_deep = _depth(image, data) == 16
+    is_deep = image_file.bit_depth(image, data) == 16
     image.load()  # all of it, so that damage is seen
     if is_deep and not image.mode.startswith('I'):
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -231,38 +223,16 @@ def _png_of_16_bits(pixels: np.ndarray, profile: bytes | None) -> bytes:
 
 
 def _tiff_of_16_bits(pixels: np.ndarray, profile: bytes | None) -> bytes:
-    height, width, channels = pixels.shape
-    # Predictor 2: the difference to the pixel on the left.
-    filtered = np.diff(pixels, axis=1, prepend=np.zeros_like(pixels[:, :1]))
-    strip = zlib.compress(np.ascontiguousarray(filtered.astype('<u2')))
-    short, long, undefined = 'H', 'I', 'B'
-    tags = [
-        (256, long, (width,)),
-        (257, long, (height,)),
-        (BITS, short, (16,) * channels),
-        (259, short, (8,)),  # deflate
-        (PHOTOMETRIC, short, (2,)),  # RGB
-        (273, long, (8,)),  # where the strip begins
-        (277, short, (channels,)),
-        (278, long, (height,)),  # rows in the strip
-        (279, long, (len(strip),)),
-        (PLANES, short, (1,)),
-        (317, short, (2,)),  # the predictor
-    ]
-    if channels == 4:
-        tags.append((EXTRA_SAMPLES, short, (2,)))  # alpha, not premultiplied
-    if profile:
-        tags.append((34675, undefined, tuple(profile)))
-    strip += bytes(len(strip) % 2)
-    # Header, strip, values of more than 4 bytes, directory.
-    values, entries = b'', b''
-    for number, kind, content in tags:
-        packed = struct.pack(f'<{len(content)}{kind}', *content)
-        if len(packed) > 4:
-            place = struct.pack('<I', 8 + len(strip) + len(values))
-            values += packed + bytes(len(packed) % 2)
-        else:
-            place = packed.ljust(4, b'\0')
-        entries += struct.pack('<HHI', number, {short: 3, long: 4, undefined: 7}[kind], len(content)) + place
-    directory = struct.pack('<H', len(tags)) + entries + bytes(4)
-    return struct.pack('<2sHI', b'II', 42, 8 + len(strip) + len(values)) + strip + values + directory
+    file = io.BytesIO()
+    tifffile.imwrite(
+        file,
+        pixels,
+        photometric='rgb',
+        compression='zlib',
+        predictor=True,
+        extrasamples=('unassalpha',) if pixels.shape[2] == 4 else None,
+        iccprofile=profile,
+        metadata=None,
+        software=False,
+    )
+    return file.getvalue()

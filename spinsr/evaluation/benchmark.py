@@ -27,6 +27,7 @@ from tqdm import tqdm
 from spinsr import compat
 from spinsr.data import bicubic, image_file
 from spinsr.inference.upscale import super_resolve
+from spinsr.utils.text import markdown_table
 
 compat.install()
 
@@ -305,11 +306,8 @@ def to_markdown(results: Sequence[Mapping[str, Any]]) -> str:
             row.append(f'{_text(mean["psnr"], 2 if PROTOCOLS[name].unrounded else 3)}/{_text(mean["ssim"], 4)}')
         row += [_text(result.get('metrics', {}).get(name, {}).get('value'), 4) for name in metrics]
         rows.append(row)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ['-' * width for width in widths])
-    lines = [' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     caption = 'PSNR (dB) / SSIM, means over the images, in the protocol that heads the column'
-    return f'{caption}\n\n' + ''.join(f'| {line} |\n' for line in lines)
+    return f'{caption}\n\n{markdown_table(rows)}'
 
 
 def to_csv(results: Sequence[Mapping[str, Any]]) -> str:

@@ -4,15 +4,17 @@ import contextlib
 import itertools
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from spinsr.data import bicubic
+from spinsr.utils import memory
 
 logger = logging.getLogger('spinsr')
 
@@ -232,14 +234,13 @@ def limited_memory() -> Iterator[None]:
     where a container has less). That is a limit for all of the process, so it is for programs, not for libraries;
     nothing happens on other systems. Other processes that grow meanwhile are not reckoned with.
     """
-    available = _available_memory()
-    if available is None:
+    if not sys.platform.startswith('linux'):
         yield
         return
     import resource  # does not exist on Windows
 
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = 1024 * _numbers('/proc/self/status')['VmData:'] + available
+    limit = psutil.Process().memory_info().data + memory.available()
     limit = limit if soft == resource.RLIM_INFINITY else min(limit, soft)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
     try:
@@ -363,24 +364,3 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
 def _empty_cache(device: torch.device) -> None:
     if device.type in ('cuda', 'mps'):
         getattr(torch, device.type).empty_cache()
-
-
-def _available_memory() -> int | None:
-    """Bytes of main memory that are to be had; None where the system is not Linux."""
-    try:
-        available = 1024 * _numbers('/proc/meminfo')['MemAvailable:']
-    except OSError:
-        return None
-    try:
-        # Of a container, with cgroup v2. 'anon' is what cannot be dropped; the file cache can.
-        limit = Path('/sys/fs/cgroup/memory.max').read_text().strip()
-        used = _numbers('/sys/fs/cgroup/memory.stat')['anon']
-    except OSError:
-        return available
-    return available if limit == 'max' else max(min(available, int(limit) - used), 0)
-
-
-def _numbers(path: str) -> dict[str, int]:
-    """What follows the first word of each line, where it is a number."""
-    lines = (line.split() for line in Path(path).read_text().splitlines())
-    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}

@@ -27,7 +27,6 @@ from spinsr.training.sampling import cut_patches
 from spinsr.utils.errors import OptionError, TrainingError
 from spinsr.utils.validation import ABOVE_0, FLAG, SECTION, one_of, whole
 
-_TYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 # Sections of train whose losses SRModel does not have.
 _MORE_LOSSES = ('tv_opt', 'contrastive_opt', 'distill_opt')
 # The options of BasicSR's schedulers, as they call them.
@@ -89,7 +88,7 @@ class SpinsrModel(SRModel):
     # Section -> option -> what it may be; each is an attribute of the model.
     OPTIONS = {
         'train': {
-            'precision': one_of(*_TYPES),
+            'precision': one_of(*upscaling.PRECISIONS),
             'grad_clip': ABOVE_0,
             'accumulate': whole(1, default=1),
             'max_nonfinite': whole(1, default=10),
@@ -385,7 +384,7 @@ class SpinsrModel(SRModel):
         return contextlib.nullcontext()
 
     def _autocast(self) -> contextlib.AbstractContextManager:
-        dtype = _TYPES[self.precision]
+        dtype = upscaling.PRECISIONS[self.precision]
         return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
 
     def _gradient_norm(self) -> Tensor:

@@ -57,18 +57,24 @@ def window_attention(
 
 def _window_attention_reference(q, k, v, window, overlap, num_heads):
     b, h, w, c = v.shape
-    areas = [
-        (slice(None), slice(top, top + window), slice(left, left + window))
-        for top in window_starts(h, window, overlap)
-        for left in window_starts(w, window, overlap)
-    ]
-    inside = [torch.stack([x[area] for area in areas], 1).flatten(2, 3).flatten(0, 1) for x in (q, k, v)]
-    out = merge_heads(attention_reference(*(split_heads(x, num_heads) for x in inside)))  # (B * windows, T, C)
-    total, count = torch.zeros_like(v), v.new_zeros(h, w, 1)
-    for area, part in zip(areas, out.view(b, len(areas), *total[areas[0]].shape[1:]).unbind(1), strict=True):
-        total[area] += part
-        count[area[1:]] += 1
-    return total / count
+    # Along one side, then along the other: a slice for each row and each column of windows, not for each window.
+    tops, lefts = ([slice(i, i + window) for i in window_starts(side, window, overlap)] for side in (h, w))
+    inside = []
+    for x in (q, k, v):
+        x = torch.stack([x[:, rows] for rows in tops], 1)  # (B, R, window, W, C)
+        x = torch.stack([x[:, :, :, columns] for columns in lefts], 2)  # (B, R, L, window, window, C)
+        inside.append(split_heads(x.flatten(3, 4).flatten(0, 2), num_heads))
+    out = merge_heads(attention_reference(*inside))  # (B * windows, T, C)
+    out = out.view(b, len(tops), len(lefts), min(window, h), min(window, w), c)
+    strips, total = v.new_zeros(b, len(tops), min(window, h), w, c), torch.zeros_like(v)
+    count_h, count_w = v.new_zeros(h, 1, 1), v.new_zeros(w, 1)
+    for columns, part in zip(lefts, out.unbind(2), strict=True):
+        strips[:, :, :, columns] += part
+        count_w[columns] += 1
+    for rows, part in zip(tops, strips.unbind(1), strict=True):
+        total[:, rows] += part
+        count_h[rows] += 1
+    return total / (count_h * count_w)
 
 
 def window_starts(side: int, window: int, overlap: int) -> list[int]:

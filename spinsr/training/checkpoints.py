@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from spinsr.utils.atomic_write import write_bytes
 from spinsr.utils.errors import CheckpointError
 
 # Key of a state: file name in models/ -> SHA-256.
@@ -33,24 +34,14 @@ def write(path: str | os.PathLike, content: Any) -> str:
         The SHA-256 of the file, in hexadecimal.
 
     Raises:
-        CheckpointError: It cannot be written, for lack of space or otherwise; a file that was there stays as it was.
+        CheckpointError: The file cannot be written, for lack of space for example; an existing one is unchanged.
     """
-    path = Path(path)
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    part = _part(path)
     try:
-        with open(part, 'wb') as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        _flush_folder(path.parent)
+        write_bytes(Path(path), buffer.getbuffer(), sync=True)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise CheckpointError(
-            f'{path} cannot be written: {error.strerror}; the checkpoints before it are as they were'
-        ) from error
+        raise CheckpointError(f'{error}; earlier checkpoints are unchanged') from error
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
@@ -182,17 +173,3 @@ def _load(path: Path) -> Mapping[str, Any]:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(f'.{path.name}.part')
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name == 'nt':  # a folder cannot be opened there
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -246,14 +246,6 @@ def test_network_that_cannot_be_estimated(monkeypatch):
     assert 'cannot be estimated' in found[0].message
 
 
-@pytest.mark.parametrize(('limit', 'expected'), [('5000', 2000), ('max', None)])
-def test_limit_of_a_container(tmp_path, monkeypatch, limit, expected):
-    (tmp_path / 'memory.max').write_text(f'{limit}\n')
-    (tmp_path / 'memory.current').write_text('3000\n')
-    monkeypatch.setattr(memory, '_CGROUP', tmp_path)
-    assert memory._cgroup() == expected
-
-
 def test_nothing_is_written(project, without_memory):
     before = {path: path.stat().st_mtime_ns for path in project.rglob('*')}
     check(TEST)

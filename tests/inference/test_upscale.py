@@ -1,6 +1,6 @@
 import logging
 import math
-from pathlib import Path
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import spinsr
 from spinsr.data import bicubic
 from spinsr.inference import upscale as upscaling
 from spinsr.inference.upscale import scale_of, super_resolve
+from spinsr.utils import memory
 
 from ..networks import SMALL, settled
 
@@ -404,13 +405,13 @@ def test_scale_of_a_network_that_gives_several_images_is_refused():
         scale_of(nn.MaxPool2d(2, return_indices=True))
 
 
-@pytest.mark.skipif(not Path('/proc/meminfo').exists(), reason='needs Linux')
+@pytest.mark.skipif(sys.platform != 'linux', reason='needs Linux')
 class TestLimitedMemory:
     def test_memory_runs_out_with_an_error_and_the_limit_goes_again(self, monkeypatch):
         import resource
 
         before = resource.getrlimit(resource.RLIMIT_DATA)
-        monkeypatch.setattr(upscaling, '_available_memory', lambda: 100 * 2**20)
+        monkeypatch.setattr(memory, 'available', lambda: 100 * 2**20)
         net = Local()
         seen = []
 
@@ -435,25 +436,3 @@ class TestLimitedMemory:
                 assert resource.getrlimit(resource.RLIMIT_DATA)[0] <= lower
         finally:
             resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-    @pytest.mark.parametrize(
-        ('files', 'expected'),
-        [
-            ({'/proc/meminfo': 'MemTotal: 9 kB\nMemAvailable:  7 kB\nHugePages_Total: 0\n'}, 7 * 1024),
-            ({}, None),
-            ({'/proc/meminfo': 'MemAvailable: 7 kB', 'max': 'max\n', 'stat': 'anon 5\nfile 7'}, 7 * 1024),
-            ({'/proc/meminfo': 'MemAvailable: 7 kB', 'max': '1000\n', 'stat': 'anon 300\nfile 7'}, 700),
-            ({'/proc/meminfo': 'MemAvailable: 7 kB', 'max': '100000\n', 'stat': 'anon 300\nfile 7'}, 7 * 1024),
-            ({'/proc/meminfo': 'MemAvailable: 7 kB', 'max': '100\n', 'stat': 'anon 300\nfile 7'}, 0),
-        ],
-        ids=['machine', 'no_linux', 'no_limit', 'container', 'large_container', 'full_container'],
-    )
-    def test_available_memory(self, monkeypatch, files, expected):
-        def read(path):
-            for name, text in files.items():
-                if str(path).endswith(name):
-                    return text
-            raise FileNotFoundError(path)
-
-        monkeypatch.setattr(Path, 'read_text', read)
-        assert upscaling._available_memory() == expected
