@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from spinsr.check.finding import Finding, datasets, error, section, warning
 from spinsr.check.values import is_template
-from spinsr.data.image_file import DAMAGE, PNG_END, bit_depth
+from spinsr.data import formats, png
+from spinsr.data.image_file import DAMAGE, PNG_END, unreadable
 from spinsr.data.teacher_outputs import read_meta, teacher_file
 from spinsr.utils.validation import is_whole
 
@@ -30,7 +30,6 @@ _SIDES = {
     'BicubicImageDataset': ('gt',),
     'DistillationDataset': ('lq', 'teacher', 'gt'),
 }
-_ORIENTATION = 274  # tag of TIFF and EXIF
 _TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that exchange height and width
 
 
@@ -91,20 +90,25 @@ class _Source:
 
 
 def _header(file: BinaryIO, tail: bytes, whole: Any, where: str, decode: bool) -> Header:
-    head = file.read(25)
+    head = file.read(33)
     file.seek(0)
     try:
-        with Image.open(file) as image:
-            height, width, kind = image.height, image.width, image.format
-            if kind in ('JPEG', 'TIFF', 'WEBP') and image.getexif().get(_ORIENTATION) in _TURNED:
-                height, width = width, height
-            is_deep = bit_depth(image, head) > 8
-            header = Header(height, width, is_deep, 'A' in image.mode or 'transparency' in image.info)
-    except UnidentifiedImageError as problem:
-        raise ValueError(f'{where} is no image, or its start is damaged') from problem
+        if head.startswith(png.SIGNATURE):
+            # Not by Pillow, which reads texts first and gives up where they are long.
+            *size, depth = png.read_header(head)
+            formats.check_size(*size, formats.MAX_PIXELS)
+            is_transparent = head[25] in (4, 6) or any(name == b'tRNS' for name, *_ in png.chunks(file.read(_HEAD)))
+            header, kind = Header(*size, depth > 8, is_transparent), 'PNG'
+        else:
+            with formats.open_image(file) as image:
+                height, width, kind = image.height, image.width, image.format
+                if kind in ('JPEG', 'TIFF', 'WEBP') and formats.orientation(image) in _TURNED:
+                    height, width = width, height
+                is_transparent = 'A' in image.mode or 'transparency' in image.info
+                header = Header(height, width, formats.bit_depth(image, head) > 8, is_transparent)
     except DAMAGE as problem:
-        raise ValueError(f'{where} cannot be read whole: {problem}') from problem
-    # Bytes after the end are legal, if odd: only decoding tells whether the image is there whole.
+        raise unreadable(where, problem) from problem
+    # Bytes after the end are legal, if odd: only decoding tells whether the image is complete.
     if decode or not tail.endswith(_ENDS.get(kind, b'')):
         _decode(whole(), where)
     return header
@@ -112,13 +116,10 @@ def _header(file: BinaryIO, tail: bytes, whole: Any, where: str, decode: bool) -
 
 def _decode(data: bytes, where: str) -> None:
     try:
-        # Decoding does not compare a PNG's checksums.
-        with Image.open(io.BytesIO(data)) as image:
-            image.verify()
-        with Image.open(io.BytesIO(data)) as image:
+        with formats.open_data(data, where).image as image:
             image.load()
     except DAMAGE as problem:
-        raise ValueError(f'{where} cannot be read whole: {problem}') from problem
+        raise unreadable(where, problem) from problem
 
 
 class _Problems:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spinsr.cli import arguments, network
+from spinsr.utils.text import printable
 from spinsr.weights import DEFAULT_SCALE
 
 EXAMPLE = """\
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         ValueError, OSError, ImportError: Before the work starts: a file exists or cannot be written, the network cannot
-            be built, --sr is no folder, or pyiqa is missing or has no such metric.
+            be built, --sr is not a directory, or pyiqa is missing or does not have the metric.
     """
     scales = sorted({scale for group in args.scale or [(DEFAULT_SCALE,)] for scale in group})
     protocols = _unique(args.protocol) if args.protocol else None
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from spinsr.evaluation import benchmark
     from spinsr.utils.atomic_write import write_bytes
 
-    logging.basicConfig(level=logging.INFO, format='%(message)s')
+    arguments.log_to_stderr(logging.INFO)
     writers = {
         args.json: benchmark.to_json,
         args.csv: benchmark.to_csv,
@@ -106,16 +107,17 @@ def run(args: argparse.Namespace) -> int:
 
     def failed(line: str) -> None:
         failures.append(line)
-        print(f'spinsr evaluate: error: {line}', file=sys.stderr)
+        print(f'spinsr evaluate: error: {printable(line)}', file=sys.stderr)
 
     results = benchmark.evaluate(
         args.benchmark, scales, upscaler, method=method, protocols=protocols, metrics=metrics, failed=failed
     )
     if results:
-        print(benchmark.to_markdown(results), end='')
+        print('\n'.join(map(printable, benchmark.to_markdown(results).split('\n'))), end='')
         results = [result | about[result['scale']] for result in results]
         for path, to_text in writers.items():
-            write_bytes(path, to_text(results).encode())
+            # Names that are not UTF-8 have surrogates; in JSON their escapes read back as the same names.
+            write_bytes(path, to_text(results).encode('utf-8', 'backslashreplace'))
     return int(bool(failures))
 
 
@@ -124,7 +126,7 @@ def _check_usage(args: argparse.Namespace, scales: list[int], protocols: list[st
         args.error(f'argument --scale: must be integers of at least 1, got {scales}')
     if _is_rounded(args) and (args.weights != 'default' or args.self_ensemble):
         flag = '--self-ensemble' if args.self_ensemble else '--weights'
-        args.error(f'argument {flag}: is for a network, not for {"--sr" if args.sr else "--arch bicubic"}')
+        args.error(f'argument {flag}: needs a network, not {"--sr" if args.sr else "--arch bicubic"}')
     files = [path for path in (args.json, args.csv, args.markdown) if path]
     if len({path.resolve() for path in files}) < len(files):
         args.error(f'arguments --json, --csv, --markdown: must be different files, got {", ".join(map(str, files))}')
@@ -140,9 +142,9 @@ def _check_protocols(args: argparse.Namespace, protocols: list[str] | None, know
         if name not in known:
             args.error(f'argument --protocol: must be among {", ".join(known)}, got {name!r}')
     for name in (name for name, rules in known.items() if rules.unrounded and _is_rounded(args)):
-        message = f'{name} is for unrounded outputs of a network, and these images have 8 bits'
+        message = f'{name} needs unrounded outputs of a network, but these images have 8 bits'
         if protocols is None:
-            print(f'spinsr evaluate: {message}: left out', file=sys.stderr)
+            print(f'spinsr evaluate: skipped, {message}', file=sys.stderr)
         elif name in protocols:
             args.error(f'argument --protocol: {message}')
 
@@ -160,7 +162,7 @@ def _source(args: argparse.Namespace, scales: list[int]) -> tuple[Callable[..., 
         about = {scale: {'sr': folder.replace('{scale}', str(scale))} for scale in scales}
         for entry in about.values():
             if not os.path.isdir(entry['sr']):
-                raise ValueError(f'{entry["sr"]} is no folder')
+                raise ValueError(f'not a directory: {entry["sr"]}')
         return benchmark.images(folder), Path(os.path.abspath(folder)).name, about
     if args.arch == 'bicubic':
         return benchmark.upsample, 'bicubic', {scale: {} for scale in scales}

@@ -1,4 +1,4 @@
-"""The meta data of a teacher's outputs, and the names of their LMDBs and files."""
+"""The metadata of a teacher's outputs, and the names of their LMDBs and files."""
 
 import hashlib
 import json
@@ -50,7 +50,7 @@ def describe(
         OSError: The file cannot be read.
     """
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    # As JSON gives it back.
+    # As it comes back from JSON.
     arguments = json.loads(json.dumps(dict(arch_args or {})))
     return Teacher(arch, arguments, weights.name, digest, scale, tile)
 
@@ -74,7 +74,7 @@ def find_lr(dataset: Path, scale: int) -> Path:
     """The LMDB of LR training images in a folder.
 
     Raises:
-        ValueError: There is none, or more than one.
+        ValueError: None was found, or more than one.
     """
     if dataset.suffix == '.lmdb' and LR_NAME in dataset.name and dataset.is_dir():
         return dataset

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from spinsr import compat
 from spinsr.data import bicubic, image_file
-from spinsr.inference.upscale import super_resolve
+from spinsr.inference.upscale import super_resolve_colours
 from spinsr.utils.text import markdown_table
 
 compat.install()
@@ -99,14 +99,13 @@ def network(nets: Mapping[int, nn.Module], **options: Any) -> Upscaler:
     def upscale(pair: Pair) -> np.ndarray:
         x = torch.from_numpy(pair.lr).permute(2, 0, 1).unsqueeze(0) / 255
         try:
-            y = super_resolve(x, nets[pair.scale], **options)
-        # What a network of another plugin does not take (odd sizes, three channels), and a lack of memory.
-        except (RuntimeError, MemoryError, LookupError, AttributeError, AssertionError) as error:
+            y = super_resolve_colours(x, nets[pair.scale], **options)
+        except Exception as error:  # networks of others fail in their own ways
             size = f'{pair.lr.shape[0]}x{pair.lr.shape[1]} (HxW)'
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(f'the network fails on the LR image of {size}: {reason}') from error
         if not y.isfinite().all():
-            raise ValueError('the output of the network has values that are not finite')
+            raise ValueError('network output contains NaN or Inf')
         return (y[0] * 255).clamp(0, 255).permute(1, 2, 0).numpy()
 
     return upscale
@@ -128,13 +127,16 @@ def images(folder: str | os.PathLike) -> Upscaler:
         folder: `{scale}` in it stands for the scale.
     """
     owners: dict[Path, str] = {}
+    listed: dict[Path, list[Path]] = {}
 
     def find(pair: Pair) -> np.ndarray:
         root = Path(os.fspath(folder).replace('{scale}', str(pair.scale)))
         scales = (f'x{pair.scale}', f'X{pair.scale}')
         places = [root / part for part in (*(f'{pair.dataset}/{s}' for s in scales), pair.dataset, *scales)]
         place = next((place for place in places if place.is_dir()), root)
-        found = [path for path in image_file.list_images(place) if _belongs(path.stem, pair.name, pair.scale)]
+        if place not in listed:
+            listed[place] = image_file.list_images(place)
+        found = [path for path in listed[place] if _belongs(path.stem, pair.name, pair.scale)]
         plain = (pair.name, f'{pair.name}x{pair.scale}', f'{pair.name}_x{pair.scale}')
         found = [path for path in found if path.stem in plain] or found
         if not found:

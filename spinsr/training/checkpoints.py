@@ -150,7 +150,9 @@ def verify(path: str | os.PathLike) -> None:
             # torch stores plain records, and leaves the tensor of anything else uninitialized.
             odd = [r.filename for r in archive.infolist() if r.is_dir() or r.external_attr & _FOLDER or r.compress_type]
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error) as error:
-        raise CheckpointError(f'{path} is damaged: {_first_line(error)}') from error
+        raise CheckpointError(
+            f'{path} is damaged: {next(iter(str(error).splitlines()), type(error).__name__)}'
+        ) from error
     if record or odd:
         raise CheckpointError(f'{path} is damaged: record {record or odd[0]} is not as torch.save wrote it')
 

@@ -14,6 +14,16 @@ def nearest(word: str, words: Iterable[str]) -> str:
     return f'known: {", ".join(known)}' if known else 'none exist'
 
 
+def printable(text: object) -> str:
+    r"""A text from a file or its name, safe to show on a terminal: one line, without control sequences.
+
+    Example:
+        >>> printable('evil\x1b[2J\nname')
+        'evil\\x1b[2J\\nname'
+    """
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in str(text))
+
+
 def markdown_table(rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table, its columns padded to one width; the first row is the header.
 
@@ -28,13 +38,3 @@ def markdown_table(rows: Sequence[Sequence[object]]) -> str:
     cells.insert(1, ['-' * width for width in widths])
     lines = (' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
     return ''.join(f'| {line} |\n' for line in lines)
-
-
-def printable(text: object) -> str:
-    r"""A text from a file or its name, safe to show on a terminal: one line, without control sequences.
-
-    Example:
-        >>> printable('evil\x1b[2J\nname')
-        'evil\\x1b[2J\\nname'
-    """
-    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in str(text))

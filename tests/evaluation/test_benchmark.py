@@ -348,10 +348,10 @@ def lr_folder_empty(folder):
 @pytest.mark.parametrize(
     ('damage', 'message'),
     [
-        (hr_text, 'HR/bird.png is no image'),
+        (hr_text, 'HR/bird.png is not an image'),
         (hr_truncated, 'HR/bird.png cannot be read whole'),
         (hr_gone, 'LR_bicubic/X2/birdx2.png has no HR image'),
-        (hr_empty, 'HR holds no images'),
+        (hr_empty, 'no images .*HR'),
         (hr_one_pixel, 'HR/bird.png: sides must be at least the scale 2, got 1x1'),
         (hr_tiff_of_16_bits, 'HR/deep.tiff must have 8 bits a channel'),
         (hr_twice, r'different names, got .*bird.bmp and .*bird.png'),
@@ -382,7 +382,7 @@ def test_file_that_changes_during_the_work(tmp_path):
 
 
 def test_folder_that_does_not_exist(tmp_path):
-    with pytest.raises(ValueError, match='nowhere/HR is no folder'):
+    with pytest.raises(ValueError, match='not a directory: .*nowhere/HR'):
         evaluate([tmp_path / 'nowhere'], [2], evaluation.upsample)
 
 
@@ -425,7 +425,7 @@ def test_images_are_found(tmp_path, pair, name):
         (['babyface.png', 'babyx2.png', 'baby_x3_y.png', 'mybaby.png'], 'holds no image called baby'),
         (['baby_A_x4.png', 'baby_B_x4.png'], 'must hold one image of baby, got baby_A_x4.png, baby_B_x4.png'),
         (['baby.png', 'baby_x4.png'], 'must hold one image of baby, got baby.png, baby_x4.png'),
-        ([], 'holds no images'),
+        ([], 'no images '),
     ],
     ids=['missing', 'others', 'two', 'two_plain', 'empty'],
 )

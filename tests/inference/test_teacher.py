@@ -197,7 +197,7 @@ class Small(torch.nn.Module):
 def test_image_that_does_not_fit_into_memory_is_an_error_not_tiles(tmp_path, write_photo, tile, advice):
     write_photo(tmp_path / 'mine' / 'a.png', 96, 96)
     prepare_images([tmp_path / 'mine'], tmp_path / 'data', (2,))
-    with pytest.raises(MemoryError, match=rf'mine_a of .*memory runs out for 48x48 .*; use {advice}'):
+    with pytest.raises(MemoryError, match=rf'mine_a of .*out of memory for a 48x48 image .*; use {advice}'):
         prepare_teacher(tmp_path / 'data', Small(), RCAN._replace(tile=tile))
     assert prepare_teacher(tmp_path / 'data', Small(), RCAN._replace(tile=32), tmp_path / 'tiled.lmdb')
 

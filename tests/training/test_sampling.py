@@ -144,8 +144,8 @@ def damage_pixels(path):
     [
         pytest.param(lambda hr, lr: os.truncate(hr, 700), r'hr/1\.png cannot be read whole', id='truncated'),
         pytest.param(lambda hr, lr: damage_pixels(lr), r'lr/1\.png cannot be read whole', id='wrong-checksum'),
-        pytest.param(lambda hr, lr: hr.write_bytes(b''), r'hr/1\.png is no image', id='empty'),
-        pytest.param(lambda hr, lr: lr.write_text('no image'), r'lr/1\.png is no image', id='text'),
+        pytest.param(lambda hr, lr: hr.write_bytes(b''), r'hr/1\.png is not an image', id='empty'),
+        pytest.param(lambda hr, lr: lr.write_text('no image'), r'lr/1\.png is not an image', id='text'),
         pytest.param(lambda hr, lr: hr.unlink(), r'hr/1\.png cannot be read: No such file', id='gone'),
         pytest.param(
             lambda hr, lr: cv2.imwrite(str(hr), np.zeros((20, 24, 3), np.uint8)),
