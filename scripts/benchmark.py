@@ -279,7 +279,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         time.sleep(SETTLE)
     each('peak', lambda result, peak: result.update(peak_rss_bytes=peak[0], peak_device_bytes=peak[1]))
     each('results', lambda result, values: result.update(arrays=values))
-    each('count', lambda result, count: result.update(macs=count[0], macs_unknown_because=count[1]))  # takes memory
+    each(
+        'count', lambda result, count: result.update(macs=count[0] or None, macs_unknown_because=count[1])
+    )  # takes memory
     arrays = {name: results[name].pop('arrays') for name in workers}
     base = 'reference' if 'reference' in args.backends else args.backends[0]
     others = [name for name in arrays if base in arrays and name != base]

@@ -54,7 +54,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         '--size',
         metavar='HxW',
         type=arguments.size,
-        help='pixels of the input (default: for an output of 720x1280, rounded)',
+        help='pixels of the input (default: 720x1280 divided by the scale, rounded)',
     )
     parser.add_argument('--no-latency', action='store_true', help='only count; measure neither time nor memory')
     parser.add_argument(
@@ -204,7 +204,7 @@ def _read_scores(args: argparse.Namespace) -> list[tuple[str, int, float]]:
             raise ValueError(f'{path} has no results for {args.dataset} x{args.scale}')
         scores += found
     methods = [method for _, method, *_ in scores]
-    # Two of a kind are told apart by their files.
+    # Results of one network are distinguished by their files.
     return [
         (f'{method} ({"here" if methods.count(method) == 1 else stem})', parameters, psnr)
         for stem, method, parameters, psnr in scores
@@ -219,12 +219,8 @@ def _published(args: argparse.Namespace) -> list[Any]:
 
 
 def _picture(args: argparse.Namespace, scores: list[tuple[str, int, float]]) -> bytes:
-    import io
-
     from spinsr.evaluation import plot
 
     points = [plot.Point(row.name, row.parameters, row.psnr[args.dataset]) for row in _published(args)]
     points += [plot.Point(*score, ours=True) for score in scores]
-    data = io.BytesIO()
-    plot.draw(points, f'{args.dataset} x{args.scale}: PSNR on Y against parameters').save(data, 'PNG')
-    return data.getvalue()
+    return plot.draw(points, f'{args.dataset} x{args.scale}: PSNR on Y against parameters')

@@ -314,7 +314,7 @@ def to_csv(results: Sequence[Mapping[str, Any]]) -> str:
     """A line for each dataset, scale, protocol and image, and one for the mean, whose image is called `mean`.
 
     Metrics of pyiqa stand in the lines of the protocol `rgb`, in columns called pyiqa_NAME. Infinity is written
-    Infinity; what is undefined is left empty.
+    Infinity; undefined values are left empty.
     """
     lines: list[dict[str, Any]] = []
     columns = dict.fromkeys(('dataset', 'scale', 'method', 'protocol', 'image', 'psnr', 'ssim'))
@@ -337,7 +337,7 @@ def to_csv(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def to_json(results: Sequence[Mapping[str, Any]]) -> str:
-    """The results as JSON, which has no infinite numbers: "Infinity" is a string there; what is undefined is null."""
+    """The results as JSON, which cannot hold infinity: it becomes the string "Infinity", undefined values null."""
     return json.dumps(_plain(results), indent=2, ensure_ascii=False, allow_nan=False) + '\n'
 
 

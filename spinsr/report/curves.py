@@ -10,7 +10,6 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from spinsr.evaluation.benchmark import PROTOCOLS
-from spinsr.evaluation.plot import round_step
 from spinsr.training import option_files
 from spinsr.utils.errors import OptionError
 
@@ -37,7 +36,7 @@ class Series(NamedTuple):
 def read_log(folder: str | os.PathLike) -> list[Series]:
     """Losses and validation metrics of a training, from the event files that BasicSR writes to tb_logger/NAME.
 
-    Values that are not finite are left out, and so is what a training that was taken up again has computed twice.
+    Values that are not finite are left out, and of iterations that a resumed training repeated the later ones count.
 
     Raises:
         ImportError: The package tensorboard is missing.
@@ -78,8 +77,7 @@ def read_protocols(folder: str | os.PathLike) -> dict[str, str]:
         folder: The log, tb_logger/NAME; the option file is looked for in ../../experiments/NAME.
 
     Returns:
-        Metric -> a name in `spinsr.evaluation.benchmark.PROTOCOLS`, or the rules in words; empty where no such file
-        exists.
+        Metric -> a name in `spinsr.evaluation.benchmark.PROTOCOLS`, or the rules in words; empty without the file.
 
     Raises:
         OptionError: The file is damaged.
@@ -178,6 +176,12 @@ def _draw(steps: np.ndarray, values: np.ndarray, label: str) -> Markup:
 def _spans_powers(values: np.ndarray) -> bool:
     """Whether the axis is logarithmic: of a loss, which falls steeply at first, the rest would be a flat line."""
     return 0 < 4 * values.min() < values.max()
+
+
+def round_step(span: float, lines: int) -> float:
+    """A step of 1, 2 or 5 times a power of ten that divides a span into at most so many parts."""
+    power = 10 ** math.floor(math.log10(span / lines))
+    return next(digit * power for digit in (1, 2, 5, 10) if span / (digit * power) <= lines)
 
 
 def _steps(low: float, high: float) -> list[tuple[float, str]]:

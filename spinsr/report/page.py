@@ -48,7 +48,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Report:
-    """All that the page says.
+    """Everything that the page shows.
 
     Attributes:
         title: The heading.
@@ -56,11 +56,11 @@ class Report:
         scale: Upscaling factor.
         count: Images in the folder.
         entries: Those that are shown.
-        scores: Method -> protocols, as `spinsr.evaluation.benchmark.evaluate` gives them; empty without HR.
+        scores: Method -> protocols, as `spinsr.evaluation.benchmark.evaluate` returns them; empty without HR.
         charts: Title, text and SVG of each curve.
-        facts: What there is to say in the head, name -> value.
-        details: What there is to say about the network and the machine.
-        block: Of which the superpixels are; None where there are none.
+        facts: Name -> value, in the head.
+        details: Name -> value, about the network and the machine.
+        block: Whose superpixels are shown; None for networks without superpixels.
     """
 
     title: str

@@ -19,6 +19,16 @@ WITH_MEAN = ['EMT', 'RCAN_spinsr', 'SAN']
 
 SIZES = {'1x1': (1, 1), '1x7': (1, 7), '5x1': (5, 1), '2x2': (2, 2), '3x4': (3, 4), '23x37': (23, 37)}
 each_arch = pytest.mark.parametrize('name', REGISTERED)
+
+
+def fast_for(*names: str):
+    """Each arch; the named ones in the fast suite, the others in the slow one."""
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize(
+        'name', [name if name in names else pytest.param(name, marks=slow) for name in REGISTERED]
+    )
+
+
 each_scale = pytest.mark.parametrize(('name', 'scale'), SCALES, ids=[f'{name}-x{scale}' for name, scale in SCALES])
 each_size = pytest.mark.parametrize('size', SIZES.values(), ids=SIZES.keys())
 HALF_TYPES = pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=['bfloat16', 'float16'])
@@ -126,7 +136,8 @@ def test_training_works_after_inference_at_the_same_size(name):
     assert all(gradient.isfinite().all() for gradient in gradients(net.train(), x))
 
 
-@each_arch
+# Only gathers and scatters are likely to differ from run to run.
+@fast_for('SPIN', 'SPINVariant')
 def test_gradients_are_deterministic_on_several_threads(name):
     net, x = away_from_zero(build(name)), torch.rand(2, 3, 33, 37)
     before = torch.get_num_threads()
@@ -348,7 +359,7 @@ def compare(compiled, net, sizes, assert_close) -> None:
             assert_close(compiled(x), net(x))
 
 
-@each_arch
+@fast_for('SPIN', 'SAN', 'RCAN_spinsr')
 @COMPILED_SIZES
 def test_compiles_without_a_graph_break(name, sizes, compiled, assert_close):
     net = away_from_zero(build(name)).double()
@@ -363,7 +374,8 @@ def test_compiles_to_the_same_result(name, compiled, assert_close):
     compare(compiled(net, backend='inductor'), net, [(9, 14)], assert_close)
 
 
-@each_arch
+# Only these two leave autocast inside.
+@fast_for('SPIN', 'SAN')
 def test_compiles_under_autocast(name, compiled):
     net, x = build(name), torch.rand(1, 3, 9, 14)
     with torch.autocast('cpu', torch.bfloat16):
@@ -372,7 +384,7 @@ def test_compiles_under_autocast(name, compiled):
     assert (out.float() - plain.float()).abs().mean() < 0.02
 
 
-@each_arch
+@fast_for('SPIN', 'SAN', 'RCAN_spinsr')
 def test_exports(name, assert_close):
     # No other test has 10x15: the exporter is the first to ask for its tables, and must leave none of its own behind.
     net, x = away_from_zero(build(name)).double().eval(), torch.rand(1, 3, 10, 15, dtype=torch.float64)

@@ -117,7 +117,7 @@ def test_benchmark_that_cannot_be_scored_is_one_line(tmp_path, monkeypatch, caps
 
 def test_folder_that_is_missing_is_one_line(tmp_path, capsys):
     assert ablation.main(arguments(tmp_path)) == 1
-    assert capsys.readouterr().err == f'ablation.py: error: {tmp_path / "Tiny"} is no folder\n'
+    assert capsys.readouterr().err == f'ablation.py: error: not a directory: {tmp_path / "Tiny"}\n'
 
 
 @pytest.mark.slow

@@ -83,7 +83,7 @@ def instant(monkeypatch, tmp_path):
 def test_backends_take_turns_and_the_warm_up_is_not_counted(instant, capsys):
     status, out = instant('--repeats', '4')
     one, other = 'reference', 'auto'
-    assert (status, Instant.log) == (0, [one, other, one, other, other, one, one, other, other, one])
+    assert (status, Instant.log) == (0, [one, other, other, one, one, other, other, one, one, other])
     assert out['results']['reference']['seconds'] == [4, 6, 8, 10]
     assert (out['results']['auto']['seconds_median'], out['results']['auto']['seconds_iqr']) == (3.5, 1.5)
     assert (out['ratio'], out['floor_seconds'], out['results']['auto']['times_floor']) == (2, 1, 3.5)
@@ -116,7 +116,7 @@ def test_processes_differ_in_memory_and_a_disagreement_has_no_ratio(tmp_path, mo
     assert out['no_ratio_because'] == 'auto differs in the mean |difference| of output'
     assert out['agreement']['auto'][0]['value'] == pytest.approx(3e-5, rel=0.01)
     taken = {name: x['peak_rss_bytes'] - x['baseline_rss_bytes'] for name, x in out['results'].items()}
-    assert taken['reference'] > 280e6 and taken['auto'] < 150e6
+    assert taken['reference'] > 250e6 and taken['auto'] < 150e6
     assert 'a plugin may print' not in capfd.readouterr().out.partition('TwoFaced x2')[2]
 
 

@@ -18,6 +18,7 @@ from spinsr import train
 from spinsr.models.spinsr_model import SpinsrModel
 from spinsr.training import checkpoints
 from spinsr.training.sampling import mixed_seed
+from spinsr.utils import atomic_write
 
 from ..tiny_project import DISTILLATION, TRAIN, changed, write_images, write_options, write_outputs
 
@@ -409,7 +410,7 @@ def test_full_disk_is_one_line_and_the_checkpoint_before_it_stays(project, monke
         file = open(path, mode)
         return Full(file) if len(writes) > 2 else file
 
-    monkeypatch.setattr(checkpoints, 'open', opened, raising=False)
+    monkeypatch.setattr(atomic_write, 'open', opened, raising=False)
     assert train.main(['-opt', whole]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith('spinsr.train: error: ')
