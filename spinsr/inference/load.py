@@ -70,7 +70,7 @@ def load(
     scale: int | None = None,
     weights: str | os.PathLike | Mapping | None = 'default',
     device: str | torch.device = 'cpu',
-    **arch_args,
+    **arch_args: Any,
 ) -> nn.Module:
     """Builds a network, with weights, ready for `upscale`.
 
@@ -109,7 +109,7 @@ def resolve(
     arch: str | None = None,
     scale: int | None = None,
     weights: str | os.PathLike | Mapping | None = 'default',
-    **arch_args,
+    **arch_args: Any,
 ) -> Network:
     """Finds out which network `load` builds, without building it; the arguments are those of `load`.
 
