@@ -48,7 +48,8 @@ def count(net: nn.Module, height: int, width: int) -> dict[str, int]:
 
     Args:
         net: On the CPU, for (1, 3, H, W), RGB.
-        height, width: H and W of the input, in LR pixels.
+        height: H of the input, in LR pixels.
+        width: W of the input, in LR pixels.
 
     Returns:
         'parameters', 'multiply_adds', of these 'convolution_multiply_adds', and 'activations'.
@@ -95,7 +96,8 @@ def measure(
 
     Args:
         arch, scale, arch_args: As for `spinsr.load`.
-        height, width: Of the input, in LR pixels.
+        height: Of the input, in LR pixels.
+        width: Of the input, in LR pixels.
         runs: How many are timed, after one that is not.
         device: Where it runs.
         imports: Modules to import first.

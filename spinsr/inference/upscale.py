@@ -286,7 +286,8 @@ def check_result(height: int, width: int, size: int, more: int = 0) -> None:
     """Makes sure that memory holds the result before hours of work.
 
     Args:
-        height, width: Of the image, for the message.
+        height: Of the image, for the message.
+        width: Of the image, for the message.
         size: Of the result, in bytes.
         more: Bytes that writing it takes beside it.
 

@@ -94,7 +94,8 @@ def superpixel_grid(
     """Returns the (cached) grid of an image.
 
     Args:
-        height, width: Size of the image in pixels, >= 1.
+        height: Of the image in pixels, >= 1.
+        width: Of the image in pixels, >= 1.
         cell: Side of a cell in pixels, >= 1. A side of the image below it has one cell.
         device: Where the index maps live.
         dtype: Type of the features. The labels come from an interpolation in this type (at least float32), as in the
