@@ -15,6 +15,7 @@ def pad_to(x: Tensor, height: int, width: int) -> Tensor:
         (B, C, max(H, height), max(W, width)); `x` itself where nothing is missing.
 
     Example:
+        >>> import torch
         >>> pad_to(torch.tensor([[[[1.0, 2.0]]]]), 1, 4)
         tensor([[[[1., 2., 1., 1.]]]])
     """
