@@ -1,8 +1,9 @@
 """Tables that depend on sizes alone, built once and constant to whatever traces the network."""
 
+import dataclasses
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,7 +19,12 @@ def cached_table(build: Callable) -> Callable:
 
     @functools.lru_cache(maxsize=16)
     def cached(*args):
-        return _in_new_thread(build, *args)
+        result = _in_new_thread(build, *args)
+        for tensor in _tensors(result):
+            # With dynamic=True the compiler would make the sizes of a table symbols, and then fail to guard on them.
+            # This is what torch._dynamo.mark_static sets; it does nothing while the compiler runs.
+            tensor._dynamo_static_indices = set(range(tensor.ndim))
+        return result
 
     @functools.wraps(build)
     def table(*args):
@@ -28,6 +34,15 @@ def cached_table(build: Callable) -> Callable:
     table._dynamo_marked_constant = True
     table.cache_clear = cached.cache_clear
     return table
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+        yield from _tensors(value._base)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _tensors(getattr(value, field.name))
 
 
 def _in_new_thread(function: Callable, *args) -> Any:

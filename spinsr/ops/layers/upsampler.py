@@ -60,7 +60,7 @@ def upsampling_tail(
         return _rows(x, stages, last, slope, slice(0, x.shape[2]))
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return torch.cat([_rows(one, stages, last, slope, slice(0, x.shape[2])) for one in x.split(1)])
-    scale = math.prod(_factor(weight) for weight, _ in stages)
+    scale = _scale(stages)
     out = x.new_empty(len(x), len(last[0]), x.shape[2] * scale, x.shape[3] * scale)
     for strip in chunks(x.shape[2], PIXELS // max(1, x.shape[3] * scale**2)):
         for i in range(len(x)):
@@ -79,6 +79,10 @@ def _factor(weight: Tensor) -> int:
     return math.isqrt(len(weight) // max(1, weight.shape[1]))
 
 
+def _scale(stages: list[Stage]) -> int:
+    return math.prod([_factor(weight) for weight, _ in stages])  # a list: the compiler takes no generator here
+
+
 def _in_token_order(weight: Tensor, bias: Tensor) -> Stage:
     """Output channels (C, f, f) -> (f, f, C): the shuffle then copies whole feature vectors."""
     c = weight.shape[1]
@@ -87,7 +91,7 @@ def _in_token_order(weight: Tensor, bias: Tensor) -> Stage:
 
 def _rows(x: Tensor, stages: list[Stage], last: Stage, slope: float, rows: slice) -> Tensor:
     """The rows of the output that belong to `rows` of the input."""
-    scale = math.prod(_factor(weight) for weight, _ in stages)
+    scale = _scale(stages)
     top, bottom = rows.start * scale, rows.stop * scale
     first, end = max(0, top - 1), min(x.shape[2] * scale, bottom + 1)
     x = _features(x, stages, slope, first, end)
@@ -99,7 +103,7 @@ def _features(x: Tensor, stages: list[Stage], slope: float, top: int, bottom: in
     if not stages:
         return x[:, :, top:bottom]
     *before, (weight, bias) = stages
-    f, height = _factor(weight), x.shape[2] * math.prod(_factor(weight) for weight, _ in before)
+    f, height = _factor(weight), x.shape[2] * _scale(before)
     first, end = max(0, top // f - 1), min(height, -(-bottom // f) + 1)
     x = F.conv2d(_features(x, before, slope, first, end), weight, bias, padding=1)
     b, _, h, w = x.shape
