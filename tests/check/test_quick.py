@@ -103,7 +103,7 @@ def matching(found, line):
         (changed(GOOD, grows(gt_sizes=[8.0, 16.0], iters=[2.0, 2.0])), True),
         (changed(GOOD, GAN), True),
         (changed(without(TEST, 'val:suffix'), {'val:save_img': False}), False),
-        (changed(TEST, WITHOUT_HR), False),
+        (changed(without(TEST, 'datasets:test_1:dataroot_gt'), WITHOUT_HR), False),
         (changed(GOOD, {'datasets:val:name': 'a/b'}), True),
     ],
     ids=[
@@ -307,7 +307,11 @@ for changes, line, name in [
     ({'model_type': 'RealESRNetModel'}, 'model_type: RealESRNetModel runs on CUDA devices only', 'cuda-only'),
     ({'model_type': 'RealESRGANModel'}, 'model_type: RealESRGANModel runs on CUDA devices only', 'cuda-only-gan'),
     ({'model_type': 'SRGANModel'}, "SRGANModel needs the section 'network_d'", 'gan-without-discriminator'),
-    ({**GAN, 'network_d:input_size': 100}, 'network_d: VGGStyleDiscriminator fails', 'discriminator-value'),
+    (
+        {**GAN, 'network_d': {**GAN['network_d'], 'input_size': 100}},
+        'network_d: VGGStyleDiscriminator fails',
+        'discriminator-value',
+    ),
     ({**GAN, 'datasets:train:gt_size': 64}, 'network_d:input_size: must be gt_size, 64, got 128', 'discriminator-size'),
     ({'network_g:type': 'MyNet'}, "'MyNet' is not registered; --import MODULE registers", 'arch-of-another-package'),
 ]:
