@@ -247,7 +247,7 @@ _environments: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictiona
 def _open_shared(path: str, readahead: bool, kwargs: dict[str, Any]) -> Any:
     import lmdb
 
-    from spinsr.data import lmdb_file
+    from spinsr.utils import lmdb_file
     from spinsr.utils.errors import DataError
 
     key = os.path.realpath(path)

@@ -8,8 +8,8 @@ from typing import Any
 from spinsr import weights
 from spinsr.check import registries
 from spinsr.check.finding import Finding, datasets, error, section, warning
-from spinsr.data import lmdb_file
 from spinsr.training import option_files
+from spinsr.utils import lmdb_file
 from spinsr.utils.validation import is_whole
 
 # BasicSR's models that move their degradations to the GPU, whatever num_gpu says.

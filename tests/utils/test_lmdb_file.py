@@ -6,7 +6,7 @@ import lmdb
 import pytest
 
 from spinsr import compat
-from spinsr.data import lmdb_file
+from spinsr.utils import lmdb_file
 from spinsr.utils.errors import DataError
 
 
