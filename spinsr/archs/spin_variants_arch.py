@@ -125,6 +125,7 @@ class SPINVariant(SPIN):
         check(one_of(*REACH), aggregation=aggregation)
         check(whole(1, None), top_n=top_n)
         check(FLAG, differentiable=differentiable)
+        check(one_of('softmax', 'exponential'), association=association)
         check(one_of('all', 'ignored'), own_values=own_values)
         # A pixel belongs to its patch with weight 1, or nothing reads the weight.
         weightless = aggregation == 'patch' and (association == 'softmax' or interaction == 'only_intra')
@@ -140,11 +141,7 @@ class SPINVariant(SPIN):
                 f'{" and ".join(names)} would have no effect with {interaction=}, {aggregation=}, {association=}; '
                 f'remove {"it" if len(names) == 1 else "them"}'
             )
-        equations = {
-            'differentiable': differentiable,
-            'association': association,
-            'position_weight': position_weight,
-        }
+        equations = {'differentiable': differentiable, 'kind': association, 'position_weight': position_weight}
         self.blocks = nn.ModuleList(
             VariantBlock(
                 block,
