@@ -148,15 +148,35 @@ _ARCHS = {'spin': 'SPIN', 'san': 'SAN', 'rcan': 'RCAN_spinsr', 'emt': 'EMT', 'rl
 
 
 @pytest.fixture(scope='session')
-def official():
-    """Reads tests/parity/<name>.npz; skips where `shared` has the file, being large, and is absent."""
+def shared():
+    """Finds a file or folder that may not be part of the project, in `shared/` beside the checkout; skips without it.
+
+    No other test code reaches outside the checkout.
+    """
+
+    def find(name: str) -> Path:
+        path = Path(__file__).resolve().parents[2] / 'shared' / name
+        if not path.exists():
+            pytest.skip(f'needs {path}')
+        return path
+
+    return find
+
+
+@pytest.fixture(scope='session')
+def benchmark_folder(shared):
+    """Set5 and Set14 with their published LR."""
+    return shared('data/benchmark')
+
+
+@pytest.fixture(scope='session')
+def official(shared):
+    """Reads tests/parity/<name>.npz, or a large one from `shared`."""
 
     def read(name: str) -> Official:
         path = PARITY / f'{name}.npz'
         if not path.is_file() and name in LARGE_PARITY_FILES:
-            path = Path(__file__).resolve().parents[2] / 'shared' / 'parity' / f'{name}.npz'
-            if not path.is_file():
-                pytest.skip(f'{name}.npz is not here')
+            path = shared(f'parity/{name}.npz')
         with np.load(path) as file:
             arrays = dict(file)
         arguments = ast.literal_eval(str(arrays.pop('cfg')))

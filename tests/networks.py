@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+import torch
+from torch import nn
+
 
 class Network(NamedTuple):
     """What the tests cannot find out by themselves.
@@ -21,12 +24,26 @@ class Network(NamedTuple):
     warm_start: bool = False
 
 
+_SPIN = {'num_feat': 16, 'num_block': 2, 'num_heads': 2, 'qk_dim': 8, 'mlp_dim': 24, 'stoken_size': (4, 6)}
+
 NETWORKS = {
     'SPIN': Network(
-        small={'num_feat': 16, 'num_block': 2, 'num_heads': 2, 'qk_dim': 8, 'mlp_dim': 24, 'stoken_size': (4, 6)},
+        small=_SPIN,
         parameters={2: 497_275, 3: 569_475, 4: 555_035},
         patch=64,
         batch=16,
+    ),
+    'SPINVariant': Network(
+        small={
+            **_SPIN,
+            'interaction': 'parallel',
+            'top_n': 10,
+            'differentiable': True,
+            'association': 'exponential',
+            'position_weight': 2.5,
+            'own_values': 'ignored',
+        },
+        parameters={2: 497_275, 3: 569_475, 4: 555_035},
     ),
     'SAN': Network(
         small={'num_feat': 16, 'num_group': 2, 'num_block': 2, 'squeeze_factor': 4},
@@ -69,6 +86,18 @@ NETWORKS = {
 def bare(name: str) -> str:
     """The name without BasicSR's suffix for a clash, as in spinsr.load and the names of option files."""
     return name.removesuffix('_spinsr')
+
+
+def settled(net: nn.Module) -> nn.Module:
+    """Gives batch normalisation, as a training does, the statistics of images; other networks stay as they are."""
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the mean over all batches since the reset
+        norm.reset_running_stats()
+    if norms:
+        with torch.no_grad():
+            net.train()(torch.rand(4, 3, 16, 16))
+    return net.eval()
 
 
 SMALL = {bare(name): network.small for name, network in NETWORKS.items()}

@@ -32,28 +32,27 @@ TRAIN = [path for path in RECIPES if path.name.startswith('train_')]
 TEST = [path for path in RECIPES if path.name.startswith('test_')]
 # The variants of SPIN x4: parameters, and what differs from train_SPIN_x4.yml beside the name.
 PAPER_CELLS = [12, 16, 20, 24]
+VARIANT = {'type': 'SPINVariant'}
 ABLATION = {
-    'only_ispa': (605_115, {'num_block': 12, 'stoken_size': 3 * PAPER_CELLS, 'interaction': 'only_intra'}),
-    'only_spca': (616_635, {'num_block': 12, 'stoken_size': 3 * PAPER_CELLS, 'interaction': 'only_cross'}),
-    'parallel': (555_035, {'interaction': 'parallel'}),
-    'mixture': (555_035, {'aggregation': 'mixture'}),
-    'patch': (555_035, {'aggregation': 'patch'}),
+    'only_ispa': (605_115, VARIANT | {'num_block': 12, 'stoken_size': 3 * PAPER_CELLS, 'interaction': 'only_intra'}),
+    'only_spca': (616_635, VARIANT | {'num_block': 12, 'stoken_size': 3 * PAPER_CELLS, 'interaction': 'only_cross'}),
+    'parallel': (555_035, VARIANT | {'interaction': 'parallel'}),
+    'mixture': (555_035, VARIANT | {'aggregation': 'mixture'}),
+    'patch': (555_035, VARIANT | {'aggregation': 'patch'}),
     'blocks4': (336_379, {'num_block': 4, 'stoken_size': PAPER_CELLS}),
     'blocks6': (445_707, {'num_block': 6, 'stoken_size': PAPER_CELLS + PAPER_CELLS[:2]}),
     'blocks10': (664_363, {'num_block': 10, 'stoken_size': 2 * PAPER_CELLS + PAPER_CELLS[:2]}),
     'rounds1': (555_035, {'num_iter': 1}),
     'rounds5': (555_035, {'num_iter': 5}),
-    'top144': (555_035, {'top_n': 144}),
-    'top576': (555_035, {'top_n': 576}),
-    'differentiable': (555_035, {'differentiable': True}),
-    'exponential': (555_035, {'association': 'exponential'}),
-    'positions': (555_035, {'position_weight': 1.0}),
-    'ignored_values': (555_035, {'own_values': 'ignored'}),
+    'top144': (555_035, VARIANT | {'top_n': 144}),
+    'top576': (555_035, VARIANT | {'top_n': 576}),
+    'differentiable': (555_035, VARIANT | {'differentiable': True}),
+    'exponential': (555_035, VARIANT | {'association': 'exponential'}),
+    'positions': (555_035, VARIANT | {'position_weight': 1.0}),
+    'ignored_values': (555_035, VARIANT | {'own_values': 'ignored'}),
 }
-# Arguments of the variants, which the option files of the paper's own network leave out.
-VARIANT_KEYS = {'interaction', 'aggregation', 'top_n', 'differentiable', 'association', 'position_weight', 'own_values'}
 # Recipes with patches and batches of their own: (LR pixels of a side, images).
-OWN_PATCH_AND_BATCH = {'sample': (32, 4), 'release': (32, 8), 'light': (32, 8), 'l2': (120, 4)}
+OWN_PATCH_AND_BATCH = {'sample': (32, 4), 'release': (32, 8), 'distill': (24, 8), 'light': (32, 8), 'l2': (120, 4)}
 # Networks as small as SPIN, for the comparison at equal budget: parameters.
 LIGHT = {'train_RCAN_x4_light': 1_374_123, 'train_SAN_x4_light': 1_347_799}
 # The other scales of the shipped weights, which start from those of x4: what starts afresh.
@@ -112,7 +111,8 @@ DATASET_KEYS = {
     'PairedImageDataset': {'name', 'type', 'dataroot_gt', 'dataroot_lq', 'filename_tmpl', 'io_backend'},
     'BicubicImageDataset': {'name', 'type', 'dataroot_gt', 'io_backend', 'max_images'},
 }
-TRAINING_DATASET_KEYS = DATASET_KEYS['PairedImageDataset'] | LOADER_KEYS | {'gt_size', 'use_hflip', 'use_rot'}
+DATASET_KEYS['DistillationDataset'] = DATASET_KEYS['PairedImageDataset'] | {'dataroot_teacher', 'read_gt'}
+CROP_KEYS = {'gt_size', 'use_hflip', 'use_rot'}
 TOP_KEYS = {'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'path', 'val'}
 PATH_KEYS = {'pretrain_network_g', 'param_key_g', 'strict_load_g', 'pretrain_network_s', 'resume_state'}
 
@@ -172,7 +172,7 @@ def test_every_arch_and_scale_has_its_files():
     trained = {bare(name): network for name, network in NETWORKS.items() if network.patch}
     pairs = [(arch, scale) for arch, network in trained.items() for scale in network.parameters]
     wanted = {f'{kind}_{arch}_x{scale}' for kind in ('train', 'test') for arch, scale in pairs}
-    more = {'train_SPIN_x4_sample', 'test_SPIN_x4_sample', 'train_SPIN_x4_release'}
+    more = {'train_SPIN_x4_sample', 'test_SPIN_x4_sample', 'train_SPIN_x4_release', 'train_SPIN_x4_distill'}
     assert {path.stem for path in RECIPES} == wanted | more | set(AFTER_X4) | set(LIGHT) | set(STRATEGIES)
 
 
@@ -214,7 +214,7 @@ def test_keys_are_known(path):
     assert ('network_s' in opt) == (opt['model_type'] == 'UncertaintyModel')
     assert set(opt['path']) <= PATH_KEYS
     for key, dataset_opt in opt['datasets'].items():
-        known = TRAINING_DATASET_KEYS if key == 'train' else DATASET_KEYS[dataset_opt['type']]
+        known = DATASET_KEYS[dataset_opt['type']] | (LOADER_KEYS | CROP_KEYS if key == 'train' else set())
         more = getattr(MODEL_REGISTRY.get(opt['model_type']), 'OF_TRAINING_SET', ()) if key == 'train' else ()
         assert set(dataset_opt) <= {*known, *more}, key
     if is_train:
@@ -240,7 +240,7 @@ def test_network_is_the_paper_s_and_names_every_argument(path):
     opt = load(path)
     network_opt = opt['network_g']
     signature = inspect.signature(ARCH_REGISTRY.get(network_opt['type']))
-    assert set(network_opt) == {'type', *signature.parameters} - VARIANT_KEYS
+    assert set(network_opt) == {'type', *signature.parameters}
     count = sum(parameter.numel() for parameter in on_meta(network_opt).parameters())
     assert count == LIGHT.get(path.stem, NETWORKS[network_opt['type']].parameters[opt['scale']])
 
@@ -298,20 +298,38 @@ def test_patch_and_batch_are_the_recipe_s(path):
 def test_patches_of_the_release_grow_with_the_learning_rate():
     opt = load(OPTIONS / 'train_SPIN_x4_release.yml')
     data, train = opt['datasets']['train'], opt['train']
-    assert max(data['gt_sizes']) == data['gt_size']
     assert data['iters'] == train['scheduler']['periods']
-    assert sum(data['iters']) == train['total_iter']
+
+
+@pytest.mark.parametrize('name', ['release', 'distill'])
+def test_patches_grow_to_the_largest_until_the_end(name):
+    opt = load(OPTIONS / f'train_SPIN_x4_{name}.yml')
+    data, train = opt['datasets']['train'], opt['train']
+    assert max(data['gt_sizes']) == data['gt_size']
+    assert sum(data['iters']) == sum(train['scheduler']['periods']) == train['total_iter']
+
+
+def test_distillation_is_the_release_from_another_target():
+    opt, release = (load(OPTIONS / f'train_SPIN_x4_{name}.yml') for name in ('distill', 'release'))
+    assert all(opt[key] == release[key] for key in ('network_g', 'path', 'val', 'logger', 'scale', 'dist_params'))
+    assert opt['datasets']['val'] == release['datasets']['val']
+    assert opt['train']['distill_opt'] == release['train']['pixel_opt'] and 'pixel_opt' not in opt['train']
+    assert opt['datasets']['train']['read_gt'] is False
+    assert all(opt['train'][key] == release['train'][key] for key in ('ema_decay', 'grad_clip', 'precision'))
 
 
 @every_train_file
 def test_optimizer_scheduler_and_loss_build(path):
     train = load(path)['train']
     losses = {key: part for key, part in train.items() if key.endswith('_opt') and key != 'perceptual_opt'}
-    assert 'pixel_opt' in losses
+    assert 'pixel_opt' in losses or path.stem.endswith('_distill')
     assert all(isinstance(build_loss(part), torch.nn.Module) for part in losses.values())
-    assert train['optim_g'].pop('type') == 'Adam', 'BasicSR 1.4.2 knows no other'
-    lr = train['optim_g']['lr']
-    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], **train['optim_g'])
+    of_muon = train['optim_g'].pop('type') == 'Muon'
+    assert of_muon == path.stem.endswith('_distill'), 'BasicSR 1.4.2 knows Adam alone'
+    adam = train['optim_g']['adam'] if of_muon else train['optim_g']
+    adam.pop('params', None)
+    lr = adam['lr']
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], **adam)
     kind = train['scheduler'].pop('type')
     if kind == 'MultiStepLR':
         milestones = train['scheduler']['milestones']

@@ -146,7 +146,7 @@ def test_forced_seed_is_the_seed(project):
         pytest.param({'network_g:type': 'SPINN'}, [], "'SPINN' is not registered; did you mean 'SPIN'?", id='arch'),
         pytest.param({'model_type': 'SpinModel'}, [], "did you mean 'SpinsrModel'?", id='model'),
         pytest.param({}, ['--force_yml', 'train:total_itr=3'], "did you mean 'train:total_iter'?", id='forced-key'),
-        pytest.param({}, ['--force_yml', 'train:total_iter'], 'takes section:key=value', id='forced-nothing'),
+        pytest.param({}, ['--force_yml', 'train:total_iter'], 'must be section:key=value', id='forced-nothing'),
         pytest.param({'train:optim_g:lr': '2e-4'}, [], 'train:optim_g:lr: 2e-4 is text to YAML', id='text-number'),
         pytest.param(
             {'datasets:train:dataroot_gt': 'datasets/div2k/DIV2K_train_HR'},

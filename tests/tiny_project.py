@@ -53,6 +53,12 @@ TRAIN = {
     'val': {'val_freq': 1000, **_VAL},
     'logger': {'print_freq': 1, 'save_checkpoint_freq': 2, 'use_tb_logger': False},
 }
+# Of a training set that has a teacher's outputs, by write_outputs.
+DISTILLATION = {
+    'datasets:train:type': 'DistillationDataset',
+    'datasets:train:dataroot_teacher': 'teacher',
+    'train:distill_opt': {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'},
+}
 TEST = {
     'name': 'tiny_test',
     'model_type': 'SpinsrModel',
@@ -74,6 +80,14 @@ def write_images(folder: Path, count: int) -> None:
         for index in range(count):
             image = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
             cv2.imwrite(str(folder / name / f'{index}.png'), image)
+
+
+def write_outputs(folder: Path, count: int, name: str = 'teacher') -> None:
+    """Writes random 24x24 images of 16 bits, as a teacher's outputs for those of write_images."""
+    rng = np.random.default_rng(1)
+    (folder / name).mkdir()
+    for index in range(count):
+        cv2.imwrite(str(folder / name / f'{index}.png'), rng.integers(0, 65536, (24, 24, 3), dtype=np.uint16))
 
 
 def changed(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The images of the data sets: paired, readable, of the sizes that training and testing need.
 
-The classes whose files are known are PairedImageDataset, SingleImageDataset and BicubicImageDataset; of another one
-nothing is looked at. Sizes come from the headers, so that sub-images by the ten thousand take seconds.
+The classes whose files are known are PairedImageDataset, SingleImageDataset, BicubicImageDataset and
+DistillationDataset; of another one nothing is looked at. Sizes come from the headers, so that sub-images by the ten
+thousand take seconds.
 """
 
 import contextlib
@@ -11,17 +12,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from spinsr.check.finding import Finding, datasets, error, section, warning
-from spinsr.data.image_file import DAMAGE, PNG_END
+from spinsr.check.values import is_template
+from spinsr.data import formats, png
+from spinsr.data.image_file import DAMAGE, PNG_END, unreadable
+from spinsr.data.teacher_outputs import read_meta, teacher_file
 from spinsr.utils.validation import is_whole
 
 _HEAD = 65536  # bytes of an LMDB's value in which the header is looked for
 _ENDS = {'PNG': PNG_END, 'JPEG': b'\xff\xd9'}
-_SIDES = {'PairedImageDataset': ('lq', 'gt'), 'SingleImageDataset': ('lq',), 'BicubicImageDataset': ('gt',)}
-_BITS, _ORIENTATION = 258, 274  # tags of TIFF and EXIF
+# The last one is that by whose names the others are found.
+_SIDES = {
+    'PairedImageDataset': ('lq', 'gt'),
+    'SingleImageDataset': ('lq',),
+    'BicubicImageDataset': ('gt',),
+    'DistillationDataset': ('lq', 'teacher', 'gt'),
+}
 _TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that exchange height and width
 
 
@@ -82,22 +90,25 @@ class _Source:
 
 
 def _header(file: BinaryIO, tail: bytes, whole: Any, where: str, decode: bool) -> Header:
-    head = file.read(25)
+    head = file.read(33)
     file.seek(0)
     try:
-        with Image.open(file) as image:
-            height, width, kind = image.height, image.width, image.format
-            if kind in ('JPEG', 'TIFF', 'WEBP') and image.getexif().get(_ORIENTATION) in _TURNED:
-                height, width = width, height
-            # The mode alone hides the 16 bits of a colour image.
-            bits = [head[24]] if kind == 'PNG' else image.tag_v2.get(_BITS, ()) if kind == 'TIFF' else []
-            is_deep = image.mode.startswith(('I', 'F')) or any(count > 8 for count in bits)
-            header = Header(height, width, is_deep, 'A' in image.mode or 'transparency' in image.info)
-    except UnidentifiedImageError as problem:
-        raise ValueError(f'{where} is no image, or its start is damaged') from problem
+        if head.startswith(png.SIGNATURE):
+            # Not by Pillow, which reads texts first and gives up where they are long.
+            *size, depth = png.read_header(head)
+            formats.check_size(*size, formats.MAX_PIXELS)
+            is_transparent = head[25] in (4, 6) or any(name == b'tRNS' for name, *_ in png.chunks(file.read(_HEAD)))
+            header, kind = Header(*size, depth > 8, is_transparent), 'PNG'
+        else:
+            with formats.open_image(file) as image:
+                height, width, kind = image.height, image.width, image.format
+                if kind in ('JPEG', 'TIFF', 'WEBP') and formats.orientation(image) in _TURNED:
+                    height, width = width, height
+                is_transparent = 'A' in image.mode or 'transparency' in image.info
+                header = Header(height, width, formats.bit_depth(image, head) > 8, is_transparent)
     except DAMAGE as problem:
-        raise ValueError(f'{where} cannot be read whole: {problem}') from problem
-    # Bytes after the end are legal, if odd: only decoding tells whether the image is there whole.
+        raise unreadable(where, problem) from problem
+    # Bytes after the end are legal, if odd: only decoding tells whether the image is complete.
     if decode or not tail.endswith(_ENDS.get(kind, b'')):
         _decode(whole(), where)
     return header
@@ -105,13 +116,10 @@ def _header(file: BinaryIO, tail: bytes, whole: Any, where: str, decode: bool) -
 
 def _decode(data: bytes, where: str) -> None:
     try:
-        # Decoding does not compare a PNG's checksums.
-        with Image.open(io.BytesIO(data)) as image:
-            image.verify()
-        with Image.open(io.BytesIO(data)) as image:
+        with formats.open_data(data, where).image as image:
             image.load()
     except DAMAGE as problem:
-        raise ValueError(f'{where} cannot be read whole: {problem}') from problem
+        raise unreadable(where, problem) from problem
 
 
 class _Problems:
@@ -158,8 +166,9 @@ def images(options: Mapping[str, Any], *, decode: bool = False, progress: bool =
 def unpaired(options: Mapping[str, Any]) -> Iterator[Finding]:
     """Finds by their names the images in folders that BasicSR would not pair: it asserts, deep inside, that it can."""
     for where, _, dataset in datasets(options):
-        roots = {side: dataset.get(f'dataroot_{side}') for side in _SIDES['PairedImageDataset']}
-        if dataset.get('type') != 'PairedImageDataset' or section(dataset, 'io_backend').get('type') == 'lmdb':
+        sides = _SIDES.get(str(dataset.get('type')), ())
+        roots = {side: dataset.get(f'dataroot_{side}') for side in sides}
+        if len(sides) < 2 or section(dataset, 'io_backend').get('type') == 'lmdb':
             continue
         if all(isinstance(root, str) and Path(os.path.expanduser(root)).is_dir() for root in roots.values()):
             problems = _Problems(where)
@@ -178,7 +187,7 @@ def _look(
     sources = {side: _Source(root, is_lmdb) for side, root in roots.items()}
     names = _names(dataset, sources, problems)
     if not names and not problems.findings():
-        problems.add('error', 'empty', f'there is no image in {next(iter(sources.values())).root}')
+        problems.add('error', 'empty', f'no image found in {next(iter(sources.values())).root}')
     largest = None
     bar = tqdm(names, desc=where, unit='image', leave=False, disable=None if progress else True)
     for pair in bar:
@@ -191,6 +200,8 @@ def _look(
         lr = sizes.get('lq') or tuple(side // (scale or 1) for side in sizes['gt'])
         largest = max(largest or lr, lr, key=lambda size: size[0] * size[1])
     batch = dataset.get('batch_size_per_gpu')
+    if 'teacher' in sources:
+        _teacher(sources['teacher'].root, scale, problems)
     findings = problems.findings()
     if phase == 'train' and is_whole(batch) and 0 < len(names) < batch:
         findings.append(warning(where, f'has {len(names)} images for a batch of {batch}: they are repeated within it'))
@@ -210,14 +221,20 @@ def _names(dataset: Mapping[str, Any], sources: Mapping[str, _Source], problems:
         first = [name for name in sources['gt'].names() if name.lower().endswith(EXTENSIONS)]
     else:
         first = sources[side].names()
-    if dataset['type'] != 'PairedImageDataset':
+    if len(sources) == 1:
         return [{side: name} for name in sorted(first)[: dataset.get('max_images')]]
     there = set(sources['lq'].names())
     if sources['gt'].is_lmdb:
-        _unpaired(set(first) - there, sources['gt'], sources['lq'], problems)
-        _unpaired(there - set(first), sources['lq'], sources['gt'], problems)
-        return [{'lq': name, 'gt': name} for name in sorted(set(first) & there)]
+        common = set(first)
+        for other in (source for name, source in sources.items() if name != 'gt'):
+            names = set(other.names())
+            _unpaired(set(first) - names, sources['gt'], other, problems)
+            _unpaired(names - set(first), other, sources['gt'], problems)
+            common &= names
+        return [dict.fromkeys(sources, name) for name in sorted(common)]
     template, pairs = dataset.get('filename_tmpl', '{}'), []
+    if not is_template(template):  # `kinds` says it
+        return []
     for name in first:
         stem, ending = os.path.splitext(os.path.basename(name))
         pair = {'lq': f'{template.format(stem)}{ending}', 'gt': name}
@@ -229,7 +246,38 @@ def _names(dataset: Mapping[str, Any], sources: Mapping[str, _Source], problems:
             problems.add('error', 'no LR', reason)
     if not listed:
         _unpaired(there - {pair['lq'] for pair in pairs}, sources['lq'], sources['gt'], problems)
-    return pairs
+    return _with_outputs(pairs, sources, problems) if 'teacher' in sources else pairs
+
+
+def _with_outputs(
+    pairs: Iterable[dict[str, str]], sources: Mapping[str, _Source], problems: _Problems
+) -> list[dict[str, str]]:
+    """The pairs of folders that have a teacher's output, with its name."""
+    found, root = [], sources['teacher'].root
+    for pair in pairs:
+        name = teacher_file('', pair['gt'])
+        if (root / name).is_file():
+            found.append({**pair, 'teacher': name})
+        else:
+            problems.add('error', 'no output', f'{pair["gt"]} of {sources["gt"].root} has no output {name} in {root}')
+    return found
+
+
+def _teacher(root: Path, scale: int | None, problems: _Problems) -> None:
+    """Says whose outputs they are, and whether of the right scale; a folder of files does not tell."""
+    if root.suffix != '.lmdb':
+        return
+    try:
+        teacher = read_meta(root)
+    except ValueError as problem:
+        problems.add('error', 'teacher.json', str(problem))
+        return
+    if teacher is None:
+        problems.add('warning', 'teacher.json', f'{root} has no teacher.json: nothing says whose outputs it holds')
+    elif scale and teacher.scale != scale:
+        problems.add('error', 'teacher.json', f'{root} is of {teacher}, but the scale is {scale}')
+    else:
+        problems.add('note', 'teacher.json', f'{root} is of {teacher}')
 
 
 def _unpaired(names: Iterable[str], source: _Source, other: _Source, problems: _Problems) -> None:
@@ -251,7 +299,7 @@ def _headers(
         where = f'{name} of {source.root}'
         if header.is_deep and kind == 'BicubicImageDataset':
             problems.add('error', 'deep', f'{where} must have 8 bits a channel, got more')
-        elif header.is_deep:
+        elif header.is_deep and side != 'teacher':
             problems.add('warning', 'deep', f'{where} has more than 8 bits a channel: BasicSR reads 8')
         if header.is_transparent:
             problems.add('warning', 'transparent', f'{where} is transparent: only its colours are read')
@@ -266,7 +314,7 @@ def _sizes(
     pair: Mapping[str, str],
     problems: _Problems,
 ) -> None:
-    gt, lq = sizes.get('gt'), sizes.get('lq')
+    gt, lq, output = (sizes.get(side) for side in ('gt', 'lq', 'teacher'))
     words = {side: f'{pair[side]} ({height}x{width} HxW)' for side, (height, width) in sizes.items()}
     if gt and lq:
         fits = [
@@ -275,6 +323,9 @@ def _sizes(
         if not all(fits):
             problems.add('error', 'mis-sized', f'{words["gt"]} is not x{scale} of its LR image {words["lq"]}')
             return
+    if output and lq and output != tuple(scale * side for side in lq):
+        problems.add('error', 'mis-sized output', f'{words["teacher"]} is not x{scale} of its LR image {words["lq"]}')
+        return
     side = dataset.get('gt_size') if phase == 'train' else scale
     if gt and is_whole(side) and min(gt) < side:
         name = 'gt_size' if phase == 'train' else 'the scale'

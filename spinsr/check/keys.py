@@ -23,7 +23,7 @@ _NEEDED = {
         'logger': ('print_freq', 'save_checkpoint_freq', 'use_tb_logger'),
         'val': ('val_freq', 'save_img'),
     },
-    False: {'val': ('save_img', 'suffix')},
+    False: {'val': ('save_img',)},
 }
 _PHASES = {True: ('train', 'val'), False: ('test', 'val')}
 _DATASET_NEEDS = {
@@ -35,7 +35,9 @@ _CLASS_NEEDS = {
     'PairedImageDataset': ('dataroot_gt', 'dataroot_lq', 'io_backend'),
     'SingleImageDataset': ('dataroot_lq', 'io_backend'),
     'BicubicImageDataset': ('dataroot_gt', 'io_backend'),
+    'DistillationDataset': ('dataroot_gt', 'dataroot_lq', 'dataroot_teacher', 'io_backend'),
 }
+_CROPS = ('PairedImageDataset', 'BicubicImageDataset', 'DistillationDataset')
 _CROP_NEEDS = ('gt_size', 'use_hflip', 'use_rot')
 
 _TOP = ('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'find_unused_parameters')
@@ -87,6 +89,9 @@ def structure(options: Mapping[str, Any], *, is_train: bool) -> Iterator[Finding
     for name, keys in _NEEDED[is_train].items():
         if isinstance(options.get(name), Mapping):
             yield from _missing(options[name], keys, name)
+    # BasicSR reads it only for the names of the images that it saves.
+    if not is_train and section(options, 'val').get('save_img') not in (None, False):
+        yield from _missing(options['val'], ('suffix',), 'val')
     for name in ('optim_g', 'scheduler'):
         if is_train and name in section(options, 'train'):
             part = options['train'][name]
@@ -102,7 +107,7 @@ def structure(options: Mapping[str, Any], *, is_train: bool) -> Iterator[Finding
             yield error(key, f'must be a section (key: value), got {dataset!r}')
         else:
             needs = _DATASET_NEEDS[phase] + _CLASS_NEEDS.get(str(dataset.get('type')), ())
-            if phase == 'train' and dataset.get('type') in ('PairedImageDataset', 'BicubicImageDataset'):
+            if phase == 'train' and dataset.get('type') in _CROPS:
                 needs += _CROP_NEEDS
             yield from _missing(dataset, needs, key)
             if 'io_backend' in dataset and not isinstance(dataset['io_backend'], Mapping):

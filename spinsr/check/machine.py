@@ -6,9 +6,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from spinsr import weights
+from spinsr.check import registries
 from spinsr.check.finding import Finding, datasets, error, section, warning
+from spinsr.data import lmdb_file
 from spinsr.training import option_files
 from spinsr.utils.validation import is_whole
+
+# BasicSR's models that move their degradations to the GPU, whatever num_gpu says.
+_ON_CUDA = ('RealESRNetModel', 'RealESRGANModel')
 
 
 def devices(options: Mapping[str, Any], launcher: str = 'none') -> Iterator[Finding]:
@@ -20,6 +25,10 @@ def devices(options: Mapping[str, Any], launcher: str = 'none') -> Iterator[Find
         yield error('num_gpu', f"must be 'auto' or a whole number of at least 0, got {count!r}")
         return
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    model = registries.find('MODEL', options.get('model_type'))
+    bases = [base.__name__ for base in getattr(model, '__mro__', ()) if base.__module__.startswith('basicsr.')]
+    if (not there or count == 0) and any(base in _ON_CUDA for base in bases):
+        yield error('model_type', f'{model.__name__} runs on CUDA devices only')
     if not there and launcher == 'slurm':
         yield error('num_gpu', f'--launcher {launcher} needs CUDA devices, and there is none; use torchrun on the CPU')
     elif not there and count not in ('auto', 0):
@@ -36,16 +45,21 @@ def files(options: Mapping[str, Any], *, resumes: bool = False) -> Iterator[Find
         resumes: A state will be resumed, so `pretrain_network_*` is not read.
     """
     for where, _, dataset in datasets(options):
+        is_lmdb = section(dataset, 'io_backend').get('type') == 'lmdb'
         for key, value in dataset.items():
             if str(key).startswith(('dataroot', 'meta_info')):
                 for path in value if isinstance(value, list) else [value]:
                     if isinstance(path, str):
                         yield from _data(path, f'{where}:{key}')
+                        # BasicSR does not read it for an LMDB.
+                        listed = str(key).startswith('meta_info') and not is_lmdb
+                        if listed and _is_file(path) and (problem := _list_problem(path)):
+                            yield error(f'{where}:{key}', problem)
     from spinsr.check.images import unpaired
 
     yield from unpaired(options)
     for key, path in section(options, 'path').items():
-        if not path or not isinstance(path, str) or Path(os.path.expanduser(path)).is_file():
+        if not path or not isinstance(path, str) or _is_file(path):
             continue
         # --auto_resume takes the place of resume_state.
         if key == 'resume_state' and not options.get('auto_resume'):
@@ -53,6 +67,10 @@ def files(options: Mapping[str, Any], *, resumes: bool = False) -> Iterator[Find
         if str(key).startswith('pretrain_network') and not resumes:
             yield error(f'path:{key}', f'{path} does not exist{_maker(path)}')
     yield from _vgg(section(options, 'train', 'perceptual_opt'))
+
+
+def _is_file(path: str) -> bool:
+    return Path(os.path.expanduser(path)).is_file()
 
 
 def _vgg(part: Mapping[str, Any]) -> Iterator[Finding]:
@@ -87,14 +105,37 @@ def _data(path: str, where: str) -> Iterator[Finding]:
     # prepare writes the meta_info last, and BasicSR reads it first.
     elif full.suffix == '.lmdb' and not (full / 'meta_info.txt').is_file():
         yield error(where, f'{path} is not complete (no meta_info.txt){_preparation(path)}')
+    elif full.suffix == '.lmdb' and (problem := lmdb_file.problem(full)):
+        yield error(where, problem)
+
+
+def _list_problem(path: str) -> str:
+    """What is wrong with a meta_info_file, of which BasicSR takes the first word of every line; '' if nothing is."""
+    try:
+        lines = Path(os.path.expanduser(path)).read_text(encoding='utf-8').splitlines()
+    except UnicodeDecodeError:
+        return f'{path} is not a text file in UTF-8'
+    except OSError as problem:
+        return f'{path} cannot be read: {problem.strerror or problem}'
+    if not lines:
+        return f'{path} is empty'
+    if lines[0].startswith('\ufeff'):
+        return f'{path} begins with a byte order mark, which BasicSR reads as part of a name: save it without'
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            return f'{path}, line {number} is empty, which BasicSR takes for an image without a name: delete it'
+    return ''
 
 
 def _preparation(path: str) -> str:
     parts = PurePosixPath(Path(path).as_posix()).parts
+    if len(parts) > 1 and 'teacher_X' in parts[-1]:
+        folder, scale = str(PurePosixPath(*parts[:-1])), parts[-1].rpartition('_X')[2][:1]
+        return f'; make it with: spinsr prepare teacher {folder} --arch NAME --weights FILE --scale {scale}'
     if parts[:2] == ('datasets', 'div2k'):
         return '; make it with: spinsr prepare div2k PATH_TO_DIV2K'
-    if parts[:2] == ('datasets', 'release'):
-        return '; make it with the command at the top of train_SPIN_x4_release.yml'
+    if parts[:2] in (('datasets', 'release'), ('datasets', 'distill')):
+        return f'; make it with the command at the top of train_SPIN_x4_{parts[1]}.yml'
     if parts[:2] == ('datasets', 'sample'):
         return '; make it with: spinsr prepare sample'
     if parts[:2] == ('datasets', 'benchmark') and len(parts) > 2:

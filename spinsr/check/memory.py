@@ -4,11 +4,9 @@ The network runs on fake tensors, which have a shape and no content, while the b
 What a library takes inside an operation, and what the allocator keeps, is not seen: a measured factor stands for it.
 """
 
-import os
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,12 +20,12 @@ from spinsr.check.finding import Finding, note, section, warning
 from spinsr.check.values import largest_step, network_scale
 from spinsr.training import muon
 from spinsr.training.grad_checkpointing import recompute_blocks
+from spinsr.utils import memory as memory_use
 from spinsr.utils.validation import is_whole
 
 _GB = 1e9
 # Of the process's memory to the bytes of the tensors, measured on the CPU (docs/check.md): 1.3 to 1.8.
 _OVERHEAD = 1.4
-_CGROUP = Path('/sys/fs/cgroup')
 
 
 def memory(options: Mapping[str, Any], largest: tuple[int, int] | None = None, *, is_train: bool) -> Iterator[Finding]:
@@ -41,7 +39,7 @@ def memory(options: Mapping[str, Any], largest: tuple[int, int] | None = None, *
     network, count = section(options, 'network_g'), options.get('num_gpu', 'auto')
     device = 'cuda' if torch.cuda.is_available() and count != 0 else 'cpu'
     available, source = _available(device)
-    process = _process() if device == 'cpu' else 0
+    process = memory_use.resident() if device == 'cpu' else 0  # torch and BasicSR, which the training loads too
     parts: list[tuple[str, str, Callable[[], int]]] = []
     (batch, gt_size), scale = largest_step(options), network_scale(network)[1]
     optimizer = section(options, 'train', 'optim_g')
@@ -195,39 +193,7 @@ class _Peak(TorchDispatchMode):
         self._living -= size
 
 
-def _process() -> int:
-    """The memory that this process has with torch and BasicSR, which the training has too; 0 where unknown."""
-    try:
-        pages = int(Path('/proc/self/statm').read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf('SC_PAGE_SIZE')
-
-
 def _available(device: str) -> tuple[int, str]:
     if device == 'cuda':
         return torch.cuda.get_device_properties(0).total_memory, 'on the GPU'
-    limits = [limit for limit in (_free(), _cgroup()) if limit is not None]
-    return (min(limits), 'available') if limits else (2**63, 'available, as far as is known')
-
-
-def _free() -> int | None:
-    try:
-        lines = Path('/proc/meminfo').read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith('MemAvailable:')), None)
-
-
-def _cgroup() -> int | None:
-    """What the container may still take."""
-    for limit, usage in (
-        ('memory.max', 'memory.current'),
-        ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes'),
-    ):
-        try:
-            return int((_CGROUP / limit).read_text()) - int((_CGROUP / usage).read_text())
-        # 'max' where there is no limit.
-        except (OSError, ValueError):
-            continue
-    return None
+    return memory_use.available(), 'available'

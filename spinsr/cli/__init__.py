@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from spinsr._version import __version__
+from spinsr.utils.text import printable
 
 COMMANDS = (
     'check',
@@ -26,7 +27,7 @@ CONTINUING = ('prepare', 'upscale')
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0 all done, 1 any failure, 2 usage."""
-    parser = argparse.ArgumentParser(prog='spinsr', description='Super-resolution with SPIN, SAN and RCAN on BasicSR.')
+    parser = argparse.ArgumentParser(prog='spinsr', description='Image super-resolution on BasicSR.')
     parser.add_argument('--version', action='version', version=f'spinsr {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='command')
     for name in COMMANDS:
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = str(error) or type(error).__name__
         if isinstance(error, OSError) and error.filename is not None and error.strerror:  # without [Errno 2]
             text = f'{os.fsdecode(error.filename)}: {error.strerror}'
-        print(f'spinsr {args.command}: error: {text}', file=sys.stderr)
+        print(f'spinsr {args.command}: error: {printable(text)}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         continues = '; run the same command again to continue' if args.command in CONTINUING else ''

@@ -1,10 +1,25 @@
 """What the flags of several commands have in common: their types, and the files that they write."""
 
 import argparse
+import logging
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+
+from spinsr.utils.text import printable
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def log_to_stderr(level: int) -> None:
+    """Logs to stderr, a line for each message, names of files without control sequences."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PrintableFormatter('%(message)s'))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def path(text: str) -> Path:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from spinsr.cli import arguments, network
+from spinsr.utils.text import printable
+from spinsr.weights import DEFAULT_SCALE
 
 EXAMPLE = """\
 examples:
@@ -46,8 +48,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar='S',
         type=arguments.scales,
         nargs='+',
-        default=[(4,)],
-        help='scales, as 2,4 or 2 4 (default: 4); {scale} in --weights and --sr stands for the scale',
+        help='scales, as 2,4 or 2 4 (default: that of the weights, else 4); {scale} in --weights and --sr is replaced',
     )
     parser.add_argument(
         '--protocol',
@@ -79,16 +80,16 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         ValueError, OSError, ImportError: Before the work starts: a file exists or cannot be written, the network cannot
-            be built, --sr is no folder, or pyiqa is missing or has no such metric.
+            be built, --sr is not a directory, or pyiqa is missing or does not have the metric.
     """
-    scales = sorted({scale for group in args.scale for scale in group})
+    scales = sorted({scale for group in args.scale or [(DEFAULT_SCALE,)] for scale in group})
     protocols = _unique(args.protocol) if args.protocol else None
     _check_usage(args, scales, protocols)
 
     from spinsr.evaluation import benchmark
     from spinsr.utils.atomic_write import write_bytes
 
-    logging.basicConfig(level=logging.INFO, format='%(message)s')
+    arguments.log_to_stderr(logging.INFO)
     writers = {
         args.json: benchmark.to_json,
         args.csv: benchmark.to_csv,
@@ -98,22 +99,25 @@ def run(args: argparse.Namespace) -> int:
     arguments.check_outputs(writers, args.overwrite)
     _check_protocols(args, protocols, benchmark.PROTOCOLS)
     metrics = benchmark.load_metrics(_unique(args.metric), network.device(args.device)) if args.metric else {}
+    if args.scale is None and args.weights != 'default' and '{scale}' not in args.weights:
+        scales = [network.resolve(args, None).scale]
     upscaler, method, about = _source(args, scales)
 
     failures = []
 
     def failed(line: str) -> None:
         failures.append(line)
-        print(f'spinsr evaluate: error: {line}', file=sys.stderr)
+        print(f'spinsr evaluate: error: {printable(line)}', file=sys.stderr)
 
     results = benchmark.evaluate(
         args.benchmark, scales, upscaler, method=method, protocols=protocols, metrics=metrics, failed=failed
     )
     if results:
-        print(benchmark.to_markdown(results), end='')
+        print('\n'.join(map(printable, benchmark.to_markdown(results).split('\n'))), end='')
         results = [result | about[result['scale']] for result in results]
         for path, to_text in writers.items():
-            write_bytes(path, to_text(results).encode())
+            # Names that are not UTF-8 have surrogates; in JSON their escapes read back as the same names.
+            write_bytes(path, to_text(results).encode('utf-8', 'backslashreplace'))
     return int(bool(failures))
 
 
@@ -122,7 +126,7 @@ def _check_usage(args: argparse.Namespace, scales: list[int], protocols: list[st
         args.error(f'argument --scale: must be integers of at least 1, got {scales}')
     if _is_rounded(args) and (args.weights != 'default' or args.self_ensemble):
         flag = '--self-ensemble' if args.self_ensemble else '--weights'
-        args.error(f'argument {flag}: is for a network, not for {"--sr" if args.sr else "--arch bicubic"}')
+        args.error(f'argument {flag}: needs a network, not {"--sr" if args.sr else "--arch bicubic"}')
     files = [path for path in (args.json, args.csv, args.markdown) if path]
     if len({path.resolve() for path in files}) < len(files):
         args.error(f'arguments --json, --csv, --markdown: must be different files, got {", ".join(map(str, files))}')
@@ -138,9 +142,9 @@ def _check_protocols(args: argparse.Namespace, protocols: list[str] | None, know
         if name not in known:
             args.error(f'argument --protocol: must be among {", ".join(known)}, got {name!r}')
     for name in (name for name, rules in known.items() if rules.unrounded and _is_rounded(args)):
-        message = f'{name} is for unrounded outputs of a network, and these images have 8 bits'
+        message = f'{name} needs unrounded outputs of a network, but these images have 8 bits'
         if protocols is None:
-            print(f'spinsr evaluate: {message}: left out', file=sys.stderr)
+            print(f'spinsr evaluate: skipped, {message}', file=sys.stderr)
         elif name in protocols:
             args.error(f'argument --protocol: {message}')
 
@@ -158,23 +162,24 @@ def _source(args: argparse.Namespace, scales: list[int]) -> tuple[Callable[..., 
         about = {scale: {'sr': folder.replace('{scale}', str(scale))} for scale in scales}
         for entry in about.values():
             if not os.path.isdir(entry['sr']):
-                raise ValueError(f'{entry["sr"]} is no folder')
+                raise ValueError(f'not a directory: {entry["sr"]}')
         return benchmark.images(folder), Path(os.path.abspath(folder)).name, about
     if args.arch == 'bicubic':
         return benchmark.upsample, 'bicubic', {scale: {} for scale in scales}
     nets, about = {}, {}
     for scale in scales:
         weights = args.weights.replace('{scale}', str(scale))
-        nets[scale] = network.load(argparse.Namespace(**{**vars(args), 'weights': weights}), scale)
+        described = network.resolve(argparse.Namespace(**{**vars(args), 'weights': weights}), scale)
+        nets[scale] = described.build(network.device(args.device))
         about[scale] = {
-            'arch': args.arch,
+            'arch': described.arch,
             'arch_args': dict(args.arch_args),
             'parameters': sum(parameter.numel() for parameter in nets[scale].parameters()),
             'weights': weights,
             'self_ensemble': args.self_ensemble,
         }
     upscaler = benchmark.network(nets, self_ensemble=args.self_ensemble)
-    return upscaler, args.arch + '+' * args.self_ensemble, about
+    return upscaler, described.arch + '+' * args.self_ensemble, about
 
 
 def _names(text: str) -> list[str]:

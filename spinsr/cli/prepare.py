@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from spinsr.cli import arguments, network
+from spinsr.utils.text import printable
 
 EXAMPLE = """\
 examples:
@@ -15,7 +16,7 @@ examples:
   spinsr prepare images ~/photos --scale 4 --exclude B100 ~/Set5 -o datasets/photos
   spinsr prepare teacher datasets/photos --arch RCAN --weights RCAN_x4.pth --scale 4
 
-A run that was interrupted is continued by the same command; finished outputs are skipped.
+The same command continues an interrupted run; finished outputs are skipped.
 """
 
 
@@ -42,9 +43,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         'source',
         metavar='SOURCE',
         type=arguments.path,
-        help='holds DIV2K_train_HR, DIV2K_valid_HR and, if wanted, the LR folders',
+        help='folder with DIV2K_train_HR, DIV2K_valid_HR and, optionally, the LR folders',
     )
-    div2k.add_argument('--subset', action='store_true', help='take the images that are there, however many')
+    div2k.add_argument(
+        '--subset', action='store_true', help='take all images of the folders, whatever their names and however many'
+    )
     div2k.set_defaults(prepare=_div2k)
 
     benchmark = _add_kind(
@@ -62,7 +65,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         nargs='+',
         help='images, or a folder HR of them; gives OUT/<name of HR_DIR, or of its parent if it is HR>',
     )
-    benchmark.add_argument('--overwrite', action='store_true', help='write files anew that exist')
+    benchmark.add_argument('--overwrite', action='store_true', help='overwrite existing files')
     benchmark.set_defaults(prepare=_benchmark)
 
     images = _add_kind(
@@ -79,14 +82,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar='N',
         type=arguments.positive,
         default=1,
-        help='leave out images with a shorter side, after the cut to multiples of 12; at least the gt_size of training',
+        help='skip images with a shorter side, after the cut to multiples of 12; at least the gt_size of training',
     )
     images.add_argument(
         '--exclude',
         metavar='BENCHMARK',
         nargs='+',
         default=[],
-        help='leave out images of these benchmarks: folders, whose images are recognised, or B100, by BSDS500 names',
+        help='skip images of these benchmarks: folders, whose images are recognised, or B100, by BSDS500 names',
     )
     images.set_defaults(prepare=_images)
 
@@ -104,10 +107,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    logging.basicConfig(level=logging.INFO, format='%(message)s')
+    arguments.log_to_stderr(logging.INFO)
     args.scales = sorted({scale for group in args.scale for scale in group})
     for path in args.prepare(args):
-        print(path)
+        print(printable(path))
     return 0
 
 
@@ -139,8 +142,8 @@ def _add_teacher(kinds: argparse._SubParsersAction) -> None:
         '--tile',
         metavar='N',
         type=int,
-        help='work in overlapping tiles of N x N LR pixels, at least 32 (default: whole images; where one does not '
-        'fit into memory that is an error)',
+        help='work in overlapping tiles of N x N LR pixels, at least 32 (default: whole images; one that does not '
+        'fit into memory is an error)',
     )
     network.add_arguments(teacher)
     teacher.set_defaults(run=_run_teacher)
@@ -149,20 +152,22 @@ def _add_teacher(kinds: argparse._SubParsersAction) -> None:
 def _run_teacher(args: argparse.Namespace) -> int:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from spinsr.inference.teacher import describe, find_lr, prepare_teacher
+    from spinsr.data.teacher_outputs import describe, find_lr
+    from spinsr.inference.teacher import prepare_teacher
     from spinsr.inference.upscale import check_options
     from spinsr.weights import default_weights
 
-    logging.basicConfig(level=logging.INFO, format='%(message)s')
+    arguments.log_to_stderr(logging.INFO)
     # Before the network is built: what is mistyped shows at once.
     check_options(args.tile, 'fp32')
     find_lr(args.dataset, args.scale)
+    described = network.resolve(args, args.scale)
     is_shipped = args.weights == 'default'
-    weights = default_weights(args.arch, args.scale) if is_shipped else arguments.path(args.weights)
-    teacher = describe(args.arch, weights, args.scale, args.tile, dict(args.arch_args))
-    net = network.load(args, args.scale)
+    weights = default_weights(described.arch, args.scale) if is_shipped else arguments.path(args.weights)
+    teacher = describe(described.arch, weights, args.scale, args.tile, dict(args.arch_args))
+    net = described.build(network.device(args.device))
     with logging_redirect_tqdm(), network.limited_memory(args):
-        print(prepare_teacher(args.dataset, net, teacher, args.out))
+        print(printable(prepare_teacher(args.dataset, net, teacher, args.out)))
     return 0
 
 

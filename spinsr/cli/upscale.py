@@ -2,19 +2,22 @@
 
 import argparse
 import logging
+import sys
+from pathlib import Path
 from typing import Any
 
 from spinsr.cli import arguments, network
+from spinsr.utils.text import printable
 
 EXAMPLE = """\
 examples:
   spinsr upscale photo.jpg
   spinsr upscale photo.jpg holidays/ -o large --weights net_g_latest.pth
-  spinsr upscale scans -o large --scale 2 --weights SPIN_x2.pth --tile 256 --device cuda --precision fp16
+  spinsr upscale scans -o large --weights SPIN_x2.pth --tile 256 --device cuda --precision fp16
   spinsr upscale scans -o large --arch SwinIR --weights SwinIR_x4.pth --arch-args window_size=8 upsampler=pixelshuffle
 
-Writes <stem>_x<scale>.<same ending>; without --weights by the weights that spinsr ships. A run that was interrupted
-is continued by the same command; outputs that are there are skipped.
+Writes <stem>_x<scale>.<same ending>; without --weights it uses the weights that spinsr ships. The same command
+continues an interrupted run: existing outputs are skipped.
 """
 
 
@@ -23,7 +26,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         'upscale',
         help='super-resolve images',
-        description='Super-resolves PNG, JPEG, WebP, TIFF and BMP images; grey, transparent and 16-bit ones stay such.',
+        description='Super-resolves PNG, JPEG, WebP, TIFF and BMP images; grey, alpha and 16 bits are kept.',
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -32,48 +35,68 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar='INPUT',
         type=arguments.path,
         nargs='+',
-        help='image files, and folders, of which the images are taken',
+        help='image files, and folders of images',
     )
     parser.add_argument(
-        '-o', '--out', metavar='DIR', type=arguments.path, default='.', help='folder of the outputs (default: this one)'
+        '-o',
+        '--out',
+        metavar='DIR',
+        type=arguments.path,
+        default='.',
+        help='output folder (default: the working directory)',
     )
-    parser.add_argument('--scale', metavar='S', type=int, default=4, help='upscaling factor (default: 4)')
+    parser.add_argument(
+        '--scale', metavar='S', type=int, help='upscaling factor (default: that of the weights; without --weights 4)'
+    )
     parser.add_argument(
         '--tile',
         metavar='N',
         type=int,
-        help='work in overlapping tiles of N x N pixels of the input, at least 32 (default: the whole image; when '
-        'memory runs out, tiles of half its side, and so on)',
+        help='work in overlapping tiles of N x N pixels of the input, at least 32 (default: the whole image; if memory '
+        'runs out, tiles of half its side, and so on)',
     )
     parser.add_argument(
-        '--self-ensemble', action='store_true', help='mean over 8 flipped and turned copies; takes 8 times as long'
+        '--self-ensemble', action='store_true', help='mean over 8 flipped and rotated copies; takes 8 times as long'
     )
     parser.add_argument(
         '--precision',
         choices=('fp32', 'bf16', 'fp16'),
         default='fp32',
-        help='fp32 (the default), or bf16 or fp16 where that does no harm (autocast)',
+        help='fp32 (the default), or bf16 or fp16 by autocast',
     )
     parser.add_argument('--compile', action='store_true', help='torch.compile; pays for many images')
-    parser.add_argument('--overwrite', action='store_true', help='make outputs anew that are there')
+    parser.add_argument('--overwrite', action='store_true', help='overwrite existing outputs')
+    parser.add_argument(
+        '--max-pixels',
+        metavar='N',
+        type=arguments.positive,
+        default=2**28,
+        help='refuse images with more pixels (default: %(default)s, 268 megapixels)',
+    )
     network.add_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
+    from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from spinsr.inference.image_files import name_outputs, upscale_files
     from spinsr.inference.upscale import check_options
 
-    logging.basicConfig(level=logging.WARNING, format='%(message)s')
+    arguments.log_to_stderr(logging.WARNING)
     # Before the network is built: what is mistyped shows at once.
     check_options(args.tile, args.precision)
-    outputs = name_outputs(args.inputs, args.out, args.scale)
-    net = network.load(args, args.scale)
+    described = network.resolve(args, args.scale)
+    outputs = name_outputs(args.inputs, args.out, described.scale)
+    net = described.build(network.device(args.device))
     if args.compile:
         net = _compiled(net, args.precision)
+
+    def written(path: Path, height: int, width: int) -> None:
+        tqdm.write(f'{printable(path)}: {width}x{height}', file=sys.stdout)
+
     with logging_redirect_tqdm(), network.limited_memory(args):
         report = upscale_files(
             outputs,
@@ -82,23 +105,28 @@ def run(args: argparse.Namespace) -> int:
             self_ensemble=args.self_ensemble,
             precision=args.precision,
             overwrite=args.overwrite,
+            max_pixels=args.max_pixels,
+            written=written,
         )
-    skipped = f'{len(report.skipped)} skipped{" (--overwrite makes them anew)" if report.skipped else ""}'
-    print(f'{args.out}: {len(report.done)} done, {skipped}, {len(report.failed)} failed')
+    if len(outputs) == 1 and report.skipped:
+        print(f'{printable(report.skipped[0])} exists; --overwrite replaces it')
+    elif len(outputs) > 1:
+        skipped = f'{len(report.skipped)} skipped{" (--overwrite replaces them)" if report.skipped else ""}'
+        print(f'{printable(args.out)}: {len(report.done)} done, {skipped}, {len(report.failed)} failed')
     return 1 if report.failed else 0
 
 
 def _compiled(net: Any, precision: str) -> Any:
-    """The network after torch.compile, or as it is where that fails: there may be no C++ compiler."""
+    """The compiled network, or the network itself if compiling fails: there may be no C++ compiler."""
     import torch
 
     from spinsr.inference.upscale import super_resolve
 
-    # Sizes differ from image to image; without `dynamic` the second one would be compiled anew.
+    # Sizes differ from image to image; without `dynamic` the second one would be compiled again.
     compiled = torch.compile(net, dynamic=True)
     try:
         super_resolve(torch.zeros(1, 3, 8, 8), compiled, precision=precision)
     except RuntimeError as error:
-        logging.warning('--compile failed, going on without: %s', str(error).strip().splitlines()[0])
+        logging.warning('--compile failed, continuing without it: %s', str(error).strip().splitlines()[0])
         return net
     return compiled

@@ -19,7 +19,8 @@ from basicsr.utils.registry import DATASET_REGISTRY  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torchvision.transforms.functional import normalize  # noqa: E402
 
-from spinsr.inference.teacher import read_sizes  # noqa: E402
+from spinsr.data.teacher_outputs import read_sizes, teacher_file  # noqa: E402
+from spinsr.utils.errors import DataError  # noqa: E402
 
 SIDES = ('lq', 'gt', 'teacher')
 
@@ -34,39 +35,40 @@ class DistillationDataset(PairedImageDataset):
     Args:
         opt: The options of PairedImageDataset, and `dataroot_teacher`: an LMDB as `spinsr prepare teacher` makes it,
             with the keys of HR, or, with `io_backend: type: disk`, a folder of PNG files named as the HR images. PNG
-            files of 16 and 8 bits are read at their full depth.
+            files of 16 and 8 bits are read at their full depth. `read_gt: false` leaves HR out, where no loss needs
+            it: decoding it takes half the time of a sample.
 
     Raises:
-        ValueError: `dataroot_teacher` is missing, or has no output for an HR image.
+        DataError: `dataroot_teacher` is missing, or has no output for an HR image.
     """
 
     OPTIONS = ('dataroot_gt', 'dataroot_lq', 'dataroot_teacher', 'meta_info_file', 'filename_tmpl', 'gt_size')
-    OPTIONS += ('use_hflip', 'use_rot', 'mean', 'std', 'color')
-    # What its samples hold: a loss of `teacher` needs a data set that gives it.
-    GIVES = SIDES
+    OPTIONS += ('use_hflip', 'use_rot', 'mean', 'std', 'color', 'read_gt')
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
         super().__init__(opt)
         root = opt.get('dataroot_teacher')
         if not root:
-            raise ValueError(f'DistillationDataset needs the option dataroot_teacher, got {sorted(opt)}')
+            raise DataError(f'DistillationDataset needs the option dataroot_teacher, got {sorted(opt)}')
+        self.read_gt = opt.get('read_gt', True)
         is_lmdb = self.io_backend_opt['type'] == 'lmdb'
         if is_lmdb:
             self.io_backend_opt['db_paths'] = [self.lq_folder, self.gt_folder, root]
             self.io_backend_opt['client_keys'] = list(SIDES)
-            keys = read_sizes(Path(root)).keys()
+            keys = _keys(Path(root))
         for path in self.paths:
             gt = path['gt_path']
             path['teacher_path'] = gt if is_lmdb else teacher_file(root, os.path.relpath(gt, self.gt_folder))
             if not (path['teacher_path'] in keys if is_lmdb else os.path.exists(path['teacher_path'])):
-                raise ValueError(f'{gt} has no output of the teacher in {root}; make it with: spinsr prepare teacher')
+                raise DataError(f'{gt} has no output of the teacher in {root}; make it with: spinsr prepare teacher')
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Reads a sample.
 
         Returns:
             `lq` (3, h, w), `gt` and `teacher` (3, h * scale, w * scale), float32, RGB, [0, 1]; and `lq_path`,
-            `gt_path` and `teacher_path`. In the phase train gt_size is h * scale and w * scale.
+            `gt_path` and `teacher_path`; no `gt` with `read_gt: false`. In the phase train h * scale and w * scale are
+            gt_size.
 
         Raises:
             ValueError: The images do not fit each other or the crop.
@@ -75,22 +77,27 @@ class DistillationDataset(PairedImageDataset):
             options = {key: value for key, value in self.io_backend_opt.items() if key != 'type'}
             self.file_client = FileClient(self.io_backend_opt['type'], **options)
         scale, path = self.opt['scale'], self.paths[index]
-        lq, gt, teacher = (self._read(path[f'{side}_path'], side) for side in SIDES)
-        if teacher.shape != gt.shape:
-            raise ValueError(f'the output of the teacher must be {_hw(gt)} as HR, got {_hw(teacher)}')
+        sides = [side for side in ('gt', 'teacher', 'lq') if side != 'gt' or self.read_gt]
+        *targets, lq = (self._read(path[f'{side}_path'], side) for side in sides)
+        height, width = (side * scale for side in lq.shape[:2])
+        if targets[-1].shape[:2] != (height, width):
+            raise ValueError(
+                f'the output of the teacher must be {height}x{width} (HxW), which is x{scale} of LR, '
+                f'got {targets[-1].shape[0]}x{targets[-1].shape[1]}'
+            )
         if self.opt['phase'] == 'train':
-            targets, lq = paired_random_crop([gt, teacher], [lq], self.opt['gt_size'], scale, path['gt_path'])
-            images = augment([_float(i) for i in (*targets, lq)], self.opt['use_hflip'], self.opt['use_rot'])
+            targets, lq = paired_random_crop(targets, [lq], self.opt['gt_size'], scale, path['gt_path'])
+            images = [_float(image) for image in (*(targets if self.read_gt else [targets]), lq)]
+            images = augment(images, self.opt['use_hflip'], self.opt['use_rot'])
         else:
-            height, width = (side * scale for side in lq.shape[:2])
-            images = [_float(image) for image in (gt[:height, :width], teacher[:height, :width], lq)]
+            images = [_float(image) for image in (*(target[:height, :width] for target in targets), lq)]
         if self.opt.get('color') == 'y':
             images = [bgr2ycbcr(image, y_only=True)[..., None] for image in images]
         tensors: list[Tensor] = img2tensor(images, bgr2rgb=True, float32=True)
         if self.mean is not None or self.std is not None:
             for tensor in tensors:
                 normalize(tensor, self.mean, self.std, inplace=True)
-        return {**dict(zip(('gt', 'teacher', 'lq'), tensors, strict=True)), **path}
+        return {**dict(zip(sides, tensors, strict=True)), **path}
 
     def _read(self, path: str, side: str) -> np.ndarray:
         """(H, W, 3), BGR, uint8; of the teacher uint16, too."""
@@ -102,15 +109,13 @@ class DistillationDataset(PairedImageDataset):
         return image
 
 
-def teacher_file(root: str, name: str) -> str:
-    """The file of a teacher's output for an HR image, by the image's name in its folder."""
-    return os.path.join(root, f'{os.path.splitext(name)[0]}.png')
+def _keys(path: Path) -> set[str]:
+    try:
+        return set(read_sizes(path))
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def _float(image: np.ndarray) -> np.ndarray:
     # As BasicSR's imfrombytes computes it, so that the values are the same.
     return image.astype(np.float32) / (65535.0 if image.dtype == np.uint16 else 255.0)
-
-
-def _hw(image: np.ndarray) -> str:
-    return f'{image.shape[0]}x{image.shape[1]} (HxW)'

@@ -20,11 +20,11 @@ B100 = frozenset(
     351093 361010 376043 385039
     """.split()
 )
-# Names of images, by benchmark, that are known without having the images.
+# Names of images, by benchmark, for benchmarks that are recognised without their images.
 NAMES: Mapping[str, frozenset[str]] = {'B100': B100}
 
-# Side of the thumbnails that are compared, and how far those of one picture may be apart: JPEG and a slight crop give
-# up to 9 (RMS in 0 … 255), two pictures that are alike 20 and more.
+# Side of the thumbnails that are compared, and largest distance between those of one picture: JPEG and a slight crop
+# cause up to 9 (RMS in 0 … 255), similar pictures differ by 20 and more.
 _SIDE = 16
 _SAME = 12.0
 

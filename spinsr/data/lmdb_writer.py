@@ -1,6 +1,7 @@
-"""LMDBs in BasicSR's layout, written so that an interruption loses at most one image."""
+"""LMDBs in BasicSR's layout, written so that an interruption loses one image at most."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import lmdb
 
 COMPRESS_LEVEL = 1
 FIRST_MAP_SIZE = 2**28
-# Begins the keys of what an unfinished LMDB notes about its sources; no image's name begins so.
+# Prefix of the keys under which an unfinished LMDB notes its sources; no image's key starts with it.
 _NOTE = '\1'
 
 
@@ -17,7 +18,7 @@ class LmdbWriter:
 
     The layout is BasicSR's: data.mdb, and meta_info.txt with one line `key.png (h,w,c) compress_level` an image. What
     an earlier run left in the .part folder is used as far as it comes from the same sources; a finished LMDB is never
-    touched.
+    changed.
 
     Args:
         path: The finished LMDB.
@@ -61,7 +62,7 @@ class LmdbWriter:
 
         Args:
             name: The source.
-            origin: What the images are made from, and how; another origin in a later run makes them anew.
+            origin: What the images are made from, and how; another origin in a later run replaces them.
             images: Keys and PNG files.
 
         Raises:
@@ -75,7 +76,7 @@ class LmdbWriter:
             raise OSError(f'{self._part} cannot be written: {error}') from error
 
     def finish(self) -> None:
-        """Writes meta_info.txt and gives the LMDB its name.
+        """Writes meta_info.txt and renames the LMDB.
 
         Raises:
             OSError: The disk is full, or cannot be written.
@@ -117,7 +118,9 @@ class LmdbWriter:
     def _check_finished(self) -> None:
         meta_info = self.path / 'meta_info.txt'
         if not meta_info.is_file() or not (self.path / 'data.mdb').is_file():
-            raise ValueError(f'{self.path} exists and is no finished LMDB (data.mdb, meta_info.txt); remove it first')
+            raise ValueError(
+                f'{self.path} exists and is not a finished LMDB (data.mdb, meta_info.txt); remove it first'
+            )
         if meta_info.read_text() != self._meta_info:
             raise ValueError(
                 f'{self.path} exists and holds other images than these sources give ({len(self.shapes)}); '
@@ -125,8 +128,16 @@ class LmdbWriter:
             )
 
 
+def make_key(name: str) -> str:
+    """The key of an image by its name: letters, digits, '-' and '_' of ASCII stay, everything else becomes '_'.
+
+    BasicSR takes what stands before the first dot for the key, and looks it up in ASCII.
+    """
+    return re.sub(r'[^\w-]', '_', name, flags=re.ASCII)
+
+
 def part_of(path: Path) -> Path:
-    """The folder in which an LMDB is until it is finished."""
+    """The folder of an unfinished LMDB."""
     return path.with_name(f'{path.name}.part')
 
 

@@ -1,4 +1,4 @@
-"""Training data of one's own: folders of HR images to LMDBs of whole images."""
+"""Your own training data: folders of HR images to LMDBs of whole images."""
 
 import logging
 import math
@@ -9,7 +9,9 @@ from tqdm import tqdm
 
 from spinsr.data import image_file
 from spinsr.data.leaks import find_leaks
+from spinsr.data.lmdb_writer import make_key
 from spinsr.data.prepare import SCALES, Source, check_scales, write_lmdbs
+from spinsr.utils.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -22,23 +24,23 @@ def prepare_images(
     min_side: int = 1,
     exclude: Sequence[str] = (),
 ) -> list[Path]:
-    """Makes LMDBs of whole images, HR and LR, keys FOLDER_NAME.
+    """Makes LMDBs of whole images, HR and LR, with the keys that `make_key` makes of FOLDER_NAME.
 
     Args:
-        folders: Folders of HR images, with different names; those in them are not looked at. Images are cut to
+        folders: Folders of HR images, with different names; not searched recursively. Images are cut to
             multiples of 12 (24 if x8 is asked for), so that the pairs are exact at every scale.
         out: Where train_HR.lmdb, train_LR_bicubic_X2.lmdb, … go.
         scales: Among SCALES.
         workers: Processes; 1 works in this one.
-        min_side: Images with a shorter side are left out: BasicSR needs gt_size.
-        exclude: Benchmarks; images that belong to one are left out. See `find_leaks`.
+        min_side: Images with a shorter side are skipped: BasicSR needs gt_size.
+        exclude: Benchmarks; images that belong to one are skipped. See `find_leaks`.
 
     Returns:
         The LMDBs.
 
     Raises:
-        ValueError: An image is damaged; no image is left; two folders of one name; or an output exists and holds other
-            images.
+        ValueError: An image is damaged; no image remains; two folders or two keys are equal; or an output exists and
+            holds other images.
         OSError: The output cannot be written.
     """
     scales = check_scales(scales)
@@ -46,13 +48,13 @@ def prepare_images(
     if len(set(names)) < len(names):
         raise ValueError(f'folders must have different names, got {", ".join(map(str, folders))}')
     paths = {
-        path: f'{name}_{path.stem}'
+        path: make_key(f'{name}_{path.stem}')
         for folder, name in zip(folders, names, strict=True)
         for path in image_file.list_images(folder)
     }
     leaks = find_leaks(list(paths), exclude)
     for path, image in leaks.items():
-        logger.info('%s is left out: it is %s', path, image)
+        logger.info('skipped %s: it is %s', printable(path), printable(image))
     multiple = math.lcm(2, 3, 4, *scales)
     sources, small = [], []
     for path, key in tqdm(paths.items(), desc='Checking', unit='image', disable=None, leave=False):
@@ -62,11 +64,11 @@ def prepare_images(
         elif path not in leaks:
             sources.append(Source(key, path, (height, width), multiple=multiple))
     for path in small:
-        logger.info('%s is left out: it is smaller than %d', path, max(min_side, multiple))
+        logger.info('skipped %s: smaller than %d', printable(path), max(min_side, multiple))
     logger.info(
         '%d of %d images: %d belong to benchmarks, %d are too small', len(sources), len(paths), len(leaks), len(small)
     )
     if not sources:
-        raise ValueError(f'no image is left of {len(paths)} in {", ".join(map(str, folders))}')
+        raise ValueError(f'none of {len(paths)} images remains in {", ".join(map(str, folders))}')
     outputs = {1: out / 'train_HR.lmdb'} | {scale: out / f'train_LR_bicubic_X{scale}.lmdb' for scale in scales}
     return write_lmdbs(sources, outputs, None, workers, title='images')

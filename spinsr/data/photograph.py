@@ -1,26 +1,31 @@
-"""Photographs of users: read and written with the depth, channels, orientation and colour profile that they have.
+"""Photographs of users: read and written with the depth, channels, orientation and colours that they have.
 
 `image_file` reads what networks are trained and measured on: 8 bits, three channels. Here a 16-bit, grey or transparent
 file stays one. Pillow decodes and checks every file; the pixels of 16-bit colour files, which Pillow halves to 8 bits
-without a word, come from OpenCV. Neither writes those with a colour profile, so they are written here.
+without a word, come from OpenCV.
 """
 
 import io
-import struct
+import logging
 import warnings
-import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
+import tifffile
 from PIL import Image
 
-from spinsr.data import image_file
-from spinsr.utils.atomic_write import write_bytes
+from spinsr.data import formats, image_file, png
+from spinsr.data.formats import MAX_PIXELS, RefusedError
+from spinsr.utils import atomic_write
+from spinsr.utils.text import printable
+
+logger = logging.getLogger('spinsr')
 
 FORMATS = {
     '.bmp': 'BMP',
+    '.jfif': 'JPEG',
     '.jpeg': 'JPEG',
     '.jpg': 'JPEG',
     '.png': 'PNG',
@@ -28,49 +33,54 @@ FORMATS = {
     '.tiff': 'TIFF',
     '.webp': 'WEBP',
 }
-ORIENTATION, BITS, PHOTOMETRIC, PLANES, EXTRA_SAMPLES = 274, 258, 262, 284, 338
+# Bytes a pixel that Pillow, and libwebp below it, hold beside the image while they write it.
+_COPIES = {'BMP': 4, 'JPEG': 4, 'PNG': 0, 'TIFF': 0, 'WEBP': 12}
 
 
 class Photograph(NamedTuple):
     """An image as a file holds it.
 
     Attributes:
-        pixels: uint8 or uint16; grey (H, W), grey with alpha (H, W, 2), RGB (H, W, 3) or RGB with alpha (H, W, 4); the
-            right way up.
+        pixels: uint8 or uint16; grey (H, W), grey with alpha (H, W, 2), RGB (H, W, 3) or RGB with alpha (H, W, 4);
+            turned upright.
         icc_profile: What the colours mean; None where the file does not say.
+        png_chunks: Name and content of the chunks of a PNG that say what its colours mean (gAMA, cHRM, cICP, …).
     """
 
     pixels: np.ndarray
     icc_profile: bytes | None = None
+    png_chunks: tuple[png.Chunk, ...] = ()
 
 
-def read(path: Path) -> Photograph:
-    """Reads an image file, whole or not at all.
+def read(path: Path, max_pixels: int = MAX_PIXELS) -> Photograph:
+    """Reads an image file; it is read completely or not at all.
 
-    1-bit images become grey of 8 bits, palettes become RGB, with alpha where they have transparency. The pixels are
-    turned as the EXIF orientation says.
+    1-bit images become grey of 8 bits, palettes become RGB, with alpha where they have transparency. CMYK becomes sRGB.
+    The pixels are turned as the EXIF orientation says. Of a TIFF, channels beyond the colours that are not said to be
+    alpha are left out, with a warning.
+
+    Args:
+        path: The file.
+        max_pixels: Largest height times width.
 
     Raises:
-        ValueError: The file cannot be opened, is no image, truncated or damaged; or it is an animation, has several
-            pages, CMYK colours, more than 16 bits a channel or floating-point numbers. The message names it.
+        ValueError: The file cannot be opened, is not an image, truncated or damaged; or it is an animation, has several
+            pages, Lab colours, more than `max_pixels`, or numbers that are not unsigned integers of at most 16 bits.
+            The message names it.
     """
+    data = image_file.read_bytes(path)
     try:
-        data = path.read_bytes()
         with warnings.catch_warnings():
-            # Pillow warns before it raises, and of large images and odd tags, which do no harm here.
+            # Pillow warns before it raises, and of odd tags, which do no harm here.
             warnings.simplefilter('ignore')
-            # Decoding does not compare a PNG's checksums.
-            with Image.open(io.BytesIO(data)) as image:
-                image.verify()
-            with Image.open(io.BytesIO(data)) as image:
-                if reason := _refusal(image, data):
-                    raise _RefusedError(f'{path} {reason}')
-                return Photograph(_pixels(image, data), image.info.get('icc_profile'))
-    except _RefusedError:
-        raise
-    except FileNotFoundError:
-        raise ValueError(f'{path} is missing') from None
-    except image_file.DAMAGE as error:
+            opened = formats.open_data(data, path, max_pixels)
+            del data
+            with opened.image:
+                if reason := _refusal(opened):
+                    raise RefusedError(reason)
+                profile = None if opened.image.mode == 'CMYK' else opened.icc_profile
+                return Photograph(_pixels(opened, path), profile, opened.chunks)
+    except formats.DAMAGE as error:
         raise image_file.unreadable(path, error) from error
 
 
@@ -79,19 +89,19 @@ def check_room(path: Path, height: int, width: int, pixels: np.ndarray) -> None:
 
     Args:
         path: Its ending chooses the format.
-        height, width: What the image will have.
+        height, width: Those of the image.
         pixels: An image of the type and the channels that it will have.
 
     Raises:
-        ValueError: The format has no room for 16 bits, for alpha, or for as many pixels.
+        ValueError: The format cannot hold 16 bits, alpha, or as many pixels.
     """
     kind = FORMATS[path.suffix.lower()]
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     longest = {'JPEG': 65500, 'WEBP': 16383}.get(kind, 2**31 - 1)
     if max(height, width) > longest:
         raise ValueError(f'{path}: {kind} ends at {longest} pixels a side, got {height}x{width} (HxW)')
-    if kind == 'TIFF' and height * width * channels * pixels.itemsize >= 2**32:
-        raise ValueError(f'{path}: TIFF ends at 4 GiB, got {height}x{width} (HxW) pixels')
+    if kind in ('BMP', 'TIFF') and height * width * channels * pixels.itemsize >= 2**32:
+        raise ValueError(f'{path}: {kind} ends at 4 GiB, got {height}x{width} (HxW) pixels')
     if kind not in ('PNG', 'TIFF') and pixels.dtype != np.uint8:
         raise ValueError(f'{path}: {kind} has 8 bits a channel, got 16')
     if (kind, channels) in (('JPEG', 2), ('JPEG', 4), ('BMP', 2)) or (kind, channels, pixels.itemsize) == (
@@ -99,94 +109,116 @@ def check_room(path: Path, height: int, width: int, pixels: np.ndarray) -> None:
         2,
         2,
     ):
-        raise ValueError(f'{path}: {kind} has no alpha for such an image')
+        raise ValueError(f'{path}: {kind} cannot hold alpha for such an image')
+
+
+def memory_to_write(path: Path, height: int, width: int) -> int:
+    """Bytes that writing an image takes beside its pixels; PNG and TIFF are written in bands and strips of rows."""
+    return _COPIES[FORMATS[path.suffix.lower()]] * height * width
 
 
 def write(path: Path, photograph: Photograph) -> None:
-    """Writes an image file under a hidden temporary name and renames it: the file is there whole or not at all.
+    """Writes an image file under a hidden temporary name and renames it: the file is either complete or absent.
 
     PNG, TIFF (deflate), BMP and WebP are lossless; JPEG has quality 95 with full colour resolution (4:4:4). The colour
-    profile is kept (BMP has none); other metadata are not written.
+    profile is kept (BMP has none), and in PNG the chunks that say what the colours mean; other metadata are not
+    written.
 
     Args:
         path: Its ending chooses the format.
-        photograph: As `read` gives it; `check_room` says whether it fits.
+        photograph: As `read` returns it; `check_room` says whether it fits.
 
     Raises:
         OSError: The file cannot be written.
     """
-    write_bytes(path, encode(photograph, FORMATS[path.suffix.lower()]))
+    kind = FORMATS[path.suffix.lower()]
+    if photograph.png_chunks and kind != 'PNG':
+        names = ', '.join(name.decode() for name, _ in photograph.png_chunks)
+        logger.warning('%s: %s cannot hold %s, which say what the colours mean', printable(path), kind, names)
+    with atomic_write.open_file(path) as file:
+        _write(file, photograph, kind)
 
 
 def encode(photograph: Photograph, kind: str) -> bytes:
     """The content of an image file.
 
     Args:
-        photograph: As `read` gives it.
+        photograph: As `read` returns it.
         kind: One of the values of `FORMATS`.
     """
-    pixels, profile = photograph
-    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
-    if pixels.dtype == np.uint16 and channels > 1:
-        return (_png_of_16_bits if kind == 'PNG' else _tiff_of_16_bits)(pixels, profile)
-    if kind == 'BMP' and channels == 4:
-        # Pillow leaves the alpha of a BMP out of its header.
-        return cv2.imencode('.bmp', cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGRA))[1].tobytes()
-    options = {
-        'BMP': {},
-        'JPEG': {'quality': 95, 'subsampling': 0, 'icc_profile': profile},
-        'PNG': {'icc_profile': profile},
-        'TIFF': {'compression': 'tiff_adobe_deflate', 'icc_profile': profile},
-        'WEBP': {'lossless': True, 'exact': True, 'icc_profile': profile or b''},
-    }
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind, **options[kind])
+    _write(file, photograph, kind)
     return file.getvalue()
 
 
-class _RefusedError(ValueError):
-    pass
+def _write(file: BinaryIO, photograph: Photograph, kind: str) -> None:
+    pixels, profile, chunks = photograph
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    if kind == 'PNG':
+        png.write(file, pixels, profile, chunks)
+    elif kind == 'TIFF':
+        tifffile.imwrite(
+            file,
+            pixels,
+            photometric='minisblack' if channels < 3 else 'rgb',
+            planarconfig='contig' if channels > 1 else None,
+            compression='zlib',
+            predictor=True,
+            extrasamples=('unassalpha',) if channels in (2, 4) else None,
+            iccprofile=profile,
+            metadata=None,
+            software=False,
+        )
+    elif kind == 'BMP' and channels == 4:
+        # Pillow leaves the alpha of a BMP out of its header.
+        file.write(cv2.imencode('.bmp', cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGRA))[1].tobytes())
+    else:
+        options = {
+            'BMP': {},
+            'JPEG': {'quality': 95, 'subsampling': 0, 'icc_profile': profile},
+            'WEBP': {'lossless': True, 'exact': True, 'icc_profile': profile or b''},
+        }
+        Image.fromarray(pixels).save(file, kind, **options[kind])
 
 
-def _refusal(image: Image.Image, data: bytes) -> str | None:
+def _refusal(opened: formats.Opened) -> str | None:
     """Why an image that could be decoded is not taken."""
-    tags = image.tag_v2 if image.format == 'TIFF' else {}
+    image = opened.image
     if image.format not in (*FORMATS.values(), 'MPO'):
         return f'must be one of {", ".join(dict.fromkeys(FORMATS.values()))}, is {image.format}'
     # MPO is what telephones write: a JPEG with more pictures, of which the first is the photograph.
     if getattr(image, 'n_frames', 1) > 1 and image.format != 'MPO':
         return f'must hold one image, has {image.n_frames} (an animation, or pages)'
-    if image.mode in ('CMYK', 'LAB'):
-        return f'must be grey or RGB, is {image.mode}'
-    depth = _depth(image, data)
-    if depth not in (8, 16) or image.mode == 'F':
+    depth = formats.bit_depth(image, opened.data)
+    if image.mode == 'LAB' or (image.mode == 'CMYK' and depth > 8):
+        return f'must be grey, RGB or 8-bit CMYK, is {image.mode} of {depth} bits'
+    if depth not in (1, 2, 4, 8, 16) or image.mode == 'F':
         return f'must have integers of 8 or 16 bits, has {depth} bits'
-    if depth == 16 and (tags.get(PLANES) == 2 or tags.get(EXTRA_SAMPLES) == (1,)):
-        return 'is a 16-bit TIFF with separate planes or premultiplied alpha, which cannot be read'
+    if depth == 16 and image.format == 'TIFF':
+        if image.tag_v2.get(formats.PLANES) == 2 or 1 in formats.extra_samples(image):
+            return 'is a 16-bit TIFF with separate planes or premultiplied alpha, which cannot be read'
     return None
 
 
-def _depth(image: Image.Image, data: bytes) -> int:
-    """Bits a channel of the file, at least 8; Pillow's mode says 8 for colours of 16 bits."""
-    if image.format == 'PNG':
-        return max(data[24], 8)
-    if image.format == 'TIFF':
-        return max(*image.tag_v2.get(BITS, (8,)), 8)
-    return 16 if image.mode.startswith('I') else 8
-
-
-def _pixels(image: Image.Image, data: bytes) -> np.ndarray:
+def _pixels(opened: formats.Opened, path: Path) -> np.ndarray:
+    image, data = opened.image, opened.data
     # Before Pillow reads the pixels, because it turns a TIFF by itself then, and OpenCV does too.
-    is_turned = image.format == 'TIFF'
-    orientation = 1 if is_turned else image.getexif().get(ORIENTATION, 1)
-    is_inverted = is_turned and image.tag_v2.get(PHOTOMETRIC) == 0
-    is_deep = _depth(image, data) == 16
+    is_tiff = image.format == 'TIFF'
+    orientation = 1 if is_tiff else formats.orientation(image)
+    is_inverted = is_tiff and image.tag_v2.get(formats.PHOTOMETRIC) == 0
+    extra = formats.extra_samples(image) if is_tiff else ()
+    has_alpha = bool(extra) and extra[0] in (1, 2)
+    if len(extra) > has_alpha:
+        logger.warning(
+            '%s: left out, %d channel(s) that are neither colour nor alpha', printable(path), len(extra) - has_alpha
+        )
+    is_deep = formats.bit_depth(image, data) == 16
     image.load()  # all of it, so that damage is seen
     if is_deep and not image.mode.startswith('I'):
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if pixels is None or pixels.dtype != np.uint16 or pixels.shape[:2] != image.size[::-1]:
             raise ValueError('OpenCV does not decode it')
-        pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+        pixels = pixels[..., [2, 1, 0, 3][: 3 if is_tiff and not has_alpha else pixels.shape[2]]]
         if image.format == 'PNG' and data[25] == 4:  # grey with alpha: three equal channels
             pixels = pixels[..., [0, 3]]
     elif is_deep:
@@ -195,6 +227,8 @@ def _pixels(image: Image.Image, data: bytes) -> np.ndarray:
             pixels = 65535 - pixels
         if 'transparency' in image.info:
             pixels = np.stack((pixels, np.where(pixels == image.info['transparency'], 0, 65535)), 2).astype(np.uint16)
+    elif image.mode == 'CMYK':
+        pixels = np.array(formats.from_cmyk(image, opened.icc_profile, path))
     else:
         is_grey = image.mode in ('1', 'L', 'LA', 'La')
         alpha = 'A' if image.has_transparency_data or image.mode in ('La', 'RGBa') else ''
@@ -211,58 +245,3 @@ def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return pixels
-
-
-def _png_of_16_bits(pixels: np.ndarray, profile: bytes | None) -> bytes:
-    height, width, channels = pixels.shape
-    rows = pixels.astype('>u2').view(np.uint8).reshape(height, -1)
-    # Filter 2, the difference to the row above: simple, and most of what filters gain.
-    filtered = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))
-    filtered = np.concatenate((np.full((height, 1), 2, np.uint8), filtered), axis=1)
-    colour_type = {2: 4, 3: 2, 4: 6}[channels]
-    chunks = [(b'IHDR', struct.pack('>IIBBBBB', width, height, 16, colour_type, 0, 0, 0))]
-    if profile:
-        chunks.append((b'iCCP', b'ICC profile\0\0' + zlib.compress(profile)))
-    chunks += [(b'IDAT', zlib.compress(filtered)), (b'IEND', b'')]
-    return b'\x89PNG\r\n\x1a\n' + b''.join(
-        struct.pack('>I', len(content)) + name + content + struct.pack('>I', zlib.crc32(name + content))
-        for name, content in chunks
-    )
-
-
-def _tiff_of_16_bits(pixels: np.ndarray, profile: bytes | None) -> bytes:
-    height, width, channels = pixels.shape
-    # Predictor 2: the difference to the pixel on the left.
-    filtered = np.diff(pixels, axis=1, prepend=np.zeros_like(pixels[:, :1]))
-    strip = zlib.compress(np.ascontiguousarray(filtered.astype('<u2')))
-    short, long, undefined = 'H', 'I', 'B'
-    tags = [
-        (256, long, (width,)),
-        (257, long, (height,)),
-        (BITS, short, (16,) * channels),
-        (259, short, (8,)),  # deflate
-        (PHOTOMETRIC, short, (2,)),  # RGB
-        (273, long, (8,)),  # where the strip begins
-        (277, short, (channels,)),
-        (278, long, (height,)),  # rows in the strip
-        (279, long, (len(strip),)),
-        (PLANES, short, (1,)),
-        (317, short, (2,)),  # the predictor
-    ]
-    if channels == 4:
-        tags.append((EXTRA_SAMPLES, short, (2,)))  # alpha, not premultiplied
-    if profile:
-        tags.append((34675, undefined, tuple(profile)))
-    strip += bytes(len(strip) % 2)
-    # Header, strip, values of more than 4 bytes, directory.
-    values, entries = b'', b''
-    for number, kind, content in tags:
-        packed = struct.pack(f'<{len(content)}{kind}', *content)
-        if len(packed) > 4:
-            place = struct.pack('<I', 8 + len(strip) + len(values))
-            values += packed + bytes(len(packed) % 2)
-        else:
-            place = packed.ljust(4, b'\0')
-        entries += struct.pack('<HHI', number, {short: 3, long: 4, undefined: 7}[kind], len(content)) + place
-    directory = struct.pack('<H', len(tags)) + entries + bytes(4)
-    return struct.pack('<2sHI', b'II', 42, 8 + len(strip) + len(values)) + strip + values + directory

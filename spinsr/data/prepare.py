@@ -1,7 +1,7 @@
 """Preparation of training and evaluation data: the functions beneath `spinsr prepare`.
 
 Every output is written under a temporary name and renamed when it is complete. A run that was stopped, in whatever way,
-is continued by the same call; what is complete is skipped and never overwritten.
+is continued by the same call; complete outputs are skipped and never overwritten.
 """
 
 import itertools
@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from spinsr.data import image_file
 from spinsr.data.bicubic import downsample, mod_crop
-from spinsr.data.lmdb_writer import COMPRESS_LEVEL, LmdbWriter
+from spinsr.data.lmdb_writer import COMPRESS_LEVEL, LmdbWriter, make_key
+from spinsr.utils.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +64,10 @@ class Source:
 
 
 def check_scales(scales: Iterable[int]) -> tuple[int, ...]:
-    """Sorts scales and drops what is there twice.
+    """Sorts scales and drops repeated ones.
 
     Raises:
-        ValueError: A scale is not among SCALES, or there is none.
+        ValueError: A scale is not among SCALES, or none was given.
     """
     scales = tuple(sorted(set(scales)))
     if not scales or not set(scales) <= set(SCALES):
@@ -87,7 +88,7 @@ def prepare_div2k(
             DIV2K_valid_LR_bicubic_X2.lmdb, … go.
         scales: Among SCALES.
         workers: Processes; 1 works in this one.
-        subset: Take the images that are there, whatever they are called and however many.
+        subset: Take all images of the folders, whatever their names and however many.
 
     Returns:
         The LMDBs.
@@ -123,7 +124,7 @@ def prepare_benchmark(
         out: Where the benchmark folders go.
         scales: Among SCALES.
         workers: Processes; 1 works in this one.
-        overwrite: Write files anew that exist.
+        overwrite: Overwrite existing files.
 
     Returns:
         The benchmark folders.
@@ -194,7 +195,7 @@ def write_lmdbs(
         ValueError: An image is damaged or of a wrong size; or an LMDB exists and holds other images.
         OSError: The LMDBs cannot be written.
     """
-    _check_keys(sources)
+    _check_keys(sources, cut)
     writers: dict[int, LmdbWriter] = {}
     try:
         for scale, path in paths.items():
@@ -241,7 +242,7 @@ def _div2k_sources(root: Path, part: str, first: int, last: int, scales: Sequenc
     if not subset:
         expected = [f'{number:04d}.png' for number in range(first, last + 1)]
         found = {path.name for path in paths}
-        hint = f'{folder.name} holds {expected[0]} to {expected[-1]} (--subset takes what is there)'
+        hint = f'{folder.name} holds {expected[0]} to {expected[-1]} (--subset takes any images)'
         for name in expected:
             if name not in found:
                 raise ValueError(f'{folder / name} is missing; {hint}')
@@ -256,7 +257,7 @@ def _div2k_sources(root: Path, part: str, first: int, last: int, scales: Sequenc
     sources = []
     for path in tqdm(paths, desc=f'Checking {folder.name}', unit='image', disable=None, leave=False):
         lr_paths = {scale: lr / f'{path.stem}x{scale}.png' for scale, lr in lr_folders.items()}
-        source = Source(path.stem, path, image_file.inspect(path), lr_paths)
+        source = Source(make_key(path.stem), path, image_file.inspect(path), lr_paths)
         smallest = Cut(480, 240).crop if part == 'train' else max(scales)
         if min(source.size) < smallest:
             raise ValueError(f'{path}: sides must be at least {smallest}, got {_hw(source.size)}')
@@ -285,24 +286,28 @@ def _holds_only_hr(folder: Path) -> bool:
 
 
 def _say_what_is_left(title: object, left: int, total: int) -> None:
-    before = f', {total - left} were made before' if left < total else ''
-    logger.info('%s: %d of %d images are to be made%s', title, left, total, before)
+    before = f', {total - left} exist already' if left < total else ''
+    logger.info('%s: %d of %d images to make%s', printable(title), left, total, before)
 
 
 def _check_names(sources: Sequence[Source]) -> None:
     names: dict[str, Path] = {}
     for source in sources:
         if source.key in names:
-            raise ValueError(f'images must have different names, got {names[source.key]} and {source.path}')
+            raise ValueError(
+                f'{names[source.key]} and {source.path} would both become {source.key}.png; rename one of them'
+            )
         names[source.key] = source.path
 
 
-def _check_keys(sources: Sequence[Source]) -> None:
-    _check_names(sources)
+def _check_keys(sources: Sequence[Source], cut: Cut | None) -> None:
+    # Of sub-images too: 'a' gives a_s001, which may be the name of another file.
+    keys: dict[str, Path] = {}
     for source in sources:
-        # BasicSR takes what stands before the first dot for the key, and encodes it in ASCII.
-        if '.' in source.key or not source.key.isascii():
-            raise ValueError(f'names must be ASCII without a dot before the ending, got {source.path}')
+        for key in _boxes(source, cut, 1):
+            other = keys.setdefault(key, source.path)
+            if other != source.path:
+                raise ValueError(f'{other} and {source.path} would both have the key {key}; rename one of them')
 
 
 def _hw(size: tuple[int, int]) -> str:
@@ -345,7 +350,7 @@ def _read_hr(source: Source) -> np.ndarray:
         image = downsample(mod_crop(image, source.shrink), source.shrink)
     if source.multiple > 1:
         image = mod_crop(image, source.multiple)
-    # The file was looked at before, and can have changed since.
+    # The file may have changed since it was inspected.
     if image.shape[:2] != tuple(source.size):
         raise ValueError(f'{source.path} must be {_hw(source.size)}, got {_hw(image.shape[:2])}')
     return image
@@ -416,7 +421,7 @@ def _here(function: Callable, jobs: Sequence[tuple]) -> Iterator:
 
 
 def _in_processes(function: Callable, jobs: Sequence[tuple], workers: int) -> Iterator:
-    # Spawned, for a fork copies the locks of threads (the progress bar's, torch's) in whatever state they are.
+    # Spawned, because a fork copies the locks of threads (the progress bar's, torch's) in whatever state they are.
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start_worker) as executor:
         waiting = iter(jobs)

@@ -1,4 +1,4 @@
-"""The embedded sample: photographs that come with scikit-image, to train and validate without a download."""
+"""The embedded sample: photographs that come with scikit-image, for training and validation without a download."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -70,5 +70,5 @@ def _source(path: Path, shrink: int = 1) -> Source:
     try:
         height, width = image_file.inspect(path)
     except ValueError as error:
-        raise ValueError(f'{error}; install scikit-image anew: pip install --force-reinstall scikit-image') from error
+        raise ValueError(f'{error}; reinstall scikit-image: pip install --force-reinstall scikit-image') from error
     return Source(path.stem, path, (height // shrink, width // shrink), shrink=shrink)

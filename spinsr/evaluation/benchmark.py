@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from spinsr import compat
 from spinsr.data import bicubic, image_file
-from spinsr.inference.upscale import super_resolve
+from spinsr.inference.upscale import super_resolve_colours
+from spinsr.utils.text import markdown_table
 
 compat.install()
 
@@ -92,20 +93,19 @@ def network(nets: Mapping[int, nn.Module], **options: Any) -> Upscaler:
 
     Args:
         nets: Networks from `spinsr.load` by scale.
-        **options: Keywords of `spinsr.infer.super_resolve`: self_ensemble, …
+        **options: Keywords of `spinsr.inference.upscale.super_resolve`: self_ensemble, …
     """
 
     def upscale(pair: Pair) -> np.ndarray:
         x = torch.from_numpy(pair.lr).permute(2, 0, 1).unsqueeze(0) / 255
         try:
-            y = super_resolve(x, nets[pair.scale], **options)
-        # What a network of another plugin does not take (odd sizes, three channels), and a lack of memory.
-        except (RuntimeError, MemoryError, LookupError, AttributeError, AssertionError) as error:
+            y = super_resolve_colours(x, nets[pair.scale], **options)
+        except Exception as error:  # networks of others fail in their own ways
             size = f'{pair.lr.shape[0]}x{pair.lr.shape[1]} (HxW)'
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(f'the network fails on the LR image of {size}: {reason}') from error
         if not y.isfinite().all():
-            raise ValueError('the output of the network has values that are not finite')
+            raise ValueError('network output contains NaN or Inf')
         return (y[0] * 255).clamp(0, 255).permute(1, 2, 0).numpy()
 
     return upscale
@@ -127,13 +127,16 @@ def images(folder: str | os.PathLike) -> Upscaler:
         folder: `{scale}` in it stands for the scale.
     """
     owners: dict[Path, str] = {}
+    listed: dict[Path, list[Path]] = {}
 
     def find(pair: Pair) -> np.ndarray:
         root = Path(os.fspath(folder).replace('{scale}', str(pair.scale)))
         scales = (f'x{pair.scale}', f'X{pair.scale}')
         places = [root / part for part in (*(f'{pair.dataset}/{s}' for s in scales), pair.dataset, *scales)]
         place = next((place for place in places if place.is_dir()), root)
-        found = [path for path in image_file.list_images(place) if _belongs(path.stem, pair.name, pair.scale)]
+        if place not in listed:
+            listed[place] = image_file.list_images(place)
+        found = [path for path in listed[place] if _belongs(path.stem, pair.name, pair.scale)]
         plain = (pair.name, f'{pair.name}x{pair.scale}', f'{pair.name}_x{pair.scale}')
         found = [path for path in found if path.stem in plain] or found
         if not found:
@@ -305,18 +308,15 @@ def to_markdown(results: Sequence[Mapping[str, Any]]) -> str:
             row.append(f'{_text(mean["psnr"], 2 if PROTOCOLS[name].unrounded else 3)}/{_text(mean["ssim"], 4)}')
         row += [_text(result.get('metrics', {}).get(name, {}).get('value'), 4) for name in metrics]
         rows.append(row)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ['-' * width for width in widths])
-    lines = [' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     caption = 'PSNR (dB) / SSIM, means over the images, in the protocol that heads the column'
-    return f'{caption}\n\n' + ''.join(f'| {line} |\n' for line in lines)
+    return f'{caption}\n\n{markdown_table(rows)}'
 
 
 def to_csv(results: Sequence[Mapping[str, Any]]) -> str:
     """A line for each dataset, scale, protocol and image, and one for the mean, whose image is called `mean`.
 
     Metrics of pyiqa stand in the lines of the protocol `rgb`, in columns called pyiqa_NAME. Infinity is written
-    Infinity; what is undefined is left empty.
+    Infinity; undefined values are left empty.
     """
     lines: list[dict[str, Any]] = []
     columns = dict.fromkeys(('dataset', 'scale', 'method', 'protocol', 'image', 'psnr', 'ssim'))
@@ -339,7 +339,7 @@ def to_csv(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def to_json(results: Sequence[Mapping[str, Any]]) -> str:
-    """The results as JSON, which has no infinite numbers: "Infinity" is a string there; what is undefined is null."""
+    """The results as JSON, which cannot hold infinity: it becomes the string "Infinity", undefined values null."""
     return json.dumps(_plain(results), indent=2, ensure_ascii=False, allow_nan=False) + '\n'
 
 

@@ -18,8 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import flop_registry
 
+from spinsr.utils import memory
+from spinsr.utils.text import markdown_table
+
+_aten = torch.ops.aten
+_CONVOLUTIONS = (_aten.convolution, _aten._convolution, _aten.convolution_backward)
 COLUMNS = (
     'arch',
     'scale',
@@ -59,27 +64,19 @@ def count(net: nn.Module, height: int, width: int) -> dict[str, int]:
 
     if min(height, width) < 1:
         raise ValueError(f'height and width must be at least 1, got {height=}, {width=}')
-    uncounted, convolutions = Uncounted(), _Convolutions()
+    counter = _FakeCounter()
     try:
-        with (
-            _dense_ops(),
-            torch.inference_mode(),
-            FakeTensorMode(allow_non_fake_inputs=True),
-            convolutions,
-            uncounted,
-            FlopCounterMode(display=False) as counter,
-        ):
+        with _dense_ops(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
             net(torch.empty(1, 3, height, width, dtype=next(net.parameters()).dtype))
-    except Exception as error:  # whatever the network of others raises
+    except Exception as error:  # a network from another package may raise anything
         raise ValueError(f'a {height}x{width} input cannot be counted: {_first_line(error)}') from error
-    if uncounted.names:
-        raise ValueError(f'torch has no formula for {", ".join(sorted(uncounted.names))}')
-    by_op = counter.get_flop_counts()['Global']
+    if counter.unknown:
+        raise ValueError(counter.problem)
     return {
         'parameters': sum(p.numel() for p in net.parameters()),
-        'multiply_adds': counter.get_total_flops() // 2,
-        'convolution_multiply_adds': sum(flops for op, flops in by_op.items() if 'convolution' in str(op)) // 2,
-        'activations': convolutions.elements,
+        'multiply_adds': counter.multiply_adds,
+        'convolution_multiply_adds': counter.convolution_multiply_adds,
+        'activations': counter.activations,
     }
 
 
@@ -133,13 +130,8 @@ def measure(
 
 def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table of the rows: 'arch', 'scale', 'size' (H, W), what `count` and, if wanted, `measure` return."""
-    cells = [_cells(row) for row in rows]
     shown = len(COLUMNS) if any('latency' in row for row in rows) else COLUMNS.index('latency')
-    table = [COLUMNS[:shown], *(line[:shown] for line in cells)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ['| ' + ' | '.join(x.ljust(n) for x, n in zip(line, widths, strict=True)) + ' |' for line in table]
-    lines.insert(1, '| ' + ' | '.join('-' * n for n in widths) + ' |')
-    return '\n'.join(lines) + '\n'
+    return markdown_table([line[:shown] for line in (COLUMNS, *map(_cells, rows))])
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
@@ -162,34 +154,56 @@ def _rounded(number: float) -> str:
     return f'{number:,.1f}' if number >= 0.1 or number == 0 else f'{number:.2g}'
 
 
-class Uncounted(TorchDispatchMode):
-    """Notes the ops, other than torch's own, that FlopCounterMode takes for free."""
+class OpCounter(TorchDispatchMode):
+    """Counts what runs inside it: multiply-adds by torch's formulas, and the output elements of convolutions.
+
+    One mode for all, since every mode costs time at each of the thousands of small ops of a network.
+
+    Attributes:
+        multiply_adds, convolution_multiply_adds: Half of the flops of torch's formulas.
+        activations: Elements of the outputs of all convolutions.
+        unknown: Names of the ops of other libraries that torch has no formula for; they count as nothing.
+    """
 
     def __init__(self):
         super().__init__()
-        self.names: set[str] = set()
+        self.multiply_adds = self.convolution_multiply_adds = self.activations = 0
+        self.unknown: set[str] = set()
+
+    @property
+    def problem(self) -> str:
+        """Why the counts are too low, '' where they are not."""
+        return f'torch has no formula for {", ".join(sorted(self.unknown))}' if self.unknown else ''
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace not in ('aten', 'prim', 'prims') and func._overloadpacket not in flop_registry:
-            self.names.add(str(func._overloadpacket))
-        return func(*args, **(kwargs or {}))
-
-
-class _Convolutions(TorchDispatchMode):
-    """Counts the output elements of convolutions, and answers questions about values that are not there."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        # The reference's top-N asks whether there are ties: of random values there are none.
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
-            return False
-        out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in (torch.ops.aten.convolution, torch.ops.aten._convolution):
-            self.elements += out.numel()
+        kwargs, packet = kwargs or {}, func._overloadpacket
+        formula = flop_registry.get(packet)
+        # In inference mode composite ops, such as matmul, arrive whole.
+        if formula is None and torch.is_inference_mode_enabled():
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **kwargs)
+        if formula is not None:
+            multiply_adds = formula(*args, **kwargs, out_val=out) // 2
+            self.multiply_adds += multiply_adds
+            if packet in _CONVOLUTIONS:
+                self.convolution_multiply_adds += multiply_adds
+        elif func.namespace not in ('aten', 'prim', 'prims'):
+            self.unknown.add(str(packet))
+        if packet in _CONVOLUTIONS and isinstance(out, torch.Tensor):  # the backward pass returns a tuple
+            self.activations += out.numel()
         return out
+
+
+class _FakeCounter(OpCounter):
+    """Counts tensors without values, and answers the reference's top-N, which asks for ties, that none exist."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is _aten._local_scalar_dense.default and args[0].dtype == torch.bool:
+            return False
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 @contextlib.contextmanager
@@ -206,7 +220,7 @@ def _dense_ops() -> Iterator[None]:
 
 @contextlib.contextmanager
 def timed(device: torch.device) -> Iterator[list[float]]:
-    """Puts the seconds of the with block, the device's work included, into the list it gives."""
+    """Yields a list; on leaving, it holds the seconds of the with block, the device's work included."""
     clock: list[float] = []
     _synchronize(device)
     start = time.perf_counter()
@@ -218,21 +232,6 @@ def timed(device: torch.device) -> Iterator[list[float]]:
 def _synchronize(device: torch.device) -> None:
     if device.type != 'cpu':
         getattr(torch, device.type).synchronize()
-
-
-def peak_rss() -> int | None:
-    """Largest resident memory of this process until now, in bytes; None where the system does not say."""
-    # getrusage's peak outlives exec: a new process would start with that of the process that made it.
-    with contextlib.suppress(OSError), open('/proc/self/status', encoding='utf-8') as file:
-        for line in file:
-            if line.startswith('VmHWM:'):
-                return int(line.split()[1]) * 1024
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    # Kilobytes on Linux, bytes on macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 def _first_line(error: Exception) -> str:
@@ -257,7 +256,7 @@ def _work(order: Mapping[str, Any]) -> dict[str, Any]:
     on_cuda = device.type == 'cuda'
 
     def peak() -> int | None:
-        return torch.cuda.max_memory_allocated(device) if on_cuda else peak_rss()
+        return torch.cuda.max_memory_allocated(device) if on_cuda else memory.peak_resident()
 
     base = peak()
     seconds = []

@@ -1,7 +1,7 @@
 """A teacher's outputs, computed once and stored beside HR and LR: the targets of distillation.
 
 The whole LR image goes through the network, not the patches of a training: at the border of a patch a teacher does not
-see what is around it, and its outputs there differ by tens of grey levels.
+see what is around it, and its outputs there are others.
 """
 
 import hashlib
@@ -9,7 +9,6 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import lmdb
 import numpy as np
@@ -19,73 +18,13 @@ from tqdm import tqdm
 
 from spinsr.data import image_file
 from spinsr.data.lmdb_writer import LmdbWriter, part_of
+from spinsr.data.teacher_outputs import LR_NAME, META_FILE, Teacher, find_lr, read_meta, read_sizes
 from spinsr.inference import upscale as upscaling
 from spinsr.utils.atomic_write import write_bytes
 
 logger = logging.getLogger(__name__)
 
-# In an LMDB of outputs, beside meta_info.txt.
-META_FILE = 'teacher.json'
-_LR, _TEACHER, _HR = 'LR_bicubic', 'teacher', 'HR'
-
-
-class Teacher(NamedTuple):
-    """What outputs are made by: the content of teacher.json.
-
-    Attributes:
-        arch: The network's name.
-        arch_args: Its further arguments.
-        weights: The name of the weights file, without its folder.
-        sha256: Of the weights file, in hexadecimal.
-        scale: Upscaling factor.
-        tile: Side of the tiles in LR pixels; None where whole images went through the network.
-    """
-
-    arch: str
-    arch_args: dict[str, Any]
-    weights: str
-    sha256: str
-    scale: int
-    tile: int | None = None
-
-    def agrees(self, other: 'Teacher') -> bool:
-        """Whether both make the same outputs; a weights file may be renamed."""
-        return self._replace(weights='') == other._replace(weights='')
-
-    def __str__(self) -> str:
-        tiles = '' if self.tile is None else f', tiles of {self.tile}'
-        arguments = ''.join(f', {key}={value}' for key, value in self.arch_args.items())
-        return f'{self.arch} x{self.scale} ({self.weights}, SHA-256 {self.sha256[:12]}…{arguments}{tiles})'
-
-
-def describe(
-    arch: str, weights: Path, scale: int, tile: int | None = None, arch_args: Mapping[str, Any] | None = None
-) -> Teacher:
-    """The teacher of a weights file.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
-    with open(weights, 'rb') as file:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest()
-    # As JSON gives it back.
-    arguments = json.loads(json.dumps(dict(arch_args or {})))
-    return Teacher(arch, arguments, weights.name, digest, scale, tile)
-
-
-def read_meta(lmdb_path: Path) -> Teacher | None:
-    """The teacher of an LMDB, finished or not; None where it has no teacher.json.
-
-    Raises:
-        ValueError: teacher.json is damaged.
-    """
-    path = lmdb_path / META_FILE
-    try:
-        return Teacher(**json.loads(path.read_text(encoding='utf-8')))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f'{path} cannot be read: {error}; remove {lmdb_path} and run again') from error
+_TEACHER, _HR = 'teacher', 'HR'
 
 
 def prepare_teacher(dataset: Path, net: nn.Module, teacher: Teacher, out: Path | None = None) -> Path:
@@ -110,7 +49,7 @@ def prepare_teacher(dataset: Path, net: nn.Module, teacher: Teacher, out: Path |
         OSError: The output cannot be written.
     """
     lr = find_lr(dataset, teacher.scale)
-    out = out or lr.with_name(lr.name.replace(_LR, _TEACHER))
+    out = out or lr.with_name(lr.name.replace(LR_NAME, _TEACHER))
     if out.suffix != '.lmdb':
         raise ValueError(f'the name of an LMDB must end with .lmdb, got {out}')
     _check_teacher(out, teacher)
@@ -127,49 +66,6 @@ def prepare_teacher(dataset: Path, net: nn.Module, teacher: Teacher, out: Path |
     finally:
         writer.close()
     return out
-
-
-def find_lr(dataset: Path, scale: int) -> Path:
-    """The LMDB of LR training images in a folder.
-
-    Raises:
-        ValueError: There is none, or more than one.
-    """
-    if dataset.suffix == '.lmdb' and _LR in dataset.name and dataset.is_dir():
-        return dataset
-    pattern = f'*train_{_LR}_X{scale}'
-    found = sorted(path for name in (pattern, f'{pattern}_sub') for path in dataset.glob(f'{name}.lmdb'))
-    if not found:
-        raise ValueError(
-            f'no train_{_LR}_X{scale}.lmdb found in {dataset}; make it with: spinsr prepare images, or prepare div2k'
-        )
-    if len(found) > 1:
-        raise ValueError(f'{dataset} has several LMDBs of LR: {", ".join(path.name for path in found)}; name one')
-    return found[0]
-
-
-def read_sizes(path: Path) -> dict[str, tuple[int, int]]:
-    """Height and width of the images of an LMDB by key, from its meta_info.txt.
-
-    Raises:
-        ValueError: It is missing, or a line is not of the form `key.png (h,w,c) level`.
-    """
-    meta_info, sizes = path / 'meta_info.txt', {}
-    try:
-        lines = meta_info.read_text(encoding='utf-8').splitlines()
-    except OSError as error:
-        raise ValueError(f'{meta_info} cannot be read: {error.strerror or error}') from error
-    for line in lines:
-        try:
-            name, shape, *_ = line.split()
-            height, width, _ = (int(side) for side in shape.strip('()').split(','))
-        except ValueError:
-            raise ValueError(f'{meta_info}: a line must be of the form key.png (h,w,c) level, got {line!r}') from None
-        # BasicSR's rule: the key is what stands before the first dot.
-        sizes[name.split('.')[0]] = height, width
-    if not sizes:
-        raise ValueError(f'{meta_info} names no images')
-    return sizes
 
 
 def _check_teacher(out: Path, teacher: Teacher) -> None:
@@ -198,7 +94,7 @@ def _check_hr(lr: Path, shapes: Mapping[str, tuple[int, int]]) -> None:
 
 
 def _hr_name(lr_name: str) -> str:
-    stem, _, rest = lr_name.partition(f'{_LR}_X')
+    stem, _, rest = lr_name.partition(f'{LR_NAME}_X')
     return f'{stem}{_HR}{rest.lstrip("0123456789")}'
 
 

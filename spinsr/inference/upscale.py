@@ -4,21 +4,29 @@ import contextlib
 import itertools
 import logging
 import math
+import sys
+import threading
+import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from spinsr.data import bicubic
+from spinsr.utils import memory
 
 logger = logging.getLogger('spinsr')
 
 PRECISIONS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 # In LR pixels. Below it a tile is mostly overlap, and its memory is that of the network itself.
 SMALLEST_TILE = 32
+# Networks of others that halve or quarter the image first and do not pad it: by scale, of what the sides are multiples.
+_MULTIPLES = {'RRDBNet': {1: 4, 2: 2}}
+_ROWS = 64  # of a result that are rounded at once
 # What torch says, in lower case, where it has no exception of its own for it: CPU on Linux, on Windows and macOS; MPS;
 # and oneDNN, cuDNN and cuBLAS when they find no room for their workspaces.
 OUT_OF_MEMORY = (
@@ -44,10 +52,11 @@ def upscale(
 
     Args:
         image: uint8 or uint16, RGB (H, W, 3), grey (H, W) or (H, W, 1), RGB with alpha (H, W, 4), or grey with alpha
-            (H, W, 2); stays as it is. Grey goes through the network as three equal channels, and the mean of the
+            (H, W, 2); stays unchanged. Grey goes through the network as three equal channels, and the mean of the
             three outputs is taken. Alpha does not go through it: it is enlarged by `spinsr.data.bicubic.upsample`, so
             that opaque stays opaque; the colours are what they would be without alpha.
-        net: A network from `load`, or any module from (1, 3, H, W) to (1, 3, scale*H, scale*W) in [0, 1].
+        net: A network from `load`, or any module from (1, 3, H, W) to (1, 3, scale*H, scale*W) in [0, 1]; or one with
+            one channel instead of three, which gets Y, see `super_resolve_colours`.
         tile: As for `super_resolve`, and so are `self_ensemble`, `precision` and `progress`.
 
     Returns:
@@ -55,8 +64,8 @@ def upscale(
 
     Raises:
         TypeError: The image is neither uint8 nor uint16.
-        ValueError: The image has another shape; an argument is none of those allowed; or the network gives NaN or
-            infinity.
+        ValueError: The image has another shape; an argument is not among those allowed; or the network's output
+            contains NaN or infinity.
         MemoryError: As `super_resolve`.
 
     Example:
@@ -67,27 +76,68 @@ def upscale(
     """
     image = np.asarray(image)
     colours, alpha = separate_alpha(image)
-    white = np.iinfo(image.dtype).max
-
-    x = torch.from_numpy(colours.astype(np.float32) / np.float32(white)).permute(2, 0, 1).unsqueeze(0)
-    is_grey = x.shape[1] == 1
-    y = super_resolve(
-        x.expand(-1, 3, -1, -1) if is_grey else x,
-        net,
-        tile=tile,
-        self_ensemble=self_ensemble,
-        precision=precision,
-        progress=progress,
-    )
-    if not y.isfinite().all():
-        raise ValueError(f'the network must give numbers, got NaN or infinity with {precision=}')
-    if is_grey:
-        y = y.mean(1, keepdim=True)
-    result = (y[0] * white).round().clamp(0, white).permute(1, 2, 0).contiguous().numpy().astype(image.dtype)
+    channels = colours.shape[2] + (alpha is not None)
+    options = {'tile': tile, 'self_ensemble': self_ensemble, 'precision': precision, 'progress': progress}
+    pixels = _Pixels(image.dtype, colours.shape[2], channels, precision)
+    if channels_of(net) == 1:
+        white = np.iinfo(image.dtype).max
+        x = torch.from_numpy(colours.astype(np.float32) / np.float32(white)).permute(2, 0, 1).unsqueeze(0)
+        y = super_resolve_colours(x, net, **options)
+        pixels.start(*y.shape[2:], y.shape[1])
+        pixels.put(0, y)
+    else:
+        # Bytes become floating-point numbers tile by tile; torch has few operations on uint16.
+        if colours.dtype == np.uint8:
+            colours = np.require(colours, requirements=['C', 'W'])
+        else:
+            colours = colours.astype(np.float32) / np.float32(65535)
+        x = torch.from_numpy(colours)
+        x = x.permute(2, 0, 1).unsqueeze(0)
+        _run(x.expand(-1, 3, -1, -1), net, pixels, **options)
+    result = pixels.values
     if alpha is not None:
-        alpha = bicubic.upsample(alpha, result.shape[0] // image.shape[0])
-        result = np.concatenate((result, alpha), axis=2)
+        result[..., -1:] = bicubic.upsample(alpha, result.shape[0] // image.shape[0])
     return result.reshape(*result.shape[:2], *image.shape[2:])
+
+
+def super_resolve_colours(x: Tensor, net: nn.Module, **options: Any) -> Tensor:
+    """Puts an image through a network of three channels, or of one.
+
+    A network of one channel gets Y, as BasicSR trains it with `color: y` (BT.601, studio range); Cb and Cr are enlarged
+    bicubically.
+
+    Args:
+        x: (1, 3, H, W), RGB, or (1, 1, H, W), grey; float, [0, 1]; stays unchanged.
+        net: As for `upscale`.
+        **options: As for `super_resolve`.
+
+    Returns:
+        (1, C, scale*H, scale*W), float32, on the CPU; neither rounded nor clipped.
+
+    Raises:
+        ValueError, MemoryError: As `super_resolve`.
+    """
+    if channels_of(net) != 1:
+        return super_resolve(x, net, **options)
+    matrix = torch.tensor([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]).double()
+    offset = torch.tensor([16.0, 128.0, 128.0]).double()[:, None, None]
+    ycbcr = torch.einsum('ij,bjhw->bihw', matrix, x.double().expand(-1, 3, -1, -1)) + offset
+    y = super_resolve((ycbcr[:, :1] / 255).float(), net, **options).double() * 255
+    if x.shape[1] == 1:
+        return ((y - 16) / 219).float()
+    scale = y.shape[2] // x.shape[2]
+    # In steps of 1/257, which is finer than what any image distinguishes.
+    chroma = (ycbcr[0, 1:].permute(1, 2, 0) * 257).round().numpy().astype(np.uint16)
+    chroma = torch.from_numpy(bicubic.upsample(chroma, scale).astype(np.float64) / 257).permute(2, 0, 1).unsqueeze(0)
+    return torch.einsum('ij,bjhw->bihw', matrix.inverse(), torch.cat((y, chroma), 1) - offset).float()
+
+
+def channels_of(net: nn.Module) -> int:
+    """1 for a network that takes images of one channel and not RGB, else 3."""
+    try:
+        return _probe(net)[0]
+    except ValueError:
+        return 3
 
 
 def separate_alpha(image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -129,40 +179,70 @@ def super_resolve(
 ) -> Tensor:
     """Puts one image through a network, without gradients, in eval mode.
 
-    An image for which memory runs out is done again from the start, in tiles half as large as before, and so on. How
-    much of it there is decides then on the result: a network that looks at more than a tile's overlap (the attention
-    of SPIN and SAN looks at the whole image) gives something slightly else in tiles.
+    If memory runs out, the image is processed again from the start in tiles half as large, and so on. The result then
+    depends on the memory: the output of a network that looks further than the overlap of the tiles (the attention of
+    SPIN and SAN spans the whole image) differs slightly in tiles.
 
-    Networks with windows of a fixed size (SwinIR and its kind: `window_size` in some module) get the image continued
-    by reflection to a multiple of it, as BasicSR's SwinIRModel does; the result is cropped.
+    For networks with windows of a fixed size (SwinIR and its kind: `window_size` in some module), and those that need
+    even sides (BasicSR's RRDBNet x2, x1), the image is extended by reflection to a multiple, as BasicSR's SwinIRModel
+    does; the result is cropped.
 
     Args:
-        x: (1, C, H, W), float, [0, 1]; stays as it is.
-        net: As for `upscale`; goes back to the mode it was in.
+        x: (1, C, H, W), float, [0, 1]; stays unchanged.
+        net: As for `upscale`; it returns to the mode that it was in, and several threads may share it.
         tile: Side of the square tiles, in LR pixels, at least 32. Tiles overlap by a quarter, at most 32 pixels, and
             are blended across the middle of it. None takes the whole image at once.
         self_ensemble: Take the mean over the 8 dihedral transforms of the image (of each tile), each output transformed
             back (the `+` of RCAN+ and SAN+).
         precision: 'fp32' computes in the network's own type, 'bf16' and 'fp16' under autocast.
         progress: Show a bar over the tiles, on stderr, if there are several and it is a terminal.
-        smaller_tiles: Where memory runs out, go on in smaller tiles; else that is an error.
+        smaller_tiles: If memory runs out, continue in smaller tiles; otherwise that is an error.
 
     Returns:
         (1, C, scale*H, scale*W), float32, on the CPU; neither rounded nor clipped.
 
     Raises:
-        ValueError: `tile` or `precision` is none of those allowed, or the network does not enlarge by a whole number.
-        MemoryError: Memory does not suffice, for the smallest tiles that are allowed; the message says what was tried.
+        ValueError: `tile` or `precision` is not among those allowed, or the scale of the network is not a whole number.
+        MemoryError: Memory does not hold the result, or not even the smallest tiles that are allowed; the message says
+            which was tried.
     """
+    floats = _Floats()
+    _run(
+        x,
+        net,
+        floats,
+        tile=tile,
+        self_ensemble=self_ensemble,
+        precision=precision,
+        progress=progress,
+        smaller_tiles=smaller_tiles,
+    )
+    return floats.values
+
+
+def _run(
+    x: Tensor,
+    net: nn.Module,
+    result: '_Floats | _Pixels',
+    *,
+    tile: int | None,
+    self_ensemble: bool,
+    precision: str,
+    progress: bool,
+    smaller_tiles: bool = True,
+) -> None:
+    """`super_resolve` into a result; x may be uint8 too, 0 … 255."""
     check_options(tile, precision)
     height, width = x.shape[2:]
-    window = _window(net)
-    padded = _continue_by_reflection(x, window)
-    longest, smallest = max(padded.shape[2:]), _round_up(SMALLEST_TILE, window)
-    side = longest if tile is None else min(_round_up(tile, window), longest)
-    reference = next(net.parameters(), x)
+    multiple = _multiple(net)
+    padded = _continue_by_reflection(x, multiple)
+    longest, smallest = max(padded.shape[2:]), _round_up(SMALLEST_TILE, multiple)
+    side = longest if tile is None else min(_round_up(tile, multiple), longest)
+    reference = next(net.parameters(), x if x.is_floating_point() else torch.empty(0))
 
     def run(part: Tensor) -> Tensor:
+        if part.dtype == torch.uint8:
+            part = part.float() / torch.tensor(255.0)
         return _outputs_mean(part.to(reference.device, reference.dtype), net, self_ensemble)
 
     tried = []
@@ -173,28 +253,28 @@ def super_resolve(
     ):
         while True:
             try:
-                y = _in_tiles(padded, run, side, progress)
-                break
+                _in_tiles(padded, run, side, progress, result, (height, width))
+                return
+            except _NoRoomForResultError as error:
+                raise MemoryError(f'out of memory for a {height}x{width} image: {error}') from None
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = (str(error) or type(error).__name__).splitlines()[0]
             # Not in the except block: until that is left, the error keeps every tensor of the failed attempt.
-            tried.append('whole' if side == longest else f'in tiles of {side}')
+            result.clear()
+            tried.append('whole image' if side == longest else f'{side}-px tiles')
             if side <= smallest or not smaller_tiles:
-                raise MemoryError(f'memory runs out for {height}x{width} (HxW) pixels {", ".join(tried)}: {reason}')
-            side = max(_round_up(side // 2, window), smallest)
+                raise MemoryError(f'out of memory for a {height}x{width} image (tried: {", ".join(tried)})')
+            side = max(_round_up(side // 2, multiple), smallest)
             _empty_cache(reference.device)
-            logger.warning('memory ran out for %dx%d (HxW) pixels %s; tiles of %d', height, width, tried[-1], side)
-    scale = y.shape[2] // padded.shape[2]
-    return y[..., : scale * height, : scale * width]
+            logger.warning('out of memory for a %dx%d image (%s); trying %d-px tiles', height, width, tried[-1], side)
 
 
 def check_options(tile: int | None, precision: str) -> None:
     """Checks arguments of `super_resolve` that need no network.
 
     Raises:
-        ValueError: `tile` or `precision` is none of those allowed.
+        ValueError: `tile` or `precision` is not among those allowed.
     """
     if tile is not None and tile < SMALLEST_TILE:
         raise ValueError(f'tile must be at least {SMALLEST_TILE}, got {tile=}')
@@ -202,19 +282,37 @@ def check_options(tile: int | None, precision: str) -> None:
         raise ValueError(f'precision must be one of {", ".join(PRECISIONS)}, got {precision!r}')
 
 
-def scale_of(net: nn.Module) -> int:
-    """By how much a network enlarges an RGB image, found by enlarging a small one.
+def check_result(height: int, width: int, size: int, more: int = 0) -> None:
+    """Makes sure that memory holds the result before hours of work.
+
+    Args:
+        height, width: Of the image, for the message.
+        size: Of the result, in bytes.
+        more: Bytes that writing it takes beside it.
 
     Raises:
-        ValueError: It takes no RGB image, or does not enlarge both sides by the same whole number.
+        MemoryError: It does not.
     """
-    try:
-        return super_resolve(torch.zeros(1, 3, 8, 8), net).shape[2] // 8
-    except ValueError:
-        raise
-    except Exception as error:  # networks of others fail in their own ways
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f'the network must take RGB images: {reason}') from error
+    available = memory.available()
+    if available is None or size + more <= available:
+        try:
+            np.empty(size + more, np.uint8)  # a limit of the process
+            return
+        except MemoryError:
+            available = None
+    left = '' if available is None else f', {available / 2**30:.2f} GiB are available'
+    raise MemoryError(
+        f'out of memory for a {height}x{width} image: the result takes {(size + more) / 2**30:.2f} GiB{left}'
+    )
+
+
+def scale_of(net: nn.Module) -> int:
+    """Upscaling factor of a network, found by enlarging a small image.
+
+    Raises:
+        ValueError: It takes neither RGB nor grey images, or does not enlarge both sides by the same whole number.
+    """
+    return _probe(net)[1]
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -232,20 +330,38 @@ def limited_memory() -> Iterator[None]:
     where a container has less). That is a limit for all of the process, so it is for programs, not for libraries;
     nothing happens on other systems. Other processes that grow meanwhile are not reckoned with.
     """
-    available = _available_memory()
-    if available is None:
+    if not sys.platform.startswith('linux'):
         yield
         return
     import resource  # does not exist on Windows
 
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = 1024 * _numbers('/proc/self/status')['VmData:'] + available
+    limit = psutil.Process().memory_info().data + memory.available()
     limit = limit if soft == resource.RLIM_INFINITY else min(limit, soft)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _probe(net: nn.Module) -> tuple[int, int]:
+    """Channels and scale of a network, found by enlarging a small image, once for each network."""
+    found = _probed.get(net)
+    if found is not None:
+        return found
+    reason = None
+    for channels in (3, 1):
+        try:
+            scale = super_resolve(torch.zeros(1, channels, 8, 8), net).shape[2] // 8
+        except Exception as error:  # networks of others fail in their own ways
+            reason = reason or error
+        else:
+            return _probed.setdefault(net, (channels, scale))
+    if isinstance(reason, ValueError):
+        raise reason
+    text = (str(reason) or type(reason).__name__).splitlines()[0]
+    raise ValueError(f'the network must take RGB or grey images: {text}') from reason
 
 
 def _outputs_mean(x: Tensor, net: nn.Module, self_ensemble: bool) -> Tensor:
@@ -274,22 +390,116 @@ def _back(y: Tensor, transposed: bool, flipped: tuple[int, ...]) -> Tensor:
     return y.transpose(2, 3) if transposed else y
 
 
-def _in_tiles(x: Tensor, run: Callable[[Tensor], Tensor], side: int, progress: bool) -> Tensor:
-    """(1, C, H, W) -> (1, C, scale*H, scale*W), by tiles of which all have one size; one tile is the image itself."""
+class _NoRoomForResultError(Exception):
+    pass
+
+
+class _Floats:
+    """The network's output as it is, (1, C, H, W), float32."""
+
+    values: Tensor
+
+    def start(self, height: int, width: int, channels: int) -> None:
+        self.shape = 1, channels, height, width
+        self.values = None
+
+    def put(self, top: int, rows: Tensor) -> None:
+        """Takes rows that are final, (1, C, rows, W)."""
+        if rows.shape == self.shape:
+            self.values = rows
+            return
+        if self.values is None:
+            self.values = _allocated(lambda: rows.new_empty(self.shape), math.prod(self.shape) * 4)
+        self.values[:, :, top : top + rows.shape[2]] = rows
+
+    def clear(self) -> None:
+        self.values = None
+
+
+class _Pixels:
+    """The network's output times 255 or 65535, rounded and clipped: (H, W, colours and perhaps alpha)."""
+
+    values: np.ndarray
+
+    def __init__(self, dtype: np.dtype, colours: int, channels: int, precision: str) -> None:
+        self.dtype, self.colours, self.channels, self.precision = dtype, colours, channels, precision
+        self.white = int(np.iinfo(dtype).max)
+
+    def start(self, height: int, width: int, channels: int) -> None:
+        shape = height, width, self.channels
+        self.values = _allocated(lambda: np.empty(shape, self.dtype), math.prod(shape) * self.dtype.itemsize)
+
+    def put(self, top: int, rows: Tensor) -> None:
+        """Takes rows that are final, (1, C, rows, W)."""
+        for start in range(0, rows.shape[2], _ROWS):
+            part = rows[0, :, start : start + _ROWS]
+            if not part.isfinite().all():
+                raise ValueError(f'network output contains NaN or Inf (precision={self.precision!r})')
+            if self.colours == 1 and part.shape[0] > 1:
+                part = part.mean(0, keepdim=True)
+            part = (part * self.white).round_().clamp_(0, self.white).permute(1, 2, 0).numpy()
+            self.values[top + start : top + start + len(part), :, : self.colours] = part
+
+    def clear(self) -> None:
+        self.values = None
+
+
+def _allocated(make: Callable[[], Any], size: int) -> Any:
+    try:
+        return make()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    raise _NoRoomForResultError(f'the result takes {size / 2**30:.2f} GiB')
+
+
+def _in_tiles(
+    x: Tensor,
+    run: Callable[[Tensor], Tensor],
+    side: int,
+    progress: bool,
+    result: _Floats | _Pixels,
+    size: tuple[int, int],
+) -> None:
+    """Puts (1, C, H, W) through a network by tiles of one size; one tile is the image itself.
+
+    Args:
+        result: Gets the rows as soon as no further tile adds to them, so that memory holds those of a row of tiles.
+        size: Height and width of the image in x, which can be extended at the bottom and at the right.
+    """
     height, width = (min(side, length) for length in x.shape[2:])
-    tiles = list(itertools.product(_starts(x.shape[2], height), _starts(x.shape[3], width)))
-    if len(tiles) == 1:
-        return run(x)
-    out = None
-    for top, left in tqdm(tiles, 'Tiles', unit='tile', leave=False, disable=None if progress else True):
+    tops, lefts = _starts(x.shape[2], height), _starts(x.shape[3], width)
+    tiles = tqdm(
+        itertools.product(range(len(tops)), lefts),
+        'Tiles',
+        total=len(tops) * len(lefts),
+        unit='tile',
+        leave=False,
+        disable=None if progress and len(tops) * len(lefts) > 1 else True,
+    )
+    band = None
+    for row, left in tiles:
+        top = tops[row]
         y = run(x[:, :, top : top + height, left : left + width])
-        if out is None:
-            scale = y.shape[2] // height
-            out = y.new_zeros(1, y.shape[1], scale * x.shape[2], scale * x.shape[3])
+        scale = y.shape[2] // height
+        if band is None:
+            result.start(scale * size[0], scale * size[1], y.shape[1])
+            if len(tops) * len(lefts) == 1:
+                result.put(0, y[..., : scale * size[0], : scale * size[1]])
+                return
+            band = y.new_zeros(1, y.shape[1], scale * height, scale * x.shape[3])
             rows, columns = (_weights(*sizes, scale) for sizes in zip(x.shape[2:], (height, width), strict=True))
         y *= rows[top][:, None] * columns[left]
-        out[:, :, scale * top : scale * (top + height), scale * left : scale * (left + width)] += y
-    return out
+        band[..., scale * left : scale * (left + width)] += y
+        if left == lefts[-1]:
+            following = tops[row + 1] if row + 1 < len(tops) else x.shape[2]
+            done = scale * (min(following, size[0]) - top)
+            if done > 0:
+                result.put(scale * top, band[:, :, :done, : scale * size[1]])
+            if row + 1 < len(tops):
+                moved = scale * (following - top)
+                band[:, :, :-moved] = band[:, :, moved:].clone()
+                band[:, :, -moved:] = 0
 
 
 def _overlap(side: int) -> int:
@@ -328,10 +538,17 @@ def _weights(length: int, side: int, scale: int) -> dict[int, Tensor]:
     }
 
 
-def _window(net: nn.Module) -> int:
+def _multiple(net: nn.Module) -> int:
     """Of what the sides of an image must be a multiple."""
-    sizes = (getattr(module, 'window_size', None) for module in net.modules())
-    return math.lcm(*(size for size in sizes if isinstance(size, int)))
+    multiples = []
+    for module in net.modules():
+        window = getattr(module, 'window_size', None)
+        if isinstance(window, int):
+            multiples.append(window)
+        known = _MULTIPLES.get(type(module).__name__)
+        if known:
+            multiples.append(known.get(getattr(module, 'scale', None), 1))
+    return math.lcm(*multiples)
 
 
 def _round_up(length: int, multiple: int) -> int:
@@ -350,37 +567,32 @@ def _continue_by_reflection(x: Tensor, multiple: int) -> Tensor:
     return x
 
 
+_modes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # network -> [users, (module, was training) …]
+_modes_lock = threading.Lock()
+_probed: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # network -> channels, scale
+
+
 @contextlib.contextmanager
 def _evaluating(net: nn.Module) -> Iterator[None]:
-    was_training = net.training
-    net.eval()
+    """Eval mode; the last of several threads puts each module back into the mode that it was in before the first."""
+    with _modes_lock:
+        users = _modes.setdefault(net, [0, ()])
+        if not users[0]:
+            users[1] = [(weakref.ref(module), module.training) for module in net.modules()]
+            net.eval()
+        users[0] += 1
     try:
         yield
     finally:
-        net.train(was_training)
+        with _modes_lock:
+            users[0] -= 1
+            if not users[0]:
+                for reference, was_training in users[1]:
+                    if (module := reference()) is not None:
+                        module.training = was_training
+                users[1] = ()
 
 
 def _empty_cache(device: torch.device) -> None:
     if device.type in ('cuda', 'mps'):
         getattr(torch, device.type).empty_cache()
-
-
-def _available_memory() -> int | None:
-    """Bytes of main memory that are to be had; None where the system is not Linux."""
-    try:
-        available = 1024 * _numbers('/proc/meminfo')['MemAvailable:']
-    except OSError:
-        return None
-    try:
-        # Of a container, with cgroup v2. 'anon' is what cannot be dropped; the file cache can.
-        limit = Path('/sys/fs/cgroup/memory.max').read_text().strip()
-        used = _numbers('/sys/fs/cgroup/memory.stat')['anon']
-    except OSError:
-        return available
-    return available if limit == 'max' else max(min(available, int(limit) - used), 0)
-
-
-def _numbers(path: str) -> dict[str, int]:
-    """What follows the first word of each line, where it is a number."""
-    lines = (line.split() for line in Path(path).read_text().splitlines())
-    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}

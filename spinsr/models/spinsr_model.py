@@ -25,9 +25,8 @@ from spinsr.training import checkpoints, distillation, distributed, muon, progre
 from spinsr.training.grad_checkpointing import recompute_blocks
 from spinsr.training.sampling import cut_patches
 from spinsr.utils.errors import OptionError, TrainingError
-from spinsr.utils.validation import ABOVE_0, FLAG, SECTION, one_of, whole
+from spinsr.utils.validation import ABOVE_0, FLAG, SECTION, as_whole, one_of, whole
 
-_TYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 # Sections of train whose losses SRModel does not have.
 _MORE_LOSSES = ('tv_opt', 'contrastive_opt', 'distill_opt')
 # The options of BasicSR's schedulers, as they call them.
@@ -56,12 +55,12 @@ class SpinsrModel(SRModel):
     - `train: tv_opt: ~`, `train: contrastive_opt: ~`: a loss each beside `pixel_opt` and `perceptual_opt`, of the
       result alone (WeightedTVLoss) and of result, target and LR image (ContrastiveLoss).
     - `train: distill_opt: ~`: a loss of the result and the teacher's, which the data set gives (DistillationDataset);
-      `pixel_opt` may then be absent.
+      `pixel_opt` may then be absent, and so may HR (`read_gt: false` of the data set).
     - `train: distill_iters: ~`: `distill_opt` counts in so many iterations only, the first ones.
     - `train: pixel_after: 0`: `pixel_opt` counts after so many iterations only.
     - `datasets: train: gt_sizes: ~`, `iters: ~`, `mini_batch_sizes: ~`: patches that grow, each size for so many
       iterations, and, where the third is given, with so many images on each device.
-    - `val: tile: ~`, `val: self_ensemble: false`: as for `spinsr.infer.super_resolve`.
+    - `val: tile: ~`, `val: self_ensemble: false`: as for `spinsr.inference.upscale.super_resolve`.
     - `val: superpixels: ~`: a block of SPIN, from 0, whose superpixels go to TensorBoard with the validation pictures.
     - `logger: keep_last: ~`: as many checkpoints stay, older ones are deleted.
     - `path: pretrain_network_g` may be a file of the authors of SPIN, SAN or RCAN.
@@ -89,7 +88,7 @@ class SpinsrModel(SRModel):
     # Section -> option -> what it may be; each is an attribute of the model.
     OPTIONS = {
         'train': {
-            'precision': one_of(*_TYPES),
+            'precision': one_of(*upscaling.PRECISIONS),
             'grad_clip': ABOVE_0,
             'accumulate': whole(1, default=1),
             'max_nonfinite': whole(1, default=10),
@@ -108,6 +107,7 @@ class SpinsrModel(SRModel):
         for section, rules in self.OPTIONS.items():
             for name, rule in rules.items():
                 value = (opt.get(section) or {}).get(name, rule.default)
+                value = as_whole(value) if rule.is_whole else value
                 if not rule.holds(value):
                     raise OptionError(f'{section}:{name} must be {rule.wanted}, got {value!r}')
                 setattr(self, name, value)
@@ -199,7 +199,7 @@ class SpinsrModel(SRModel):
         for name, parameter in named:
             if not parameter.requires_grad:
                 logger.warning(f'Params {name} will not be optimized.')
-        self.optimizer_g = muon.build([(name, p) for name, p in named if p.requires_grad], options)
+        self.optimizer_g = muon.build(named, options)
         self.optimizers.append(self.optimizer_g)
         for group in self.optimizer_g.param_groups:
             words = f'{len(group["params"])} tensors, {sum(p.numel() for p in group["params"]):,d} parameters'
@@ -229,9 +229,10 @@ class SpinsrModel(SRModel):
         arch = type(bare).__name__
         keys = (key for key, value in self.opt['path'].items() if value == load_path)
         where = next((key for key in keys if key.startswith('pretrain_network')), 'pretrain_network_g')
-        ours = type(bare).__module__.startswith('spinsr.archs.') and arch in convert.ARCHS
+        format = convert.find_format(type(bare))
         logger = get_root_logger()
         try:
+            checkpoints.verify(load_path)
             checkpoint = convert.read_checkpoint(load_path)
             if not isinstance(checkpoint, Mapping):
                 raise TypeError(f'a checkpoint must be a mapping, got {type(checkpoint).__name__}')
@@ -239,7 +240,7 @@ class SpinsrModel(SRModel):
                 logger.info(f'{load_path} has no {param_key}: its params are loaded.')
                 param_key = 'params'
             state = checkpoint.get(param_key, checkpoint)
-            state = _state_dict(state, arch, strict) if ours else convert.unwrap(state)
+            state = _state_dict(state, format.name, strict) if format else convert.unwrap(state)
             logger.info(f'Loading {arch} model from {load_path}, with param key: [{param_key}].')
             self._print_different_keys_loading(bare, state, strict)
             if net is getattr(self, 'net_g_ema', None):
@@ -265,9 +266,12 @@ class SpinsrModel(SRModel):
 
     def feed_data(self, data: Mapping[str, Any]) -> None:
         """Takes a batch: `lq`, `gt`, the names of the files that they came from and, for `distill_opt`, `teacher`."""
+        if hasattr(self, 'gt'):
+            del self.gt  # BasicSR keeps that of the batch before, and compares with it
         super().feed_data(data)
-        teacher = data.get('teacher') if self.is_train and self.distill_opt else None
-        self.teacher = None if teacher is None else teacher.to(self.device)
+        self.targets = {'gt': self.gt} if 'gt' in data else {}
+        if self.is_train and self.distill_opt and 'teacher' in data:
+            self.targets['teacher'] = data['teacher'].to(self.device)
         if self.channels_last:
             self.lq = self.lq.contiguous(memory_format=torch.channels_last)
         self._files = list(data.get('lq_path', ()))
@@ -279,15 +283,10 @@ class SpinsrModel(SRModel):
             current_iter: The iteration, counted from 1.
 
         Raises:
-            OptionError: The batch cannot be divided by `accumulate`, or has no output of a teacher.
+            OptionError: The batch cannot be divided by `accumulate`, or lacks what a loss needs.
             TrainingError: `max_nonfinite` iterations in a row were not finite.
         """
-        if self.distill_opt and self.teacher is None:
-            kind = self.opt['datasets']['train']['type']
-            raise OptionError(
-                f'train:distill_opt needs the outputs of a teacher, but datasets:train:type is {kind}, which has none; '
-                'DistillationDataset has'
-            )
+        self._check_targets()
         if self.stages:
             self._take_stage(current_iter)
         self.optimizer_g.zero_grad()
@@ -310,6 +309,14 @@ class SpinsrModel(SRModel):
         if self.ema_decay > 0 and regular and finite:
             self.model_ema(decay=self.ema_decay)
 
+    def _check_targets(self) -> None:
+        words = {'gt': 'HR', 'teacher': 'the outputs of a teacher, as DistillationDataset gives them'}
+        for section, names in {**self.CALLS, 'perceptual_opt': ('output', 'gt')}.items():
+            for name in words.keys() & set(names) - self.targets.keys():
+                if self.opt['train'].get(section):
+                    kind = self.opt['datasets']['train']['type']
+                    raise OptionError(f'train:{section} needs {words[name]}; datasets:train ({kind}) gives none')
+
     def _take_stage(self, current_iter: int) -> None:
         """Leaves of the batch what the stage of an iteration wants."""
         stage = [one for one in self.stages if one.first <= current_iter][-1]
@@ -319,9 +326,11 @@ class SpinsrModel(SRModel):
             self._stage = stage
         devices = len(self.lq) // self.opt['datasets']['train']['batch_size_per_gpu']
         images, seed = devices * stage.batch, self.opt['manual_seed']
-        targets = [self.gt] if self.teacher is None else [self.gt, self.teacher]
+        targets = list(self.targets.values())
         self.lq, targets = cut_patches(self.lq, targets, stage.gt_size, images, seed, current_iter)
-        self.gt, self.teacher = targets if len(targets) > 1 else (targets[0], None)
+        self.targets = dict(zip(self.targets, targets, strict=True))
+        if 'gt' in self.targets:
+            self.gt = self.targets['gt']
         self._files = self._files[:images]
 
     def _backward(self, current_iter: int) -> OrderedDict[str, Tensor]:
@@ -330,8 +339,8 @@ class SpinsrModel(SRModel):
             raise OptionError(
                 f'the batch must be divisible by train:accumulate, got {len(self.lq)} images and {self.accumulate}'
             )
-        batch = {'lq': self.lq, 'gt': self.gt, 'teacher': self.teacher}
-        chunks = {name: whole.chunk(self.accumulate) for name, whole in batch.items() if whole is not None}
+        batch = {'lq': self.lq, **self.targets}
+        chunks = {name: images.chunk(self.accumulate) for name, images in batch.items()}
         parts = [dict(zip(chunks, part, strict=True)) for part in zip(*chunks.values(), strict=True)]
         total: OrderedDict[str, Tensor] = OrderedDict()
         for index, part in enumerate(parts):
@@ -348,7 +357,7 @@ class SpinsrModel(SRModel):
     def _losses(self, given: Mapping[str, Tensor], current_iter: int) -> dict[str, Tensor]:
         """The losses of a part, weighted so that those of all parts add up to the loss of the batch."""
         losses, train = {}, self.opt['train']
-        output, gt, lq = (given[name] for name in ('output', 'gt', 'lq'))
+        output, gt, lq = (given.get(name) for name in ('output', 'gt', 'lq'))
         if distillation.compares_with_hr(train, current_iter):
             losses['l_pix'] = self._pixel_loss(output, gt, lq) * self._share(self.cri_pix)
         if self.cri_perceptual:
@@ -379,7 +388,7 @@ class SpinsrModel(SRModel):
         return contextlib.nullcontext()
 
     def _autocast(self) -> contextlib.AbstractContextManager:
-        dtype = _TYPES[self.precision]
+        dtype = upscaling.PRECISIONS[self.precision]
         return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
 
     def _gradient_norm(self) -> Tensor:
@@ -532,7 +541,8 @@ class SpinsrModel(SRModel):
 
     def _check_optimizers(self, saved: list[Mapping[str, Any]]) -> None:
         """Refuses the state of another optimizer, or of one whose groups have other sizes."""
-        for state, optimizer in zip(saved, self.optimizers, strict=True):
+        # BasicSR says where their numbers differ.
+        for state, optimizer in zip(saved, self.optimizers, strict=False):
             kind, groups = type(optimizer).__name__, state['param_groups']
             if problem := checkpoints.optimizer_problem(groups, kind):
                 raise OptionError(f'train:optim_g:type: {problem}')

@@ -120,6 +120,8 @@ class IntraSuperpixelAttention(nn.Module):
 class LocalAttention(nn.Module):
     """Attention inside windows of the cell's size with two pixels of overlap; overlaps are averaged.
 
+    The logits are scaled by qk_dim^-0.5 for any number of heads, as in the authors' code.
+
     Args:
         dim: Channels C.
         num_heads: Number of heads.
@@ -138,6 +140,8 @@ class LocalAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         q, k, v = (t.unflatten(1, x.shape[1:3]) for t in project(x, self.norm, self.to_qkv, self.split))
+        if self.num_heads > 1:
+            q = q * self.num_heads**-0.5  # the op scales by (qk_dim / num_heads)^-0.5
         return ops.window_attention(q, k, v, self.window, num_heads=self.num_heads)
 
 

@@ -260,7 +260,7 @@ def build(named: Iterable[tuple[str, nn.Parameter]], options: Mapping[str, Any])
     """The optimizer of a section optim_g; its first group is Muon's.
 
     Args:
-        named: (name, parameter) of what is trained.
+        named: (name, parameter) of the networks; those without requires_grad are left out.
         options: The section, with or without its `type`.
 
     Raises:
@@ -269,7 +269,8 @@ def build(named: Iterable[tuple[str, nn.Parameter]], options: Mapping[str, Any])
     named = list(named)
     for key, problem in problems(options, named):
         raise OptionError(f'train:optim_g{":" if key else ""}{key}: {problem}')
-    matrices, others = ([parameter for _, parameter in part] for part in split(named, options))
+    trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    matrices, others = ([parameter for _, parameter in part] for part in split(trained, options))
     adam = {key: value for key, value in (options.get('adam') or {}).items() if key != 'params'}
     own = {key: value for key, value in options.items() if key not in ('type', 'adam')}
     groups = [{'params': matrices, 'use_muon': True, **own}]

@@ -2,21 +2,24 @@
 
 SLURM, `timeout`, `docker stop` and most schedulers send SIGTERM some seconds before they kill. BasicSR's loop knows
 nothing of it: `Stop` notes the signal and the time, and the functions that spinsr.train puts into the loop ask it.
+Importing this module does not import torch, so it can come first.
 """
 
 import contextlib
 import functools
+import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
-from spinsr.training import distributed
 from spinsr.utils.validation import Rule, is_number
 
 # One SIGTERM may arrive several times: `timeout` sends it to the process and to its group, SLURM to torchrun and to the
@@ -27,8 +30,11 @@ _RECENT = 100
 # Bytes of weights, EMA and Adam's two moments for a byte of weights; bytes that a slow disk takes in a second.
 _COPIES, _DISK = 4, 100e6
 _UNITS = {'d': 86400, 'h': 3600, 'm': 60, 's': 1}
+_WANTED = 'a time such as 170m, 2h30m, 90s or 1d, a number of seconds above 0, or ~'
 _TIME = re.compile(r'\s*'.join(rf'(?:(\d+(?:\.\d+)?)\s*{unit})?' for unit in _UNITS))
 
+# What is said when no iteration was done: a time limit always allows one.
+NOTHING = 'SIGTERM before the first iteration of this run: nothing was trained'
 # Why a run ends; of several processes the largest counts.
 _NO, _TIME_LIMIT, _SIGTERM = range(3)
 
@@ -67,7 +73,6 @@ def _holds(value: Any) -> bool:
     return True
 
 
-_WANTED = 'a time such as 170m, 2h30m, 90s or 1d, a number of seconds above 0, or ~'
 TIME_LIMIT = Rule(_holds, _WANTED)
 
 
@@ -128,6 +133,8 @@ class Stop:
 
     def asked(self) -> bool:
         """Whether the run ends now; the processes of a training call it together, and all get the same answer."""
+        from spinsr.training import distributed
+
         if self._iterations:  # the shortest limit still allows one: a training that is started again goes on
             self._check_time(max(self._iterations))
         self._agreed = max(self._agreed, distributed.largest(self._own()))
@@ -178,6 +185,25 @@ class Stop:
             # A SIGTERM that arrives twice must not disturb what the first one has begun.
             self._at_once = before and self._signalled is None
 
+    @contextlib.contextmanager
+    def uninterrupted(self, blocked: bool = False) -> Iterator[None]:
+        """While processes start or end, which must not be left half-way: SIGTERM raises Stopped afterwards.
+
+        Args:
+            blocked: The processes that are started begin with SIGTERM blocked, as `Unterminated` wants it.
+        """
+        before, self._at_once = self._at_once, False
+        # In this process another thread still takes the signal, and the handler runs in this one.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}) if blocked else None
+        try:
+            yield
+        finally:
+            if mask is not None:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            self._at_once = before and self._signalled is None
+        if before and self._signalled is not None:
+            raise Stopped
+
     def iterating(self) -> None:
         """An iteration begins, which is finished."""
         self._at_once = False
@@ -194,6 +220,49 @@ class Stop:
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         size = sum(weight.numel() * weight.element_size() for group in groups for weight in group['params'])
         self.writing = _COPIES * size / _DISK
+
+
+def end_at_sigterm(name: str) -> None:
+    """Lets SIGTERM end the program with status 0 until a `Stop` handles it; one of several processes fails instead.
+
+    Args:
+        name: The program's, for the message.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.stderr.write(f'{name}: {NOTHING}\n')
+        sys.stderr.flush()
+        os._exit(0)
+
+    if not _has_peers():
+        signal.signal(signal.SIGTERM, end)
+
+
+def end_at_ctrl_c(name: str) -> None:
+    """Lets Ctrl-C end the program in one line, with status 130, until `obey_ctrl_c`.
+
+    Args:
+        name: The program's, for the message.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.stderr.write(f'\n{name}: interrupted\n')
+        sys.stderr.flush()
+        os._exit(130)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in the background
+        signal.signal(signal.SIGINT, end)
+        _ends_at_ctrl_c.append(end)
+
+
+# The handler of `end_at_ctrl_c`, while Ctrl-C has one.
+_ends_at_ctrl_c: list[Callable[[int, FrameType | None], None]] = []
+
+
+def obey_ctrl_c() -> None:
+    """Lets Ctrl-C raise KeyboardInterrupt again after `end_at_ctrl_c`."""
+    if _ends_at_ctrl_c and signal.getsignal(signal.SIGINT) is _ends_at_ctrl_c.pop():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _has_peers() -> bool:
@@ -220,31 +289,34 @@ class Unterminated:
 
     Args:
         loader: The data loader; it gets another `worker_init_fn`.
+        stop: What handles SIGTERM in this process.
     """
 
-    def __init__(self, loader: Any) -> None:
-        self.loader = loader
-        if hasattr(signal, 'sigwaitinfo'):  # neither on macOS nor on Windows
+    def __init__(self, loader: Any, stop: Stop) -> None:
+        self.loader, self.stop = loader, stop
+        self._guarded = loader.num_workers > 0 and hasattr(signal, 'sigwaitinfo')
+        if loader.num_workers > 0:
             loader.worker_init_fn = functools.partial(_init_worker, loader.worker_init_fn)
 
     def __iter__(self) -> Iterator[Any]:
-        if not hasattr(signal, 'sigwaitinfo'):
+        if self._guarded and (self.loader.multiprocessing_context or multiprocessing).get_start_method() != 'fork':
+            resource_tracker.ensure_running()  # started below, it would unblock SIGTERM
+        with self.stop.uninterrupted(blocked=self._guarded):
             return iter(self.loader)
-        # A process begins with the signals blocked that are blocked where it is started.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        try:
-            return iter(self.loader)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _init_worker(own: Callable[[int], None] | None, worker: int) -> None:
-    threading.Thread(target=_obey_parent, daemon=True).start()
+    # Ctrl-C reaches all processes of a terminal, and each worker would print a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):  # neither macOS nor Windows has it
+        threading.Thread(target=_obey_parent, daemon=True).start()
     if own is not None:
         own(worker)
 
 
 def _obey_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    # Not os.getppid(): a fork server may have been in between.
+    parent = multiprocessing.parent_process().pid
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

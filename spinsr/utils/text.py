@@ -1,7 +1,7 @@
-"""Words for messages."""
+"""Text for messages and reports."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -11,4 +11,30 @@ def nearest(word: str, words: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(word).lower(), lower, n=1, cutoff=0.5)
     if close:
         return f'did you mean {lower[close[0]]!r}?'
-    return f'known: {", ".join(known)}' if known else 'there is none'
+    return f'known: {", ".join(known)}' if known else 'none exist'
+
+
+def printable(text: object) -> str:
+    r"""A text from a file or its name, safe to show on a terminal: one line, without control sequences.
+
+    Example:
+        >>> printable('evil\x1b[2J\nname')
+        'evil\\x1b[2J\\nname'
+    """
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in str(text))
+
+
+def markdown_table(rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table, its columns padded to one width; the first row is the header.
+
+    Example:
+        >>> print(markdown_table([('scale', 'PSNR'), ('x2', 38.2)]), end='')
+        | scale | PSNR |
+        | ----- | ---- |
+        | x2    | 38.2 |
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ['-' * width for width in widths])
+    lines = (' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+    return ''.join(f'| {line} |\n' for line in lines)

@@ -250,13 +250,13 @@ def test_without_cross_attention_there_is_no_attention_to_show():
 
 def test_other_networks_are_an_error():
     rcan = spinsr.load('RCAN', 2, None, num_feat=4, num_group=1, num_block=1, squeeze_factor=2)
-    with pytest.raises(TypeError, match='superpixels are of SPIN, the network is RCAN'):
+    with pytest.raises(TypeError, match='superpixels need a SPIN, got RCAN'):
         find_superpixels(picture(4, 4), rcan)
 
 
 def test_a_network_of_grey_images_is_an_error():
     net = spinsr.load('SPIN', 2, None, **TINY, num_in_ch=1, num_out_ch=1)
-    with pytest.raises(ValueError, match='the network must take RGB images, got one of 1 channels'):
+    with pytest.raises(ValueError, match='the network must accept RGB images, got one for 1 channels'):
         find_superpixels(np.zeros((8, 8), np.uint8), net)
 
 

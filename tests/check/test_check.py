@@ -161,8 +161,15 @@ def test_no_check_leaves_the_failure_to_basicsr(project):
     options = write_options(project / 'train.yml', changed(TRAIN, {'train:scheduler:type': 'Step'}))
     assert train.main(['-opt', options]) == 1
     assert not (project / 'experiments').exists()
-    with pytest.raises(NotImplementedError, match='Scheduler Step'):
+    with pytest.raises(NotImplementedError):
         train.main(['-opt', options, '--no-check'])
+
+
+def test_names_for_adam_are_looked_up_in_a_network_of_another_package(project, chain, without_memory):
+    muon = {'type': 'Muon', 'lr': 0.01, 'adam': {'params': ['first', 'tail']}}
+    found = check(changed(TRAIN, {'network_g': chain, 'train:optim_g': muon}))
+    errors = [str(finding) for finding in found if finding.level == 'error']
+    assert errors == ["train:optim_g:adam:params: 'tail' matches no parameter of the network"]
 
 
 def test_bytes_of_a_forward(chain):
@@ -237,14 +244,6 @@ def test_network_that_cannot_be_estimated(monkeypatch):
     found = list(memory.memory(changed(TEST, {'network_g': {'type': 'Moody'}}), (12, 12), is_train=False))
     assert levels(found) == ['note']
     assert 'cannot be estimated' in found[0].message
-
-
-@pytest.mark.parametrize(('limit', 'expected'), [('5000', 2000), ('max', None)])
-def test_limit_of_a_container(tmp_path, monkeypatch, limit, expected):
-    (tmp_path / 'memory.max').write_text(f'{limit}\n')
-    (tmp_path / 'memory.current').write_text('3000\n')
-    monkeypatch.setattr(memory, '_CGROUP', tmp_path)
-    assert memory._cgroup() == expected
 
 
 def test_nothing_is_written(project, without_memory):

@@ -1,5 +1,6 @@
 """The images of a data set: what is missing, unpaired, damaged or of another size is found, in folders and LMDBs."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 import spinsr.archs  # noqa: F401
 
-from ..tiny_project import TEST, TRAIN, changed, write_images
+from ..tiny_project import TEST, TRAIN, changed, write_images, write_outputs
 
 # isort: split
 from spinsr.check.images import images
@@ -133,13 +134,13 @@ def transparent(place):
         (no_change, []),
         (truncate, ['error * cannot be read whole: *']),
         (truncated_jpeg, ['error * cannot be read whole: *']),
-        (text, ['error *1.png is no image, or its start is damaged']),
-        (nothing_in_it, ['error *1.png is no image, or its start is damaged']),
+        (text, ['error *1.png is not an image, or its start is damaged']),
+        (nothing_in_it, ['error *1.png is not an image, or its start is damaged']),
         (one_pixel, ['error 1.png (1x1 HxW) is not x2 of its LR image 1.png (12x12 HxW)']),
         (wrong_size, ['error 1.png (24x28 HxW) is not x2 of its LR image 1.png (12x12 HxW) (and 1 more)']),
         (no_lr, ["error 1.png of * has no LR image 1.png in * (filename_tmpl: '{}')"]),
         (more_lr, ['error 9.png of * has no partner in *']),
-        (no_images, ['error there is no image in *']),
+        (no_images, ['error no image found in *']),
         (deep_grey, ['warning 0.tiff of * has more than 8 bits a channel: BasicSR reads 8 (and 5 more)']),
         (deep_colour, ['warning 0.tiff of * has more than 8 bits a channel: BasicSR reads 8 (and 5 more)']),
         (transparent, ['warning 0.webp of * is transparent: only its colours are read (and 5 more)']),
@@ -276,7 +277,7 @@ def empty(place):
         (add_a_name, ['8 of *lr.lmdb is missing, but meta_info.txt names it', '8 of *hr.lmdb is missing*']),
         (drop_a_name, ['1 of *hr.lmdb has no partner in *lr.lmdb (and 1 more)']),
         (unreadable, ['cannot be read: *']),
-        (empty, ['there is no image in *']),
+        (empty, ['no image found in *']),
     ],
     ids=lambda value: getattr(value, '__name__', ''),
 )
@@ -303,3 +304,93 @@ def test_a_data_set_that_is_not_known_is_not_looked_at(place):
 
 def test_missing_folders_are_left_to_files(place):
     assert dict(images(options(place, dataroot_gt=str(Path('gone'))))) == {}
+
+
+@pytest.fixture
+def distillation(place):
+    """The option file of a training that has a teacher's outputs, in folders."""
+    write_outputs(place, 3)
+    return options(place, TRAIN, type='DistillationDataset', dataroot_teacher=str(place / 'teacher'))
+
+
+def no_output(place):
+    (place / 'teacher' / '1.png').unlink()
+
+
+def wrong_output(place):
+    cv2.imwrite(str(place / 'teacher' / '1.png'), random_image(24, 20, 3, dtype=np.uint16))
+
+
+def truncated_output(place):
+    data = (place / 'teacher' / '1.png').read_bytes()
+    (place / 'teacher' / '1.png').write_bytes(data[:500])
+
+
+@pytest.mark.parametrize(
+    ('change', 'expected'),
+    [
+        (no_change, []),
+        (no_output, ['error 1.png of * has no output 1.png in *']),
+        (wrong_output, ['error 1.png (24x20 HxW) is not x2 of its LR image 1.png (12x12 HxW)']),
+        (truncated_output, ['error * cannot be read whole: *']),
+        (more_lr, ['error 9.png of * has no partner in *']),
+    ],
+    ids=lambda value: getattr(value, '__name__', ''),
+)
+def test_outputs_of_a_teacher_in_a_folder(place, distillation, change, expected):
+    change(place)
+    found = said(distillation)
+    assert len(found) == len(expected)
+    assert all(fits(text, pattern) for text, pattern in zip(found, expected, strict=True)), found
+
+
+TEACHER = {'arch': 'RCAN', 'arch_args': {}, 'weights': 'a.pth', 'sha256': '01', 'scale': 2, 'tile': None}
+
+
+def same(place):
+    (place / 'teacher.lmdb' / 'teacher.json').write_text(json.dumps(TEACHER))
+
+
+def no_json(place):
+    pass
+
+
+def other_scale(place):
+    (place / 'teacher.lmdb' / 'teacher.json').write_text(json.dumps({**TEACHER, 'scale': 4}))
+
+
+def damaged_json(place):
+    (place / 'teacher.lmdb' / 'teacher.json').write_text('{')
+
+
+def other_keys(place):
+    same(place)
+    meta_info = place / 'teacher.lmdb' / 'meta_info.txt'
+    meta_info.write_text(meta_info.read_text().replace('2.png', '7.png'))
+
+
+@pytest.mark.parametrize(
+    ('change', 'expected'),
+    [
+        (same, ['note * is of RCAN x2 (a.pth, SHA-256 01…)']),
+        (no_json, ['warning * has no teacher.json: nothing says whose outputs it holds']),
+        (other_scale, ['error * is of RCAN x4 (a.pth, SHA-256 01…), but the scale is 2']),
+        (damaged_json, ['error *teacher.json cannot be read: *']),
+        (
+            other_keys,
+            [
+                'error 2 of *hr.lmdb has no partner in *teacher.lmdb',
+                'error 7 of *teacher.lmdb has no partner in *hr.lmdb',
+            ]
+            + ['note * is of RCAN x2*'],
+        ),
+    ],
+    ids=lambda value: getattr(value, '__name__', ''),
+)
+def test_outputs_of_a_teacher_in_an_lmdb(databases, change, expected):
+    write_outputs(databases, 3)
+    write_lmdb(databases / 'teacher.lmdb', databases / 'teacher', '012')
+    change(databases)
+    found = said(lmdb_options(databases, type='DistillationDataset', dataroot_teacher=str(databases / 'teacher.lmdb')))
+    assert len(found) == len(expected), found
+    assert all(fits(text, pattern) for text, pattern in zip(found, expected, strict=True)), found

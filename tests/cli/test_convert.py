@@ -92,7 +92,7 @@ def test_bad_input_is_one_line_and_exits_with_1(name, saved, tmp_path, capsys):
     assert main(['convert', str(tmp_path / name), str(tmp_path / 'out.pth')]) == 1
     captured = capsys.readouterr()
     assert captured.out == ''
-    assert captured.err.startswith(f'spinsr convert: error: {tmp_path / name} is no readable checkpoint: ')
+    assert captured.err.startswith(f'spinsr convert: error: cannot read checkpoint {tmp_path / name}: ')
     assert captured.err.count('\n') == 1
     assert not (tmp_path / 'out.pth').exists()
 
@@ -108,11 +108,7 @@ def test_bad_input_is_one_line_and_exits_with_1(name, saved, tmp_path, capsys):
         ('in.pt', 'folder.pth', '.*folder.pth is a folder, not a file to write'),
         ('in.pt', 'in.pt', '.*in.pt exists; --overwrite replaces it'),
         ('in.pt', f'{"x" * 248}.pth', '.*x.pth cannot be written: File name too long'),
-        (
-            'edsr.pth',
-            'out.pth',
-            '.*edsr.pth: these are not the weights of SPIN, SAN, RCAN, EMT, RLFN, but of a network with a, b',
-        ),
+        ('edsr.pth', 'out.pth', '.*edsr.pth: the weights do not belong to a known network: a, b; known: '),
     ],
 )
 def test_bad_paths_are_one_line_and_exit_with_1(source, target, message, saved, tmp_path, capsys):

@@ -255,10 +255,10 @@ def test_a_broken_set_fails_and_the_others_are_done(here, capsys):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--benchmark', 'nowhere'], 'nowhere x2: nowhere/HR is no folder'),
+        (['--benchmark', 'nowhere'], 'nowhere x2: not a directory: nowhere/HR'),
         (['--sr', 'Mine/HR', '--benchmark', 'Mine'], 'Mine/HR/baby.png must be 36x42'),
-        (['--sr', 'nowhere', '--benchmark', 'Mine'], 'error: nowhere is no folder'),
-        (['--sr', 'empty', '--benchmark', 'Mine'], 'empty holds no images'),
+        (['--sr', 'nowhere', '--benchmark', 'Mine'], 'error: not a directory: nowhere'),
+        (['--sr', 'empty', '--benchmark', 'Mine'], 'no images (.bmp'),
         (['--benchmark', 'Mine', 'there/Mine'], 'benchmarks must be folders of different names'),
         (['--arch', 'SAN', '--benchmark', 'Mine'], 'spinsr ships no weights for SAN x2'),
         (['--arch', 'SPIN', '--weights', 'nowhere.pth', '--benchmark', 'Mine'], 'nowhere.pth'),
@@ -287,10 +287,10 @@ def test_nothing_is_written_when_all_fails(here, capsys, arguments, message):
         (['--benchmark', 'Mine', '--scale', ','], 'must be integers of at least 1, got []'),
         (['--benchmark', 'Mine', '--protocol', 'psnr'], "must be among y_crop_scale, .* got 'psnr'"),
         (['--benchmark', 'Mine', '--weights', 'SPIN_x2.pth', '--scale', '2,3'], 'must name one file for each scale'),
-        (['--benchmark', 'Mine', '--sr', '.', '--weights', 'SPIN_x4.pth'], 'argument --weights: is for a network, not'),
-        (['--benchmark', 'Mine', '--sr', '.', '--self-ensemble'], 'argument --self-ensemble: is for a network'),
-        (['--benchmark', 'Mine', '--arch', 'bicubic', '--self-ensemble'], 'not for --arch bicubic'),
-        (['--benchmark', 'Mine', '--sr', '.', '--protocol', 'rgb,spin_published'], 'spin_published is for unrounded'),
+        (['--benchmark', 'Mine', '--sr', '.', '--weights', 'SPIN_x4.pth'], 'argument --weights: needs a network, not'),
+        (['--benchmark', 'Mine', '--sr', '.', '--self-ensemble'], 'argument --self-ensemble: needs a network'),
+        (['--benchmark', 'Mine', '--arch', 'bicubic', '--self-ensemble'], 'not --arch bicubic'),
+        (['--benchmark', 'Mine', '--sr', '.', '--protocol', 'rgb,spin_published'], 'spin_published needs unrounded'),
         (['--benchmark', 'Mine', '--json', 'a', '--csv', 'b/../a'], 'must be different files, got a, b/../a'),
     ],
     ids=[
@@ -314,6 +314,20 @@ def test_odd_files_and_names(here, capsys):
     assert 'Ünter wegs 画像' in capsys.readouterr().out
     (result,) = json.loads((here / 'Größe.json').read_text(encoding='utf-8'))
     assert sorted(result['protocols']['rgb']['images']) == ['Käse brot', 'alpha']
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='needs names that are not UTF-8')
+def test_names_that_are_not_utf8_or_printable_are_written_and_printed(here, capsys):
+    name = os.fsdecode(b'caf\xe9\x1b[2J')
+    folder = here / name
+    write_benchmark(folder, {name: (33, 34)})
+    files = ['--json', 'out.json', '--csv', 'out.csv', '--markdown', 'out.md']
+    assert bicubic('--scale', '2', '--benchmark', folder, '--protocol', 'rgb', *files) == 0
+    assert 'caf\\udce9\\x1b[2J' in capsys.readouterr().out
+    (result,) = json.loads((here / 'out.json').read_text(encoding='utf-8'))
+    assert result['dataset'] == name and list(result['protocols']['rgb']['images']) == [name]
+    assert 'caf\\udce9' in (here / 'out.csv').read_text(encoding='utf-8')
+    assert 'caf\\udce9' in (here / 'out.md').read_text(encoding='utf-8')
 
 
 def test_metrics_of_pyiqa(here, monkeypatch, capsys):

@@ -48,7 +48,7 @@ def test_outputs(calls, command, out):
     assert out in map(str, calls[0])
 
 
-@pytest.mark.parametrize('kind', ['div2k', 'benchmark', 'sample'])
+@pytest.mark.parametrize('kind', ['div2k', 'benchmark', 'images', 'sample', 'teacher'])
 def test_help_shows_an_example(capsys, kind):
     with pytest.raises(SystemExit) as exit_info:
         main(['prepare', kind, '--help'])
@@ -58,7 +58,8 @@ def test_help_shows_an_example(capsys, kind):
 
 @pytest.mark.parametrize(
     'arguments',
-    ['', 'nothing', 'div2k', 'benchmark', 'sample --scale x', 'sample --workers 0', 'sample --workers x'],
+    ['', 'nothing', 'div2k', 'benchmark', 'teacher', 'teacher data --scale 2,4']
+    + ['sample --scale x', 'sample --workers 0', 'sample --workers x'],
     ids=str,
 )
 def test_wrong_usage_exits_with_2(capsys, arguments):
@@ -71,7 +72,7 @@ def test_an_error_is_one_line_and_exits_with_1(tmp_path, capsys):
     assert main(['prepare', 'div2k', str(tmp_path / 'nowhere'), '-o', str(tmp_path / 'out')]) == 1
     captured = capsys.readouterr()
     assert captured.out == ''
-    assert captured.err == f'spinsr prepare: error: {tmp_path}/nowhere/DIV2K_train_HR is no folder\n'
+    assert captured.err == f'spinsr prepare: error: not a directory: {tmp_path}/nowhere/DIV2K_train_HR\n'
 
 
 def test_benchmark_prints_its_folders(tmp_path, capsys, write_photo):
@@ -79,6 +80,14 @@ def test_benchmark_prints_its_folders(tmp_path, capsys, write_photo):
     assert main(['prepare', 'benchmark', str(tmp_path / 'Mine'), '-o', str(tmp_path / 'out'), '--scale', '2']) == 0
     assert capsys.readouterr().out == f'{tmp_path}/out/Mine\n'
     assert (tmp_path / 'out/Mine/LR_bicubic/X2/ax2.png').exists()
+
+
+def test_folders_are_printed_without_control_sequences(tmp_path, capsys, write_photo):
+    write_photo(tmp_path / 'Mi\x1b[2Jne' / 'a.png', 16, 24)
+    assert (
+        main(['prepare', 'benchmark', str(tmp_path / 'Mi\x1b[2Jne'), '-o', str(tmp_path / 'out'), '--scale', '2']) == 0
+    )
+    assert capsys.readouterr().out == f'{tmp_path}/out/Mi\\x1b[2Jne\n'
 
 
 def test_help_needs_neither_torch_nor_basicsr():

@@ -71,7 +71,7 @@ def test_damaged_image_is_one_line_and_exit_status_1(report, capfd, tmp_path):
     (tmp_path / 'photos/b.png').write_bytes(b'no image')
     assert report('photos -o page.html') == 1
     captured = capfd.readouterr()
-    assert captured.err == 'spinsr report: error: photos/b.png is no image, or its start is damaged\n'
+    assert captured.err == 'spinsr report: error: photos/b.png is not an image, or its start is damaged\n'
     assert captured.out.endswith(' MB, 1 failed\n')
     assert '<h3>a.png</h3>' in (tmp_path / 'page.html').read_text(encoding='utf-8')
 
@@ -79,7 +79,7 @@ def test_damaged_image_is_one_line_and_exit_status_1(report, capfd, tmp_path):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        ('nowhere -o page.html', 'nowhere is no folder'),
+        ('nowhere -o page.html', 'not a directory: nowhere'),
         ('Mine -o page.html --block 1', 'the block must be 0 to 0, got 1'),
         ('Mine -o page.html --log Mine', 'Mine holds no TensorBoard log (events.out.tfevents…)'),
         ('Mine -o Mine --overwrite', 'Mine exists'),

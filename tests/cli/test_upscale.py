@@ -36,7 +36,7 @@ def upscale(tmp_path, net, monkeypatch):
 def test_images_of_a_folder(upscale, net, capfd):
     assert upscale('photos', '-o', 'out') == 0
     captured = capfd.readouterr()
-    assert captured.out == 'out: 2 done, 0 skipped, 0 failed\n'
+    assert captured.out == 'out/a_x2.png: 100x80\nout/b_x2.png: 100x80\nout: 2 done, 0 skipped, 0 failed\n'
     assert captured.err == ''
     assert sorted(os.listdir('out')) == ['a_x2.png', 'b_x2.png']
     expected = spinsr.upscale(photograph.read(photograph.Path('photos/a.png')).pixels, net)
@@ -45,7 +45,7 @@ def test_images_of_a_folder(upscale, net, capfd):
 
 def test_outputs_go_into_the_working_directory_by_default(upscale, capfd):
     assert upscale('photos/a.png') == 0
-    assert capfd.readouterr().out == '.: 1 done, 0 skipped, 0 failed\n'
+    assert capfd.readouterr().out == 'a_x2.png: 100x80\n'
     assert os.path.exists('a_x2.png') and os.listdir('photos') == ['a.png', 'b.png']
 
 
@@ -53,10 +53,15 @@ def test_second_run_skips_and_overwrite_does_not(upscale, capsys):
     assert upscale('photos/a.png', '-o', 'out') == 0
     assert upscale('photos', '-o', 'out') == 0
     assert upscale('photos', '-o', 'out', '--overwrite') == 0
+    assert upscale('photos/a.png', '-o', 'out') == 0
     assert capsys.readouterr().out.splitlines() == [
-        'out: 1 done, 0 skipped, 0 failed',
-        'out: 1 done, 1 skipped (--overwrite makes them anew), 0 failed',
+        'out/a_x2.png: 100x80',
+        'out/b_x2.png: 100x80',
+        'out: 1 done, 1 skipped (--overwrite replaces them), 0 failed',
+        'out/a_x2.png: 100x80',
+        'out/b_x2.png: 100x80',
         'out: 2 done, 0 skipped, 0 failed',
+        'out/a_x2.png exists; --overwrite replaces it',
     ]
 
 
@@ -65,7 +70,7 @@ def test_a_broken_file_is_one_line_and_exit_status_1(upscale, capfd):
     (photograph.Path('photos') / 'a.png').write_bytes(data[:-200])
     assert upscale('photos', '-o', 'out') == 1
     captured = capfd.readouterr()
-    assert captured.out == 'out: 1 done, 0 skipped, 1 failed\n'
+    assert captured.out == 'out/b_x2.png: 100x80\nout: 1 done, 0 skipped, 1 failed\n'
     (line,) = captured.err.splitlines()
     assert line.startswith('photos/a.png cannot be read whole')
     assert os.listdir('out') == ['b_x2.png']
@@ -91,8 +96,8 @@ def test_flags_reach_the_function(upscale, monkeypatch, flags, options):
     [
         ('nowhere.png -o out', 'nowhere.png is missing'),
         ('~nobody-by-this-name.png -o out', '~nobody-by-this-name.png is missing'),
-        ('photos -o photos', 'the output folder must be none of the inputs, got photos'),
-        ('photos -o net.pth', 'the output must be a folder, net.pth is none'),
+        ('photos -o photos', 'the output folder must not be an input, got photos'),
+        ('photos -o net.pth', 'output path is not a directory: net.pth'),
         ('photos -o out --tile 8', 'tile must be at least 32, got tile=8'),
         ('photos -o net.pth/out', 'net.pth/out: Not a directory'),
     ],
@@ -190,3 +195,21 @@ def test_compiled_network_gives_the_same(upscale, net):
     compiled = torch.compile(net, dynamic=True)
     x = torch.rand(1, 3, 20, 30)
     assert torch.allclose(upscaling.super_resolve(x, compiled), upscaling.super_resolve(x, net), rtol=0, atol=1e-5)
+
+
+def test_names_are_printed_without_control_sequences(upscale, capfd):
+    for name in ('x\x1b[2Jy.png', 'line\nend.png'):
+        os.rename('photos/a.png', f'photos/{name}')
+        assert upscale(f'photos/{name}', '-o', 'out') == 0
+        os.rename(f'photos/{name}', 'photos/a.png')
+    assert upscale('no\x1b[2J.png', '-o', 'out') == 1
+    captured = capfd.readouterr()
+    assert captured.out == 'out/x\\x1b[2Jy_x2.png: 100x80\nout/line\\nend_x2.png: 100x80\n'
+    assert captured.err == 'spinsr upscale: error: no\\x1b[2J.png is missing\n'
+
+
+def test_max_pixels_reaches_the_reader(upscale, capfd):
+    assert upscale('photos/a.png', '-o', 'out', '--max-pixels', '1999') == 1
+    captured = capfd.readouterr()
+    assert captured.out == ''
+    assert captured.err == 'photos/a.png must have at most 1,999 pixels (max_pixels), has 40x50 (HxW)\n'

@@ -1,4 +1,4 @@
-"""Images for the data tests, and the published ones where they are at hand."""
+"""Images for the data tests."""
 
 from pathlib import Path
 
@@ -6,16 +6,6 @@ import numpy as np
 import pytest
 
 from spinsr.data import image_file
-
-BENCHMARK = Path(__file__).resolve().parents[3] / 'shared' / 'data' / 'benchmark'
-
-
-@pytest.fixture(scope='session')
-def benchmark_folder():
-    """Set5 and Set14 with their published LR; they cannot be part of the project."""
-    if not BENCHMARK.is_dir():
-        pytest.skip(f'needs {BENCHMARK}')
-    return BENCHMARK
 
 
 @pytest.fixture(scope='session')

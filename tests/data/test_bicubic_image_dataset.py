@@ -205,7 +205,7 @@ def test_an_image_smaller_than_the_scale_is_named(folder, options, write_photo):
         ({'phase': 'train', 'use_rot': None}, 'needs the option use_rot'),
         ({'phase': 'train', 'gt_size': 30}, 'multiple of scale, got gt_size=30, scale=4'),
         ({'max_images': 0}, 'at least 1, got max_images=0'),
-        ({'dataroot_gt': 'nowhere'}, 'nowhere is no folder'),
+        ({'dataroot_gt': 'nowhere'}, 'not a directory: nowhere'),
         ({'io_backend': {'type': 'lmdb'}}, r'must end with \.lmdb'),
         ({'dataroot_gt': 'no.lmdb', 'io_backend': {'type': 'lmdb'}}, 'meta_info.txt cannot be read'),
     ],

@@ -1,7 +1,9 @@
 """Image files are read whole or not at all."""
 
 import io
+import os
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,6 +22,15 @@ def png(tmp_path, write_photo):
 def test_encode_and_decode(photo, level):
     image = photo(31, 20)
     np.testing.assert_array_equal(image_file.decode(image_file.encode_png(image, level), 'it'), image)
+
+
+def test_16_bits_are_kept():
+    image = np.random.default_rng(0).integers(0, 65536, (31, 20, 3), dtype=np.uint16)
+    data = image_file.encode_png16(image)
+    image_file.verify(data, 'it')
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert decoded.dtype == np.uint16
+    np.testing.assert_array_equal(decoded[..., ::-1], image)
 
 
 def test_write_and_read(tmp_path, photo):
@@ -80,7 +91,7 @@ def test_truncated_jpeg_is_not_read(tmp_path, photo, truncate):
 @pytest.mark.parametrize('function', [image_file.inspect, image_file.read])
 @pytest.mark.parametrize(
     ('content', 'message'),
-    [(None, 'is missing'), (b'', 'is no image'), (b'hello', 'is no image')],
+    [(None, 'is missing'), (b'', 'is not an image'), (b'hello', 'is not an image')],
     ids=['missing', 'empty', 'text'],
 )
 def test_what_is_no_image_is_named(tmp_path, function, content, message):
@@ -120,7 +131,24 @@ def test_list_images_sorts_and_leaves_out_the_rest(tmp_path):
     assert [path.name for path in image_file.list_images(tmp_path)] == ['a.jpg', 'b.PNG']
 
 
-@pytest.mark.parametrize(('name', 'message'), [('.', 'holds no images'), ('nowhere', 'is no folder')])
+@pytest.mark.parametrize(('name', 'message'), [('.', 'no images .* in '), ('nowhere', 'not a directory: ')])
 def test_a_folder_without_images_is_named(tmp_path, name, message):
     with pytest.raises(ValueError, match=message):
         image_file.list_images(tmp_path / name)
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs FIFOs')
+def test_what_only_has_the_name_of_an_image_is_skipped_with_a_line(tmp_path, caplog):
+    (tmp_path / 'a.png').touch()
+    (tmp_path / 'album.png').mkdir()
+    os.mkfifo(tmp_path / 'pipe\x1b[2J.png')
+    (tmp_path / 'broken.png').symlink_to('nowhere')  # reading it is an error that names it
+    assert [path.name for path in image_file.list_images(tmp_path)] == ['a.png', 'broken.png']
+    (line,) = caplog.messages
+    assert line == f'{tmp_path}: skipped, not a regular file: album.png, pipe\\x1b[2J.png'
+
+
+def test_jfif_is_a_jpeg(tmp_path, photo):
+    Image.fromarray(photo(20, 30)).save(tmp_path / 'a.jfif', 'JPEG')
+    assert image_file.list_images(tmp_path) == [tmp_path / 'a.jfif']
+    assert image_file.read(tmp_path / 'a.jfif').shape == (20, 30, 3)

@@ -49,6 +49,15 @@ def test_layout_is_basicsrs(tmp_path, writer):
     assert [path.name for path in tmp_path.iterdir()] == ['x.lmdb']
 
 
+def test_meta_info_says_the_level(tmp_path):
+    writer = LmdbWriter(tmp_path / 'x.lmdb', {'b_s001': (4, 4)}, level=0)
+    fill(writer, ('b', '1', B)).finish()
+    assert (tmp_path / 'x.lmdb' / 'meta_info.txt').read_text() == 'b_s001.png (4,4,3) 0\n'
+    assert LmdbWriter(tmp_path / 'x.lmdb', {'b_s001': (4, 4)}, level=0).finished
+    with pytest.raises(ValueError, match='holds other images'):
+        LmdbWriter(tmp_path / 'x.lmdb', {'b_s001': (4, 4)})
+
+
 def test_unfinished_has_another_name_and_is_continued(tmp_path, writer):
     fill(writer(), ('a', '1', A)).close()
     assert [path.name for path in tmp_path.iterdir()] == ['x.lmdb.part']

@@ -62,7 +62,7 @@ def test_small_images_are_left_out_and_said(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         hr_path, _ = prepare_images([tmp_path / 'mine'], tmp_path / 'out', (4,), min_side=48)
     assert keys(hr_path) == ['mine_large']
-    assert 'small.png is left out: it is smaller than 48' in caplog.text
+    assert 'small.png: smaller than 48' in caplog.text
 
 
 TURNS = {
@@ -84,7 +84,7 @@ def test_image_of_a_benchmark_is_left_out(tmp_path, caplog, turn, has_hr):
     with caplog.at_level(logging.INFO):
         hr_path, _ = prepare_images([tmp_path / 'mine'], tmp_path / 'out', (4,), exclude=[str(tmp_path / 'Set')])
     assert keys(hr_path) == [f'mine_{seed}' for seed in range(1, 8)]
-    assert 'leak.jpg is left out' in caplog.text and 'known.png' in caplog.text
+    assert 'leak.jpg: it is' in caplog.text and 'known.png' in caplog.text
     assert '7 of 8 images: 1 belong to benchmarks, 0 are too small' in caplog.text
 
 
@@ -100,9 +100,9 @@ def test_b100_is_known_by_its_names(tmp_path):
     [
         pytest.param(['mine', 'other/mine'], {}, 'folders must have different names', id='names'),
         pytest.param(['mine'], {'exclude': ['B10']}, 'a benchmark must be a folder, or one of B100, got B10', id='set'),
-        pytest.param(['mine'], {'min_side': 500}, 'no image is left of 1', id='none-left'),
-        pytest.param(['empty'], {}, 'holds no images', id='empty'),
-        pytest.param(['damaged'], {}, 'damaged.1.png is no image', id='damaged'),
+        pytest.param(['mine'], {'min_side': 500}, 'none of 1 images remains', id='none-left'),
+        pytest.param(['empty'], {}, 'no images', id='empty'),
+        pytest.param(['damaged'], {}, 'damaged.1.png is not an image', id='damaged'),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, folders, options, line):
@@ -114,4 +114,21 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, folders, options, line):
     (tmp_path / 'damaged/1.png').write_text('text')
     with pytest.raises(ValueError, match=line):
         prepare_images([tmp_path / folder for folder in folders], tmp_path / 'out', (4,), **options)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_names_and_folders_that_basicsr_could_not_look_up_become_keys(tmp_path):
+    for number, name in enumerate(('Mr._Lee_0', 'Kraków', 'a b', 'c-d')):
+        save(tmp_path / f'photos.v2/{name}.png', picture(number))
+    hr_path, lr_path = prepare_images([tmp_path / 'photos.v2'], tmp_path / 'out', (2,))
+    expected = ['photos_v2_Krak_w', 'photos_v2_Mr__Lee_0', 'photos_v2_a_b', 'photos_v2_c-d']
+    assert sorted(keys(hr_path)) == sorted(keys(lr_path)) == expected
+    assert np.array_equal(read(hr_path, 'photos_v2_Krak_w'), mod_crop(picture(1), 12))
+
+
+def test_two_names_of_one_key_are_an_error_that_names_both(tmp_path):
+    save(tmp_path / 'mine/a.b.png', picture(0))
+    save(tmp_path / 'mine/a_b.png', picture(1))
+    with pytest.raises(ValueError, match=r'mine/a\.b\.png and .*mine/a_b\.png would both .*mine_a_b'):
+        prepare_images([tmp_path / 'mine'], tmp_path / 'out', (2,))
     assert not (tmp_path / 'out').exists()

@@ -1,6 +1,7 @@
 """Photographs come and go with depth, channels, orientation and profile, or not at all."""
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -8,9 +9,11 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageCms, ImageOps
 
-from spinsr.data import photograph
+from spinsr.data import formats, image_file, photograph
+from spinsr.data import png as png_file
 from spinsr.data.photograph import Photograph, check_room, read, write
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
@@ -230,7 +233,10 @@ def test_truncated_files_are_not_read(tmp_path, kind, share):
     else:
         path.write_bytes(others[kind]())
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match=rf'{path.name} (cannot be read whole|is no image)'), warnings.catch_warnings():
+    with (
+        pytest.raises(ValueError, match=rf'{path.name} (cannot be read whole|is not an image)'),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter('error')
         read(path)
 
@@ -278,19 +284,19 @@ SECOND = [Image.fromarray(np.full((8, 8, 3), 200, np.uint8))]
 @pytest.mark.parametrize(
     ('data', 'message'),
     [
-        (b'', 'a.png is no image'),
-        (b'hello', 'a.png is no image'),
-        (saved(RGB.convert('CMYK'), 'JPEG'), 'a.png must be grey or RGB, is CMYK'),
+        (b'', 'a.png is not an image'),
+        (b'hello', 'a.png is not an image'),
+        (saved(RGB.convert('LAB'), 'TIFF'), 'a.png must be grey, RGB or 8-bit CMYK, is LAB'),
         (saved(RGB, 'WEBP', save_all=True, append_images=SECOND), 'a.png must hold one image, has 2'),
         (saved(RGB, 'TIFF', save_all=True, append_images=SECOND), 'a.png must hold one image, has 2'),
         (saved(RGB, 'PNG', save_all=True, append_images=SECOND), 'a.png must hold one image, has 2'),
-        (saved(RGB, 'GIF'), 'a.png must be one of BMP, JPEG, PNG, TIFF, WEBP, is GIF'),
-        (saved(RGB.convert('I'), 'TIFF'), 'a.png must have integers of 8 or 16 bits, has 32 bits'),
-        (saved(RGB.convert('F'), 'TIFF'), 'a.png must have integers of 8 or 16 bits, has 32 bits'),
+        (saved(RGB, 'GIF'), 'a.png must be BMP, JPEG, .* TIFF or WebP, is GIF'),
+        (saved(RGB.convert('I'), 'TIFF'), 'a.png must have unsigned .*signed integers of 32 bits'),
+        (saved(RGB.convert('F'), 'TIFF'), 'a.png must have unsigned .*floating-point numbers of 32 bits'),
         (tiff(np.zeros((8, 8, 3), np.uint16), (284, 2)), 'a.png is a 16-bit TIFF with separate planes'),
         (tiff(np.zeros((8, 8, 4), np.uint16), (338, 1)), 'a.png is a 16-bit TIFF with .* premultiplied alpha'),
     ],
-    ids=['empty', 'text', 'cmyk', 'animated_webp', 'pages', 'animated_png', 'gif', 'int32', 'float', 'planes', 'alpha'],
+    ids=['empty', 'text', 'lab', 'animated_webp', 'pages', 'animated_png', 'gif', 'int32', 'float', 'planes', 'alpha'],
 )  # fmt: skip
 def test_what_is_not_taken_is_named_with_the_reason(tmp_path, data, message):
     (tmp_path / 'a.png').write_bytes(data)
@@ -301,7 +307,7 @@ def test_what_is_not_taken_is_named_with_the_reason(tmp_path, data, message):
 def test_missing_file_and_folder_are_named(tmp_path):
     with pytest.raises(ValueError, match='a.png is missing'):
         read(tmp_path / 'a.png')
-    with pytest.raises(ValueError, match='cannot be read whole'):
+    with pytest.raises(ValueError, match='is not a regular file'):
         read(tmp_path)
 
 
@@ -319,10 +325,10 @@ def test_photograph_of_a_telephone_is_the_first_picture(tmp_path):
         ('a.jpg', (9, 9), noise(1, 1, 3, dtype=np.uint16), 'JPEG has 8 bits a channel, got 16'),
         ('a.BMP', (9, 9), noise(1, 1, dtype=np.uint16), 'BMP has 8 bits a channel, got 16'),
         ('a.webp', (9, 9), noise(1, 1, dtype=np.uint16), 'WEBP has 8 bits a channel, got 16'),
-        ('a.jpg', (9, 9), noise(1, 1, 4), 'JPEG has no alpha for such'),
-        ('a.jpg', (9, 9), noise(1, 1, 2), 'JPEG has no alpha for such'),
-        ('a.bmp', (9, 9), noise(1, 1, 2), 'BMP has no alpha for such'),
-        ('a.tif', (9, 9), noise(1, 1, 2, dtype=np.uint16), 'TIFF has no alpha for such'),
+        ('a.jpg', (9, 9), noise(1, 1, 4), 'JPEG cannot hold alpha for such'),
+        ('a.jpg', (9, 9), noise(1, 1, 2), 'JPEG cannot hold alpha for such'),
+        ('a.bmp', (9, 9), noise(1, 1, 2), 'BMP cannot hold alpha for such'),
+        ('a.tif', (9, 9), noise(1, 1, 2, dtype=np.uint16), 'TIFF cannot hold alpha for such'),
     ],
     ids=lambda value: str(value) if isinstance(value, (str, tuple)) else '',
 )
@@ -344,3 +350,205 @@ def test_nothing_is_left_of_what_could_not_be_written(tmp_path):
     with pytest.raises(OSError):
         write(tmp_path / 'a.png', Photograph(noise(4, 4, 3)))
     assert list(tmp_path.iterdir()) == [tmp_path / 'a.png']
+
+
+def tiff_of(pixels: np.ndarray, **options) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, metadata=None, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ('pixels', 'type_'),
+    [
+        (np.full((8, 8), -5000, np.int16), 'signed integers of 16 bits'),
+        (np.full((8, 8), -100, np.int8), 'signed integers of 8 bits'),
+        (np.full((8, 8, 3), -100, np.int8), 'signed integers of 8 bits'),
+        (np.full((8, 8, 3), -5000, np.int16), 'signed integers of 16 bits'),
+        (np.full((8, 8, 3), 7, np.uint32), 'unsigned integers of 32 bits'),
+        (np.full((8, 8), 7, np.uint32), 'unsigned integers of 32 bits'),
+        (np.full((8, 8, 3), 0.5, np.float32), 'floating-point numbers of 32 bits'),
+        (np.full((8, 8), 0.5, np.float16), 'floating-point numbers of 16 bits'),
+        (np.full((8, 8), 0.5, np.float64), 'floating-point numbers of 64 bits'),
+    ],
+    ids=lambda value: value if isinstance(value, str) else '',
+)
+@pytest.mark.parametrize('reader', [read, image_file.read], ids=['photograph', 'image_file'])
+def test_tiff_of_other_numbers_is_refused_by_their_type(tmp_path, reader, pixels, type_):
+    (tmp_path / 'a.tif').write_bytes(tiff_of(pixels, photometric='rgb' if pixels.ndim == 3 else 'minisblack'))
+    with pytest.raises(ValueError, match=f'a.tif must have .*, has {type_}'):
+        reader(tmp_path / 'a.tif')
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_fourth_sample_that_is_not_alpha_is_left_out_with_a_warning(tmp_path, caplog, dtype):
+    pixels = noise(9, 14, 4, dtype=dtype)
+    (tmp_path / 'a.tif').write_bytes(tiff_of(pixels, photometric='rgb', extrasamples=['unspecified']))
+    assert same(read(tmp_path / 'a.tif').pixels, pixels[..., :3])
+    (line,) = caplog.messages
+    assert line.endswith('a.tif: left out, 1 channel(s) that are neither colour nor alpha')
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+@pytest.mark.parametrize('is_said', [True, False], ids=['said', 'not-said'])
+def test_fourth_sample_that_is_alpha_or_of_which_nothing_is_said_stays(tmp_path, caplog, dtype, is_said):
+    pixels = noise(9, 14, 4, dtype=dtype)
+    data = tiff_of(pixels, photometric='rgb', extrasamples=['unassalpha']) if is_said else tiff(pixels)
+    (tmp_path / 'a.tif').write_bytes(data)
+    assert same(read(tmp_path / 'a.tif').pixels, pixels)
+    assert not caplog.messages
+
+
+COLOURS = (
+    (b'gAMA', struct.pack('>I', 100000)),
+    (b'cHRM', struct.pack('>8I', *range(1, 9))),
+    (b'cICP', b'\x09\x10\0\1'),
+)
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_colour_chunks_of_a_png_come_back(tmp_path, dtype):
+    file = io.BytesIO()
+    png_file.write(file, noise(9, 14, 3, dtype=dtype), None, COLOURS)
+    (tmp_path / 'a.png').write_bytes(file.getvalue())
+    write(tmp_path / 'b.png', read(tmp_path / 'a.png'))
+    found = read(tmp_path / 'b.png')
+    assert found.png_chunks == COLOURS
+    assert [name for name, *_ in png_file.chunks((tmp_path / 'b.png').read_bytes())].count(b'gAMA') == 1
+
+
+def test_colour_chunks_that_the_format_cannot_hold_are_named(tmp_path, caplog):
+    write(tmp_path / 'a.webp', Photograph(noise(4, 4, 3), None, COLOURS))
+    (line,) = caplog.messages
+    assert line.endswith('a.webp: WEBP cannot hold gAMA, cHRM, cICP, which say what the colours mean')
+
+
+LONG = b'Comment\0' + bytes(range(32, 127)) * 30_000  # 2.8 MB
+
+
+@pytest.mark.parametrize(
+    'chunk',
+    [
+        (b'tEXt', LONG),
+        (b'zTXt', b'Comment\0\0' + zlib.compress(LONG)),
+        (b'iTXt', b'XML:com.adobe.xmp\0\0\0\0\0' + LONG),
+    ],
+    ids=['text', 'compressed', 'xmp'],
+)
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_png_with_a_long_text_is_read(tmp_path, chunk, dtype):
+    pixels, path = noise(9, 14, 3, dtype=dtype), tmp_path / 'a.png'
+    file = io.BytesIO()
+    png_file.write(file, pixels, None, [chunk])
+    path.write_bytes(file.getvalue())
+    assert same(read(path).pixels, pixels)
+    if dtype == np.uint8:
+        assert image_file.inspect(path) == (9, 14)
+        assert np.array_equal(image_file.read(path), pixels)
+        image_file.verify(path.read_bytes(), path)
+
+
+def test_long_colour_profile_of_a_png_comes_back(tmp_path):
+    profile = PROFILE + np.random.default_rng(0).bytes(2**21)
+    write(tmp_path / 'a.png', Photograph(noise(9, 14, 3), profile))
+    assert read(tmp_path / 'a.png').icc_profile == profile
+
+
+def test_damaged_colour_profile_of_a_png_costs_a_warning_only(tmp_path, caplog):
+    file, pixels = io.BytesIO(), noise(9, 14, 3)
+    png_file.write(file, pixels, None, [(b'iCCP', b'x\0\0nothing')])
+    (tmp_path / 'a.png').write_bytes(file.getvalue())
+    found = read(tmp_path / 'a.png')
+    assert same(found.pixels, pixels) and found.icc_profile is None
+    assert 'colour profile is damaged' in caplog.text
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'TIFF'])
+def test_cmyk_becomes_rgb(tmp_path, kind):
+    values = (
+        np.array([[[0, 0, 0, 0], [255, 0, 0, 0], [0, 255, 255, 0], [0, 0, 0, 255]]], np.uint8).repeat(8, 0).repeat(8, 1)
+    )
+    path = tmp_path / 'a.jfif'
+    path.write_bytes(saved(Image.fromarray(values, 'CMYK'), kind, **({'quality': 100} if kind == 'JPEG' else {})))
+    expected = np.array([[[255] * 3, [0, 255, 255], [255, 0, 0], [0] * 3]]).repeat(8, 0).repeat(8, 1)
+    for found in (read(path).pixels, image_file.read(path)):
+        assert found.shape == (8, 32, 3)
+        assert abs(found.astype(int) - expected).max() <= 3
+
+
+def test_cmyk_with_an_unusable_profile_is_converted_by_the_formula(tmp_path, caplog):
+    image = Image.fromarray(np.zeros((8, 8, 4), np.uint8), 'CMYK')
+    (tmp_path / 'a.tif').write_bytes(saved(image, 'TIFF', icc_profile=PROFILE))  # one of RGB
+    found = read(tmp_path / 'a.tif')
+    assert same(found.pixels, np.full((8, 8, 3), 255, np.uint8)) and found.icc_profile is None
+    assert 'the colour profile cannot be used' in caplog.text
+
+
+@pytest.mark.parametrize('reader', [read, image_file.read, image_file.inspect])
+@pytest.mark.parametrize(
+    ('data', 'kind'),
+    [
+        (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n', 'PostScript'),
+        (b'\0\0\0\x18ftypheic\0\0\0\0mif1heic', 'HEIC'),
+        (b'\0\0\0\x18ftypavif\0\0\0\0mif1avif', 'AVIF'),
+        (saved(Image.new('RGB', (8, 8)), 'GIF'), 'GIF'),
+        (saved(Image.new('RGB', (8, 8)), 'ICO'), 'icon'),
+        (b'%PDF-1.7\n', 'PDF'),
+    ],
+    ids=lambda value: value if isinstance(value, str) else '',
+)
+def test_other_formats_are_named_and_not_opened(tmp_path, reader, data, kind):
+    (tmp_path / 'HR.png').write_bytes(data)
+    with pytest.raises(ValueError, match=f'HR.png must be BMP, JPEG, PGM, PNG, PPM, TIFF or WebP, is {kind}'):
+        reader(tmp_path / 'HR.png')
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'TIFF', 'BMP', 'WEBP'])
+def test_images_of_more_than_the_limit_are_refused_before_decoding(tmp_path, kind):
+    path = tmp_path / 'a.png'
+    path.write_bytes(saved(Image.new('RGB', (20, 10)), kind))
+    with pytest.raises(ValueError, match=r'must have at most 199 pixels \(max_pixels\), has 10x20'):
+        read(path, max_pixels=199)
+    assert read(path, max_pixels=200).pixels.shape == (10, 20, 3)
+
+
+def test_an_image_of_200_megapixels_is_opened(tmp_path):
+    file = io.BytesIO()
+    png_file.write(file, np.broadcast_to(np.uint8(0), (1, 1)))
+    data = bytearray(file.getvalue())
+    data[16:24] = struct.pack('>II', 20000, 10000)
+    data[29:33] = struct.pack('>I', zlib.crc32(data[12:29]))
+    (tmp_path / 'a.png').write_bytes(data)
+    assert image_file.inspect(tmp_path / 'a.png') == (10000, 20000)
+    assert formats.open_data(bytes(data), 'a').image.size == (20000, 10000)
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs FIFOs')
+@pytest.mark.parametrize('reader', [read, image_file.read, image_file.inspect])
+def test_a_fifo_is_refused_and_does_not_hang(tmp_path, reader):
+    os.mkfifo(tmp_path / 'a.png')
+    with pytest.raises(ValueError, match='a.png is not a regular file'):
+        reader(tmp_path / 'a.png')
+
+
+def test_orientation_in_damaged_exif_costs_no_pixels(tmp_path):
+    pixels = noise(9, 14, 3)
+    (tmp_path / 'a.webp').write_bytes(
+        saved(Image.fromarray(pixels), 'WEBP', lossless=True, exif=b'Exif\0\0II*\0\xff\xff')
+    )
+    assert same(read(tmp_path / 'a.webp').pixels, pixels)
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF'])
+def test_bands_of_a_large_image_come_back(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(png_file, '_BAND', 100)
+    pixels = noise(33, 14, 3)
+    path = tmp_path / f'a.{kind.lower()}'
+    write(path, Photograph(pixels))
+    assert same(read(path).pixels, pixels)
+
+
+def test_the_longest_names_can_be_written(tmp_path):
+    path = tmp_path / ('a' * 251 + '.png')
+    write(path, Photograph(noise(4, 4, 3)))
+    assert os.listdir(tmp_path) == [path.name]

@@ -6,7 +6,6 @@ import io
 import json
 import math
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -37,7 +36,6 @@ from ..tiny_benchmark import SIZES, photo, write_benchmark
 
 from basicsr.metrics import calculate_psnr, calculate_ssim  # isort: skip  # after spinsr
 
-BENCHMARK = Path(__file__).resolve().parents[3] / 'shared' / 'data' / 'benchmark'
 each_protocol = pytest.mark.parametrize('protocol', PROTOCOLS)
 
 
@@ -228,15 +226,16 @@ def test_mean_of_spin_published_is_rounded_up(tmp_path):
     assert (entry['psnr'], entry['ssim']) == (57.42, 1.0)
 
 
+def refuse(x):
+    raise RuntimeError('this size is refused')
+
+
 @pytest.mark.parametrize(
     ('forward', 'message'),
     [
         (lambda x: x, r'baby.png: the super-resolved image must have the shape of HR'),
         (lambda x: x.repeat(1, 1, 2, 2) * math.nan, r'baby.png: .*not finite'),
-        (
-            lambda x: torch.ones(2, 3) @ x[0, 0],
-            r'baby.png: the network fails on the LR image of 18x21 \(HxW\): mm: mat1',
-        ),
+        (refuse, r'baby.png: the network fails on the LR image of 18x21 \(HxW\): this size is refused'),
     ],
     ids=['size', 'nan', 'refused'],
 )
@@ -349,10 +348,10 @@ def lr_folder_empty(folder):
 @pytest.mark.parametrize(
     ('damage', 'message'),
     [
-        (hr_text, 'HR/bird.png is no image'),
+        (hr_text, 'HR/bird.png is not an image'),
         (hr_truncated, 'HR/bird.png cannot be read whole'),
         (hr_gone, 'LR_bicubic/X2/birdx2.png has no HR image'),
-        (hr_empty, 'HR holds no images'),
+        (hr_empty, 'no images .*HR'),
         (hr_one_pixel, 'HR/bird.png: sides must be at least the scale 2, got 1x1'),
         (hr_tiff_of_16_bits, 'HR/deep.tiff must have 8 bits a channel'),
         (hr_twice, r'different names, got .*bird.bmp and .*bird.png'),
@@ -383,7 +382,7 @@ def test_file_that_changes_during_the_work(tmp_path):
 
 
 def test_folder_that_does_not_exist(tmp_path):
-    with pytest.raises(ValueError, match='nowhere/HR is no folder'):
+    with pytest.raises(ValueError, match='not a directory: .*nowhere/HR'):
         evaluate([tmp_path / 'nowhere'], [2], evaluation.upsample)
 
 
@@ -426,7 +425,7 @@ def test_images_are_found(tmp_path, pair, name):
         (['babyface.png', 'babyx2.png', 'baby_x3_y.png', 'mybaby.png'], 'holds no image called baby'),
         (['baby_A_x4.png', 'baby_B_x4.png'], 'must hold one image of baby, got baby_A_x4.png, baby_B_x4.png'),
         (['baby.png', 'baby_x4.png'], 'must hold one image of baby, got baby.png, baby_x4.png'),
-        ([], 'holds no images'),
+        ([], 'no images '),
     ],
     ids=['missing', 'others', 'two', 'two_plain', 'empty'],
 )
@@ -573,10 +572,8 @@ def test_missing_pyiqa_is_said(monkeypatch):
 @pytest.mark.parametrize(
     ('scale', 'psnr', 'ssim'), [(2, 33.673, 0.9303), (3, 30.403, 0.8689), (4, 28.429, 0.8111)], ids=['x2', 'x3', 'x4']
 )
-def test_bicubic_on_set5(scale, psnr, ssim):
-    if not BENCHMARK.is_dir():
-        pytest.skip(f'needs {BENCHMARK}')
-    (result,) = evaluate([BENCHMARK / 'Set5'], [scale], evaluation.upsample, protocols=['y_crop_scale'])
+def test_bicubic_on_set5(benchmark_folder, scale, psnr, ssim):
+    (result,) = evaluate([benchmark_folder / 'Set5'], [scale], evaluation.upsample, protocols=['y_crop_scale'])
     entry = result['protocols']['y_crop_scale']
     assert (round(entry['psnr'], 3), round(entry['ssim'], 4)) == (psnr, ssim)
 

@@ -1,6 +1,7 @@
 import logging
 import math
-from pathlib import Path
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import spinsr
 from spinsr.data import bicubic
 from spinsr.inference import upscale as upscaling
 from spinsr.inference.upscale import scale_of, super_resolve
+from spinsr.utils import memory
 
-from ..networks import SMALL
+from ..networks import SMALL, settled
 
 each_arch = pytest.mark.parametrize('arch', SMALL)
 
@@ -172,8 +174,8 @@ def test_grey_is_the_mean_of_the_three_outputs():
     assert (out == 70).all()
 
 
-def test_what_is_no_number_is_an_error_and_no_image(image):
-    with pytest.raises(ValueError, match="NaN or infinity with precision='fp32'"):
+def test_nan_is_an_error_and_not_an_image(image):
+    with pytest.raises(ValueError, match=r"contains NaN or Inf \(precision='fp32'\)"):
         spinsr.upscale(image, Twice(math.nan))
 
 
@@ -282,8 +284,8 @@ def test_tiles_are_halved_until_memory_suffices(error, caplog):
     net.room = 10**9
     assert torch.equal(y, super_resolve(x, net, tile=37))
     assert caplog.messages == [
-        'memory ran out for 100x150 (HxW) pixels whole; tiles of 75',
-        'memory ran out for 100x150 (HxW) pixels in tiles of 75; tiles of 37',
+        'out of memory for a 100x150 image (whole image); trying 75-px tiles',
+        'out of memory for a 100x150 image (75-px tiles); trying 37-px tiles',
     ]
 
 
@@ -304,8 +306,17 @@ def test_an_image_that_fails_in_the_middle_is_done_again_from_the_start():
 def test_below_the_smallest_tile_the_error_says_what_was_tried():
     with pytest.raises(MemoryError) as error:
         super_resolve(torch.rand(1, 3, 100, 100), Small(torch.OutOfMemoryError('CUDA out of memory\nmore'), 9))
-    expected = 'memory runs out for 100x100 (HxW) pixels whole, in tiles of 50, in tiles of 32: CUDA out of memory'
+    expected = 'out of memory for a 100x100 image (tried: whole image, 50-px tiles, 32-px tiles)'
     assert str(error.value) == expected
+
+
+@pytest.mark.parametrize(('tile', 'tried'), [(None, 'whole image'), (50, '50-px tiles')])
+def test_without_smaller_tiles_the_first_try_is_the_last(tile, tried):
+    net = Small(torch.OutOfMemoryError('CUDA out of memory'), 9)
+    with pytest.raises(MemoryError) as error:
+        super_resolve(torch.rand(1, 3, 100, 100), net, tile=tile, smaller_tiles=False)
+    assert str(error.value) == f'out of memory for a 100x100 image (tried: {tried})'
+    assert len(net.sizes) == 1
 
 
 def test_other_errors_of_the_network_are_not_tried_again():
@@ -355,7 +366,7 @@ def test_half_precision_computes_in_half_and_gives_float32(precision):
 @each_arch
 @pytest.mark.parametrize('precision', ['bf16', 'fp16'])
 def test_half_precision_of_our_networks(arch, precision, image):
-    net = spinsr.load(arch, scale=2, weights=None, **SMALL[arch])
+    net = settled(spinsr.load(arch, scale=2, weights=None, **SMALL[arch]))
     full = spinsr.upscale(image, net).astype(int)
     assert abs(spinsr.upscale(image, net, precision=precision) - full).max() <= 3
 
@@ -386,22 +397,147 @@ def test_a_network_that_does_not_enlarge_by_a_whole_number_is_refused():
 
 
 def test_a_network_that_takes_no_rgb_has_no_scale():
-    with pytest.raises(ValueError, match='the network must take RGB images: .*channels'):
+    with pytest.raises(ValueError, match='the network must take RGB or grey images: '):
         scale_of(nn.Conv2d(1, 1, 3))
 
 
 def test_scale_of_a_network_that_gives_several_images_is_refused():
-    with pytest.raises(ValueError, match='the network must take RGB images: .*tuple'):
+    with pytest.raises(ValueError, match='the network must take RGB or grey images: '):
         scale_of(nn.MaxPool2d(2, return_indices=True))
 
 
-@pytest.mark.skipif(not Path('/proc/meminfo').exists(), reason='needs Linux')
+@pytest.mark.parametrize('shape', [(70, 45, 3), (45, 70), (33, 100, 4), (113, 40, 3)], ids=str)
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_tiles_are_rounded_band_by_band_as_the_whole_is(shape, dtype):
+    image = np.random.randint(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
+    net, white = Local(2), np.iinfo(dtype).max
+    colours = image.reshape(*shape[:2], -1)[..., :3]
+    x = torch.from_numpy(colours.astype(np.float32) / np.float32(white)).permute(2, 0, 1)[None].expand(-1, 3, -1, -1)
+    y = super_resolve(x, net, tile=32)[0]
+    y = y.mean(0, keepdim=True) if len(shape) == 2 else y
+    expected = (y * white).round().clamp(0, white).permute(1, 2, 0).numpy().astype(dtype).squeeze()
+    found = spinsr.upscale(image, net, tile=32)
+    assert np.array_equal(found[..., :3] if len(shape) == 3 else found, expected)
+
+
+def test_bytes_become_the_floats_that_numpy_makes():
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
+    seen = []
+
+    class Seen(nn.Upsample):
+        def forward(self, x):
+            seen.append(x.clone())
+            return super().forward(x)
+
+    spinsr.upscale(values, Seen(scale_factor=2))
+    assert np.array_equal(seen[-1][0, 0].numpy(), values[..., 0].astype(np.float32) / np.float32(255))
+
+
+def test_a_result_that_does_not_fit_is_said_once_and_no_smaller_tiles_are_tried(monkeypatch):
+    def refuse(*_):
+        raise MemoryError
+
+    net = Local(2)
+    scale_of(net)
+    net.sizes.clear()
+    monkeypatch.setattr(np, 'empty', refuse)
+    with pytest.raises(MemoryError, match='^out of memory for a 80x90 image: the result takes'):
+        spinsr.upscale(np.zeros((80, 90, 3), np.uint8), net, tile=40)
+    assert len(net.sizes) == 1
+
+
+@pytest.mark.parametrize('size', [(7, 9), (8, 5), (1, 1)], ids=str)
+@pytest.mark.parametrize('scale', [1, 2, 4])
+def test_networks_that_halve_the_image_first_get_a_multiple(size, scale):
+    net = spinsr.load('RRDBNet', scale, None, num_feat=4, num_block=1, num_grow_ch=4)
+    out = spinsr.upscale(np.random.randint(0, 256, (*size, 3), np.uint8), net)
+    assert out.shape == (scale * size[0], scale * size[1], 3)
+
+
+class OneChannel(nn.Module):
+    """Nearest neighbours, and only of one channel."""
+
+    def forward(self, x):
+        assert x.shape[1] == 1
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_a_network_of_one_channel_gets_y_and_the_colours_stay(dtype):
+    white = np.iinfo(dtype).max
+    image = np.broadcast_to(np.array([200, 30, 90], np.float64) / 255 * white, (6, 8, 3)).round().astype(dtype)
+    net = OneChannel()
+    assert (scale_of(net), upscaling.channels_of(net)) == (2, 1)
+    out = spinsr.upscale(image, net)
+    assert out.shape == (12, 16, 3)
+    assert abs(out.astype(int) - image[0, 0].astype(int)).max() <= white // 255
+
+
+def test_a_network_of_one_channel_sees_the_y_of_basicsr():
+    from basicsr.utils.color_util import rgb2ycbcr
+
+    image = np.random.randint(0, 256, (6, 8, 3), np.uint8)
+    seen = []
+
+    class Seen(OneChannel):
+        def forward(self, x):
+            y = super().forward(x)
+            seen.append(x)
+            return y
+
+    out = spinsr.upscale(image, Seen())
+    expected = rgb2ycbcr(image.astype(np.float32) / 255, y_only=True)
+    assert np.allclose(seen[-1][0, 0].numpy(), expected, atol=1e-6)
+    y = rgb2ycbcr(out.astype(np.float32) / 255, y_only=True)
+    assert abs(y - expected.repeat(2, 0).repeat(2, 1)).max() < 0.1
+
+
+def test_grey_through_a_network_of_one_channel_stays_exact():
+    image = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert np.array_equal(spinsr.upscale(image, OneChannel()), image.repeat(2, 0).repeat(2, 1))
+
+
+def test_threads_share_a_network_and_every_module_gets_its_mode_back():
+    entered, leave = threading.Barrier(3), threading.Event()
+
+    class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frozen, self.modes = nn.BatchNorm2d(3), []
+
+        def forward(self, x):
+            if x.shape[2] > 8:
+                entered.wait(10)
+                leave.wait(10)
+            self.modes.append(self.training or self.frozen.training)
+            return nn.functional.interpolate(x, scale_factor=2)
+
+    net = Slow().train()
+    net.frozen.eval()
+    scale_of(net)
+    threads = [
+        threading.Thread(target=super_resolve, args=(torch.rand(1, 3, 9, size), net), daemon=True) for size in (9, 10)
+    ]
+    for thread in threads:
+        thread.start()
+    entered.wait(10)
+    assert not net.training
+    super_resolve(torch.rand(1, 3, 8, 8), net)  # one that ends while others run
+    assert not net.training
+    leave.set()
+    for thread in threads:
+        thread.join(10)
+    assert net.training and not net.frozen.training
+    assert not any(net.modes)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='needs Linux')
 class TestLimitedMemory:
     def test_memory_runs_out_with_an_error_and_the_limit_goes_again(self, monkeypatch):
         import resource
 
         before = resource.getrlimit(resource.RLIMIT_DATA)
-        monkeypatch.setattr(upscaling, '_available_memory', lambda: 100 * 2**20)
+        monkeypatch.setattr(memory, 'available', lambda: 100 * 2**20)
         net = Local()
         seen = []
 
@@ -426,25 +562,3 @@ class TestLimitedMemory:
                 assert resource.getrlimit(resource.RLIMIT_DATA)[0] <= lower
         finally:
             resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-    @pytest.mark.parametrize(
-        ('files', 'expected'),
-        [
-            ({'/proc/meminfo': 'MemTotal: 9 kB\nMemAvailable:  7 kB\nHugePages_Total: 0\n'}, 7 * 1024),
-            ({}, None),
-            ({'/proc/meminfo': 'MemAvailable: 7 kB', 'max': 'max\n', 'stat': 'anon 5\nfile 7'}, 7 * 1024),
-            ({'/proc/meminfo': 'MemAvailable: 7 kB', 'max': '1000\n', 'stat': 'anon 300\nfile 7'}, 700),
-            ({'/proc/meminfo': 'MemAvailable: 7 kB', 'max': '100000\n', 'stat': 'anon 300\nfile 7'}, 7 * 1024),
-            ({'/proc/meminfo': 'MemAvailable: 7 kB', 'max': '100\n', 'stat': 'anon 300\nfile 7'}, 0),
-        ],
-        ids=['machine', 'no_linux', 'no_limit', 'container', 'large_container', 'full_container'],
-    )
-    def test_available_memory(self, monkeypatch, files, expected):
-        def read(path):
-            for name, text in files.items():
-                if str(path).endswith(name):
-                    return text
-            raise FileNotFoundError(path)
-
-        monkeypatch.setattr(Path, 'read_text', read)
-        assert upscaling._available_memory() == expected

@@ -1,4 +1,4 @@
-"""The losses that SRModel does not have, in training: SpinsrModel's, and the two steps of UncertaintyModel."""
+"""The losses that SRModel does not have, in training: SpinsrModel's, a teacher's, and the steps of UncertaintyModel."""
 
 import copy
 
@@ -20,6 +20,9 @@ register()
 
 TV = {'train:tv_opt': {'type': 'WeightedTVLoss', 'loss_weight': 0.5}}
 CONTRASTIVE = {'train:contrastive_opt': {'type': 'ContrastiveLoss', 'loss_weight': 0.1, 'num_feat': 4}}
+DISTILL = {'train:distill_opt': {'type': 'L1Loss', 'loss_weight': 0.5, 'reduction': 'mean'}}
+TEACHER_ALONE = {**DISTILL, 'train:pixel_opt': None}
+THEN_HR = {**DISTILL, 'train:distill_iters': 2, 'train:pixel_after': 2}
 SMALL = {'num_feat': 4, 'num_block': 1, 'squeeze_factor': 2, 'upscale': 2}
 ESTIMATION = {
     'model_type': 'UncertaintyModel',
@@ -37,13 +40,14 @@ def build(**changes):
 
 def batch(size=4):
     generator = torch.Generator().manual_seed(1)
-    return {name: torch.rand(size, 3, side, side, generator=generator) for name, side in (('lq', 8), ('gt', 16))}
+    sides = {'lq': 8, 'gt': 16, 'teacher': 16}
+    return {name: torch.rand(size, 3, side, side, generator=generator) for name, side in sides.items()}
 
 
-def step(model, data=None):
-    model.update_learning_rate(1)
+def step(model, data=None, iteration=1):
+    model.update_learning_rate(iteration)
     model.feed_data(data or batch())
-    model.optimize_parameters(1)
+    model.optimize_parameters(iteration)
     return model
 
 
@@ -61,7 +65,7 @@ def estimator(tmp_path, monkeypatch):
 
 
 def test_losses_are_called_with_what_they_need():
-    model = build(**TV, **CONTRASTIVE)
+    model = build(**TV, **CONTRASTIVE, **DISTILL)
     data = batch()
     with torch.no_grad():
         output = model.net_g(data['lq'])
@@ -69,11 +73,12 @@ def test_losses_are_called_with_what_they_need():
         'l_pix': (output - data['gt']).abs().mean(),
         'l_tv': build_loss(TV['train:tv_opt'])(output),
         'l_contrastive': build_loss(CONTRASTIVE['train:contrastive_opt'])(output, data['gt'], data['lq']),
+        'l_distill': 0.5 * (output - data['teacher']).abs().mean(),
     }
     assert step(model, data).log_dict == pytest.approx({key: loss.item() for key, loss in expected.items()}, rel=1e-5)
 
 
-@pytest.mark.parametrize('loss', [TV, CONTRASTIVE], ids=['tv', 'contrastive'])
+@pytest.mark.parametrize('loss', [TV, CONTRASTIVE, DISTILL], ids=['tv', 'contrastive', 'distill'])
 def test_a_loss_more_changes_the_gradient(loss):
     plain, more = step(build()), step(build(**loss))
     assert not torch.allclose(gradients(plain)[0], gradients(more)[0], rtol=1e-2)
@@ -81,8 +86,8 @@ def test_a_loss_more_changes_the_gradient(loss):
 
 @pytest.mark.parametrize(
     'changes',
-    [TV, CONTRASTIVE, ESTIMATION, {**ESTIMATION, 'train:pixel_opt:reduction': 'sum'}],
-    ids=['tv', 'contrastive', 'estimation', 'estimation-sum'],
+    [TV, CONTRASTIVE, DISTILL, TEACHER_ALONE, ESTIMATION, {**ESTIMATION, 'train:pixel_opt:reduction': 'sum'}],
+    ids=['tv', 'contrastive', 'distill', 'teacher-alone', 'estimation', 'estimation-sum'],
 )
 def test_accumulated_parts_give_the_batch(changes):
     whole, parted = step(build(**changes)), step(build(**changes, **{'train:accumulate': 2}))
@@ -91,8 +96,67 @@ def test_accumulated_parts_give_the_batch(changes):
     assert whole.log_dict == pytest.approx(parted.log_dict, rel=1e-5)
 
 
+def test_a_teacher_alone_is_trained_on_as_hr_would_be():
+    data = batch()
+    as_hr = step(build(**{'train:pixel_opt': DISTILL['train:distill_opt']}), {**data, 'gt': data['teacher']})
+    for given in (data, {name: data[name] for name in ('lq', 'teacher')}):
+        alone = step(build(**TEACHER_ALONE), given)
+        assert alone.log_dict == {'l_distill': as_hr.log_dict['l_pix']}
+        assert all(map(torch.equal, gradients(alone), gradients(as_hr)))
+
+
+@pytest.mark.parametrize('more', [{}, {'train:accumulate': 2}], ids=['at-once', 'in-two-parts'])
+def test_teacher_then_hr(more):
+    model = build(**THEN_HR, **more)
+    losses = [list(step(model, batch(), iteration).log_dict) for iteration in (1, 2, 3, 4)]
+    assert losses == [['l_distill'], ['l_distill'], ['l_pix'], ['l_pix']]
+
+
+def test_patches_that_grow_are_cut_out_of_the_output_too():
+    sizes = {'gt_sizes': [8, 16], 'iters': [2, 2], 'mini_batch_sizes': [4, 2], 'batch_size_per_gpu': 4}
+    changes = {f'datasets:train:{key}': value for key, value in sizes.items()}
+    model, data = build(**DISTILL, **changes), batch()
+    data['teacher'] = data['gt'] / 2
+    for iteration, (images, side) in enumerate([(4, 8), (4, 8), (2, 16)], start=1):
+        step(model, data, iteration)
+        assert model.targets['teacher'].shape == (images, 3, side, side)
+        assert torch.equal(model.targets['teacher'], model.targets['gt'] / 2)
+
+
+def test_an_iteration_that_is_not_finite_through_the_teacher_is_skipped():
+    model, data = build(**DISTILL), batch()
+    before = copy.deepcopy(model.net_g.state_dict())
+    data['teacher'][0, 0, 0, 0] = float('nan')
+    step(model, data)
+    assert model.nonfinite == 1
+    torch.testing.assert_close(model.net_g.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'missing', 'line'),
+    [
+        (DISTILL, 'teacher', 'train:distill_opt needs the outputs of a teacher, .* datasets:train .* gives none'),
+        (DISTILL, 'gt', 'train:pixel_opt needs HR'),
+        ({**TEACHER_ALONE, **CONTRASTIVE}, 'gt', 'train:contrastive_opt needs HR'),
+    ],
+    ids=['teacher', 'hr', 'hr-of-another-loss'],
+)
+def test_what_a_loss_needs_and_the_data_lacks_is_said_in_the_first_iteration(changes, missing, line):
+    data = batch()
+    del data[missing]
+    with pytest.raises(OptionError, match=line):
+        step(build(**changes), data)
+
+
+def test_validation_needs_no_teacher():
+    model = step(build(**TEACHER_ALONE))
+    model.feed_data({name: value for name, value in batch().items() if name != 'teacher'})
+    model.test()
+    assert model.get_current_visuals()['result'].shape == (4, 3, 16, 16)
+
+
 @pytest.mark.parametrize('precision', ['bf16', 'fp16'])
-@pytest.mark.parametrize('changes', [{**TV, **CONTRASTIVE}, ESTIMATION], ids=['more', 'estimation'])
+@pytest.mark.parametrize('changes', [{**TV, **CONTRASTIVE, **DISTILL}, ESTIMATION], ids=['more', 'estimation'])
 def test_losses_are_in_float32_under_autocast(changes, precision):
     exact, half = step(build(**changes)), step(build(**changes, **{'train:precision': precision}))
     assert half.log_dict == pytest.approx(exact.log_dict, rel=2e-2)
@@ -107,6 +171,18 @@ def test_estimator_learns_with_the_network_in_the_first_step():
     assert not any(torch.equal(after[name], before[name]) for name in ('conv_first.weight', 'conv_last.weight'))
     assert len(model.optimizer_g.param_groups) == 2
     assert model.get_current_learning_rate() == [1e-3, 1e-3]
+
+
+def test_estimator_learns_by_muon():
+    model = build(**ESTIMATION, **{'train:optim_g': {'type': 'Muon', 'lr': 0.01}})
+    before = copy.deepcopy(model.net_s.state_dict())
+    step(model)
+    after = model.net_s.state_dict()
+    assert not any(torch.equal(after[name], before[name]) for name in ('conv_first.weight', 'conv_last.weight'))
+    matrices, others = ({id(p) for p in group['params']} for group in model.optimizer_g.param_groups)
+    for net in (model.net_g, model.net_s):
+        assert {id(net.conv_first.weight), id(net.conv_last.weight)} <= others
+        assert {id(p) for p in net.parameters()} <= matrices | others and matrices & {id(p) for p in net.parameters()}
 
 
 def test_estimator_learns_where_the_error_is_large():
@@ -152,6 +228,12 @@ def test_second_step_weights_the_error(estimator):
         ({**ESTIMATION, 'network_s': None}, 'needs the section network_s'),
         ({**DRIVEN, 'path:pretrain_network_s': None}, 'path:pretrain_network_s must name'),
         ({'train:tv_opt': 0.5}, 'train:tv_opt must be a section'),
+        ({'train:distill_opt': {'type': 'ContrastiveLoss'}}, 'ContrastiveLoss needs .*lq, but .* gives it output, tea'),
+        ({'train:distill_iters': 2}, 'train:distill_iters: needs distill_opt'),
+        (
+            {**DISTILL, 'train:distill_iters': 0},
+            'train:distill_iters must be a whole number of at least 1, or ~, got 0',
+        ),
         (
             {'train:pixel_opt': {'type': 'UncertaintyEstimationLoss'}},
             'train:pixel_opt: .* needs pred, target, log_scale',
@@ -163,7 +245,7 @@ def test_second_step_weights_the_error(estimator):
         ({'train:tv_opt': {'type': 'L1Loss'}}, 'train:tv_opt: L1Loss needs pred, target, but .* gives it output$'),
         ({'train:contrastive_opt': {'type': 'L1Loss'}}, 'train:contrastive_opt: L1Loss needs pred, target'),
     ],
-    ids=['loss', 'no-loss', 'no-estimator', 'no-weights', 'no-section']
+    ids=['loss', 'no-loss', 'no-estimator', 'no-weights', 'no-section', 'distill-with-lr', 'no-teacher', 'none']
     + ['uncertainty-without-estimator', 'contrastive-as-pixel', 'pixel-as-tv', 'pixel-as-contrastive'],
 )
 def test_wrong_options_are_one_line(changes, line):

@@ -18,8 +18,9 @@ from spinsr import train
 from spinsr.models.spinsr_model import SpinsrModel
 from spinsr.training import checkpoints
 from spinsr.training.sampling import mixed_seed
+from spinsr.utils import atomic_write
 
-from ..tiny_project import TRAIN, changed, write_images, write_options
+from ..tiny_project import DISTILLATION, TRAIN, changed, write_images, write_options, write_outputs
 
 LONG = {
     'train:total_iter': 11,
@@ -56,6 +57,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(basicsr_logger, 'initialized_logger', {})
     write_images(tmp_path, 5)
+    write_outputs(tmp_path, 5)
     return tmp_path
 
 
@@ -160,6 +162,17 @@ MUON = {'train:optim_g': {'type': 'Muon', 'lr': 0.01, 'adam': {'params': ['conv_
     [
         pytest.param(LOSSES, ['net_g'], id='more-losses'),
         pytest.param({**MUON, 'train:warmup_iter': 3}, ['net_g'], id='muon'),
+        pytest.param(
+            {**DISTILLATION, **GROWS, 'train:distill_iters': 6, 'train:pixel_after': 5},
+            ['net_g'],
+            id='teacher-then-hr-with-growing-patches',
+        ),
+        pytest.param(
+            {**DISTILLATION, **GROWS, 'train:pixel_opt': None, 'datasets:train:read_gt': False},
+            ['net_g'],
+            id='teacher-alone-with-growing-patches',
+            marks=pytest.mark.slow,
+        ),
         pytest.param(UNCERTAINTY, ['net_g', 'net_s'], id='uncertainty-estimation'),
         pytest.param(
             {
@@ -397,7 +410,7 @@ def test_full_disk_is_one_line_and_the_checkpoint_before_it_stays(project, monke
         file = open(path, mode)
         return Full(file) if len(writes) > 2 else file
 
-    monkeypatch.setattr(checkpoints, 'open', opened, raising=False)
+    monkeypatch.setattr(atomic_write, 'open', opened, raising=False)
     assert train.main(['-opt', whole]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith('spinsr.train: error: ')

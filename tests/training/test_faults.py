@@ -18,7 +18,7 @@ from ..tiny_project import TRAIN, changed, write_images, write_options
 
 pytestmark = pytest.mark.slow
 
-KILLS = 24
+KILLS, STOPS = 24, 5
 LONG = {
     'network_g:num_feat': 40,
     'network_g:num_block': 2,
@@ -120,6 +120,48 @@ def test_killed_training_ends_with_the_bits_of_one_that_was_not(tmp_path, capsys
     assert kills >= 20 and in_a_write >= 3 and resumes >= kills - 1
     assert saved(broken) == saved(whole) == {318, 324, 330}
     assert not parts(broken)
+
+
+@pytest.mark.skipif(not hasattr(signal, 'sigwaitinfo'), reason='the workers are not spared on macOS and Windows')
+def test_training_whose_processes_get_sigterm_again_and_again_ends_with_the_same_bits(tmp_path, capsys):
+    whole, broken = project(tmp_path / 'whole'), project(tmp_path / 'broken')
+    assert start(tmp_path / 'whole').wait() == 0
+    rng, log = random.Random(0), tmp_path / 'broken/log.txt'
+    for number in range(1, STOPS + 1):
+        before = saved(broken)
+        process = start(tmp_path / 'broken', '--auto_resume', start_new_session=True)
+        while process.poll() is None and number % 3 and not saved(broken) - before:
+            time.sleep(0.002)
+        while log.read_text().count('Start training') < number and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.6))
+        for _ in range(2):  # as `timeout` does
+            os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait() == 0, log.read_text()[-2000:]
+        with pytest.raises(ProcessLookupError):  # no worker is left
+            os.killpg(process.pid, 0)
+    stops, nothing = (log.read_text().count(words) for words in ('training stops after', 'nothing was trained'))
+    with capsys.disabled():
+        print(f'\n{stops} stops, {nothing} before the first iteration')
+    assert stops + nothing == STOPS and stops >= STOPS / 2
+    assert start(tmp_path / 'broken', '--auto_resume').wait() == 0
+    assert 'Traceback' not in log.read_text()
+    assert differences(final(broken, 330), final(whole, 330)) == 0
+
+
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='looks into /proc')
+def test_sigterm_while_the_program_is_imported_ends_it_in_order(tmp_path):
+    project(tmp_path / 'early')
+    process = start(tmp_path / 'early')
+    status = Path(f'/proc/{process.pid}/status')
+    while not int(re.search(r'SigCgt:\s+(\w+)', status.read_text()).group(1), 16) >> signal.SIGTERM - 1 & 1:
+        time.sleep(0.001)
+    process.terminate()
+    assert process.wait() == 0
+    assert (
+        'SIGTERM before the first iteration of this run: nothing was trained'
+        in (tmp_path / 'early/log.txt').read_text()
+    )
 
 
 def test_full_disk_ends_training_and_leaves_the_last_checkpoint(tmp_path):

@@ -11,7 +11,8 @@ from spinsr.training.grad_checkpointing import recompute_blocks
 from ..networks import SMALL
 from ..tiny_project import TRAIN, changed
 
-each_arch = pytest.mark.parametrize('arch', SMALL)
+# EMT has batch normalisation, which is refused.
+each_arch = pytest.mark.parametrize('arch', [arch for arch in SMALL if arch != 'EMT'])
 
 
 def results(net, x):

@@ -109,7 +109,7 @@ def test_generators_of_the_process_stay_where_they_were():
     epoch(sampler())
     assert random.getstate() == before[0]
     assert (np.random.get_state()[1] == before[1]).all()
-    # The loader itself draws a seed; the loaders of spinsr.data.loader have a generator of their own.
+    # The loader itself draws a seed; the loaders of spinsr.training.loader have a generator of their own.
     torch.empty((), dtype=torch.int64).random_()
     assert not torch.equal(torch.get_rng_state(), before[2])
 
@@ -144,8 +144,8 @@ def damage_pixels(path):
     [
         pytest.param(lambda hr, lr: os.truncate(hr, 700), r'hr/1\.png cannot be read whole', id='truncated'),
         pytest.param(lambda hr, lr: damage_pixels(lr), r'lr/1\.png cannot be read whole', id='wrong-checksum'),
-        pytest.param(lambda hr, lr: hr.write_bytes(b''), r'hr/1\.png is no image', id='empty'),
-        pytest.param(lambda hr, lr: lr.write_text('no image'), r'lr/1\.png is no image', id='text'),
+        pytest.param(lambda hr, lr: hr.write_bytes(b''), r'hr/1\.png is not an image', id='empty'),
+        pytest.param(lambda hr, lr: lr.write_text('no image'), r'lr/1\.png is not an image', id='text'),
         pytest.param(lambda hr, lr: hr.unlink(), r'hr/1\.png cannot be read: No such file', id='gone'),
         pytest.param(
             lambda hr, lr: cv2.imwrite(str(hr), np.zeros((20, 24, 3), np.uint8)),

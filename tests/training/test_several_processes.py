@@ -15,7 +15,7 @@ import torch
 from spinsr import train
 from spinsr.training import distributed
 
-from ..tiny_project import TRAIN, changed, write_images, write_options
+from ..tiny_project import DISTILLATION, TRAIN, changed, write_images, write_options, write_outputs
 
 WITHOUT_SHOW = {'network_g:num_block': 1, 'logger:print_freq': 1000}
 
@@ -52,6 +52,7 @@ def gradients(folder):
 def project(folder, **changes):
     folder.mkdir()
     write_images(folder, 7)
+    write_outputs(folder, 7)
     write_options(folder / 'tiny.yml', changed(TRAIN, {**WITHOUT_SHOW, **changes}))
     return folder
 
@@ -75,6 +76,7 @@ UNCERTAINTY = {
         pytest.param(1, {'train:pixel_opt:reduction': 'sum'}, id='at-once', marks=pytest.mark.slow),
         pytest.param(2, {'train:pixel_opt:reduction': 'mean'}, id='in-two-parts', marks=pytest.mark.slow),
         pytest.param(2, UNCERTAINTY, id='in-two-parts-of-two-networks'),
+        pytest.param(2, DISTILLATION, id='in-two-parts-with-a-teacher', marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(tmp_path, accumulate, changes):
@@ -186,6 +188,67 @@ def test_dead_process_ends_the_job_and_a_restart_goes_on(tmp_path):
     assert 'Signal 9 (SIGKILL) received' in output
 
 
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """The weights of a training of two processes that never stopped."""
+    folder = project(tmp_path_factory.mktemp('two') / 'whole', **STOPPED)
+    run = start(folder, ['-opt', 'tiny.yml'], processes=2)
+    output = finish(run)
+    assert run.returncode == 0, output
+    return weights(folder)
+
+
+def weights(folder):
+    return torch.load(folder / 'experiments/tiny/models/net_g_latest.pth', weights_only=True)
+
+
+def states(folder):
+    return sorted(int(path.stem) for path in (folder / 'experiments/tiny/training_states').iterdir())
+
+
+STOPPED = {
+    'train:total_iter': 200,
+    'logger:save_checkpoint_freq': 10,
+    'datasets:train:batch_size_per_gpu': 1,
+    'datasets:train:num_worker_per_gpu': 1,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path('/proc/self/environ').exists(), reason='finds the processes in /proc')
+@pytest.mark.parametrize('rank', [0, 1, None], ids=['first', 'second', 'torchrun'])
+def test_sigterm_ends_all_processes_after_the_same_iteration(tmp_path, whole, rank):
+    folder = project(tmp_path / 'broken', **STOPPED)
+    run = start(folder, ['-opt', 'tiny.yml'], processes=2)
+    wait_for(folder / 'experiments/tiny/training_states/10.state')
+    if rank is None:  # passes the signal on and ends with an error of its own, when the others are done
+        run.terminate()
+    else:
+        kill_rank(run, rank, signal.SIGTERM)
+    output = finish(run)
+
+    assert (run.returncode == 0) == (rank is not None), output
+    assert output.count('SIGTERM: training stops after iteration ') == 1
+    last = states(folder)[-1]
+    assert f'training stops after iteration {last} of 200.' in output and last < 200
+    again = ['-opt', 'tiny.yml', '--launcher', 'pytorch', '--auto_resume']
+    assert f'To go on: torchrun --nproc_per_node=2 -m spinsr.train {" ".join(again)}' in output
+    run = start(folder, ['-opt', 'tiny.yml', '--auto_resume'], processes=2)
+    output = finish(run)
+    assert run.returncode == 0, output
+    torch.testing.assert_close(weights(folder), whole, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_time_limit_ends_all_processes(tmp_path):
+    folder = project(tmp_path / 'limited', **STOPPED, **{'train:time_limit': '1s'})
+    run = start(folder, ['-opt', 'tiny.yml'], processes=2)
+    output = finish(run)
+    assert run.returncode == 0, output
+    assert output.count('train:time_limit: training stops after iteration 1 of 200.') == 1
+    assert states(folder) == [1]
+
+
 def wait_for(path):
     wait_until(path.exists, f'{path} did not come')
 
@@ -197,8 +260,8 @@ def wait_until(condition, failure, seconds=120):
         time.sleep(0.02)
 
 
-def kill_rank(torchrun, rank):
-    """Kills the process of this rank; after an earlier kill it may have to be started first."""
+def kill_rank(torchrun, rank, number=signal.SIGKILL):
+    """Sends the process of this rank a signal; after an earlier kill it may have to be started first."""
 
     def kill():
         for process in Path('/proc').glob('[0-9]*'):
@@ -206,7 +269,7 @@ def kill_rank(torchrun, rank):
                 parent = int((process / 'stat').read_text().rpartition(')')[2].split()[1])
                 environment = (process / 'environ').read_bytes().split(b'\0')
                 if parent == torchrun.pid and f'RANK={rank}'.encode() in environment:
-                    os.kill(int(process.name), signal.SIGKILL)
+                    os.kill(int(process.name), number)
                     return True
         return torchrun.poll() is not None
 

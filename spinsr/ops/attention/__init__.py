@@ -50,7 +50,8 @@ def superpixel_cross_attention(
     the device and type.
 
     Args:
-        q, k: Queries and keys of the pixels (B, N, num_heads * D).
+        q: Queries of the pixels (B, N, num_heads * D).
+        k: Keys of the pixels, of the same shape.
         v: Values of the pixels (B, N, C), C divisible by num_heads.
         tokens: Projected superpixel tokens (B, K, num_heads * D).
         num_heads: Number of heads.
@@ -92,7 +93,8 @@ def intra_superpixel_attention(
         out_n = sum of the a_k that hold n / number of superpixels that hold n, or v_n if no superpixel holds n
 
     Args:
-        q, k: (B, N, num_heads * D).
+        q: Queries (B, N, num_heads * D).
+        k: Keys, of the same shape.
         v: (B, N, C), C divisible by num_heads.
         indices: (B, K, T) int64, the pixels of each superpixel, each at most once; from `top_n`.
         num_heads: Number of heads.
@@ -148,7 +150,8 @@ def window_attention(
     the window there is one window of that length.
 
     Args:
-        q, k: (B, H, W, num_heads * D).
+        q: Queries (B, H, W, num_heads * D).
+        k: Keys, of the same shape.
         v: (B, H, W, C), C divisible by num_heads.
         window: Side of a window in pixels, >= 1.
         overlap: Pixels that neighbouring windows share, >= 0; windows move by at least one pixel.

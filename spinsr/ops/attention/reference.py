@@ -44,15 +44,23 @@ def intra_superpixel_attention(
 def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, overlap: int, num_heads: int) -> Tensor:
     """See `spinsr.ops.window_attention`."""
     b, h, w, c = v.shape
-    areas = [
-        (slice(None), slice(top, top + window), slice(left, left + window))
-        for top in window_starts(h, window, overlap)
-        for left in window_starts(w, window, overlap)
-    ]
-    inside = [torch.stack([x[area] for area in areas], 1).flatten(2, 3).flatten(0, 1) for x in (q, k, v)]
-    out = attend_heads(*inside, num_heads).unflatten(0, (b, len(areas)))  # (B, windows, T, C)
-    total, count = torch.zeros_like(v), v.new_zeros(h, w, 1)
-    for area, part in zip(areas, out.unbind(1), strict=True):
-        total[area] += part.unflatten(1, total[area].shape[1:3])
-        count[area[1:]] += 1
-    return total / count
+    rows, columns = (
+        torch.tensor(window_starts(side, window, overlap), device=v.device)[:, None]
+        + torch.arange(min(window, side), device=v.device)
+        for side in (h, w)
+    )  # (R, height of a window), (L, width of a window): the pixels of R x L windows along each side
+    inside = []
+    for x in (q, k, v):
+        x = x.index_select(1, rows.flatten()).index_select(2, columns.flatten())
+        x = x.unflatten(1, rows.shape).unflatten(3, columns.shape).transpose(2, 3)  # (B, R, L, height, width, C)
+        inside.append(x.flatten(3, 4).flatten(0, 2))
+    out = attend_heads(*inside, num_heads)  # (B * windows, T, C)
+    out = out.view(b, len(rows), len(columns), rows.shape[1], columns.shape[1], c).transpose(2, 3)
+    out = out.flatten(1, 2).flatten(2, 3)  # (B, R * height, L * width, C)
+    total = v.new_zeros(b, h, columns.numel(), c).index_add(1, rows.flatten(), out)
+    total = torch.zeros_like(v).index_add(2, columns.flatten(), total)
+    ones = v.new_ones(max(rows.numel(), columns.numel()))
+    in_rows, in_columns = (
+        v.new_zeros(side).index_add(0, i.flatten(), ones[: i.numel()]) for side, i in ((h, rows), (w, columns))
+    )
+    return total / (in_rows[:, None, None] * in_columns[:, None])

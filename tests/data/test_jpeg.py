@@ -1,0 +1,86 @@
+"""JPEG files whose data end early are recognised, those with harmless oddities are read."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spinsr.data import image_file, jpeg, photograph
+
+END = b'\xff\xd9'
+KINDS = {
+    'baseline': {},
+    'progressive': {'progressive': True},
+    'restarts': {'restart_marker_rows': 1},
+    'full-colour': {'subsampling': 0, 'optimize': True},
+    'grey': {'mode': 'L'},
+    'cmyk': {'mode': 'CMYK'},
+}
+
+
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
+def data(request, photo):
+    return encoded(photo, **request.param)
+
+
+def encoded(photo, mode='RGB', **options):
+    file = io.BytesIO()
+    Image.fromarray(photo(60, 80)).convert(mode).save(file, 'JPEG', **options)
+    return file.getvalue()
+
+
+def test_whole_files_are_accepted(data):
+    jpeg.check_complete(data)
+
+
+@pytest.mark.parametrize('share', [0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize('reader', [image_file.read, photograph.read], ids=['image_file', 'photograph'])
+def test_a_file_that_was_cut_and_closed_again_is_refused(tmp_path, data, reader, share):
+    path = tmp_path / 'a.jpg'
+    start = data.index(b'\xff\xda') + 14
+    path.write_bytes(data[: start + int(share * (len(data) - start))] + END)
+    with pytest.raises(ValueError, match='a.jpg cannot be read whole'):
+        reader(path)
+    with pytest.raises(ValueError, match='a.jpg cannot be read whole'):
+        image_file.verify(path.read_bytes(), path)
+
+
+def test_a_progressive_file_without_its_last_scans_is_refused(photo):
+    data = encoded(photo, progressive=True)
+    scans = [match.start() for match in re.finditer(b'\xff\xda', data)]
+    for start in scans[1:]:
+        with pytest.raises(ValueError, match='a scan is missing'):
+            jpeg.check_complete(data[:start] + END)
+
+
+@pytest.mark.parametrize('reader', [image_file.read, photograph.read], ids=['image_file', 'photograph'])
+def test_a_small_file_that_claims_a_large_image_is_refused(tmp_path, photo, reader):
+    data = bytearray(encoded(photo))
+    at = data.index(b'\xff\xc0') + 5
+    data[at : at + 4] = (12000).to_bytes(2, 'big') * 2
+    (tmp_path / 'a.jpg').write_bytes(data)
+    with pytest.raises(ValueError, match='a.jpg cannot be read whole'):
+        reader(tmp_path / 'a.jpg')
+
+
+ODD = {
+    'after-the-end': lambda data: data + b'more',
+    'before-the-end': lambda data: data[:-2] + b'abcd' + END,
+    'between-segments': lambda data: data[:20] + bytes(7) + data[20:],
+    'fill-bytes': lambda data: data[:2] + b'\xff\xff' + data[2:],
+    'comment': lambda data: data[:2] + b'\xff\xfe\0\x06\xff\xd9\xff\xda' + data[2:],
+    'second-image': lambda data: data + data[: len(data) // 2],
+}
+
+
+@pytest.mark.parametrize('change', ODD.values(), ids=ODD)
+def test_oddities_that_cost_no_samples_are_accepted(photo, change):
+    jpeg.check_complete(change(encoded(photo)))
+
+
+def test_what_is_read_is_what_was_written(tmp_path, data):
+    (tmp_path / 'a.jpg').write_bytes(data)
+    expected = np.array(Image.open(io.BytesIO(data)).convert('RGB'))
+    assert np.array_equal(image_file.read(tmp_path / 'a.jpg'), expected)

@@ -1,0 +1,39 @@
+import os
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from spinsr.utils import memory
+
+GB = 2**30
+
+
+@pytest.mark.parametrize(
+    ('files', 'expected'),
+    [
+        ({}, 7 * GB),
+        ({'memory.max': 'max\n', 'memory.stat': 'anon 5\nfile 7\n'}, 7 * GB),
+        ({'memory.max': '1000\n', 'memory.stat': 'file 7\nanon 300\n'}, 700),
+        ({'memory.max': f'{9 * GB}\n', 'memory.stat': f'anon {GB}\n'}, 7 * GB),
+        ({'memory.max': '100\n', 'memory.stat': 'anon 300\n'}, 0),
+        ({'memory/memory.limit_in_bytes': '1000\n', 'memory/memory.stat': 'cache 50\ntotal_rss 300\n'}, 700),
+        ({'memory/memory.limit_in_bytes': f'{2**63 - 4096}\n', 'memory/memory.stat': 'total_rss 300\n'}, 7 * GB),
+    ],
+    ids=['machine', 'no_limit', 'container', 'large_container', 'full_container', 'version_1', 'version_1_no_limit'],
+)
+def test_available(tmp_path, monkeypatch, files, expected):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, '_CGROUPS', tmp_path)
+    monkeypatch.setattr(psutil, 'virtual_memory', lambda: SimpleNamespace(available=7 * GB))
+    assert memory.available() == expected
+
+
+def test_peak_stays_when_memory_is_freed():
+    before = memory.peak_resident()
+    block = bytearray(os.urandom(1)) * (64 * 2**20)
+    held = memory.resident()
+    del block
+    assert memory.peak_resident() >= max(before, held - 2**20) > 2**20
