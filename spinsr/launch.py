@@ -23,9 +23,7 @@ from spinsr.utils.patching import replaced
 
 # What a shell says of a program that Ctrl-C has ended.
 INTERRUPTED = 130
-_NO_MEMORY = (
-    'out of memory, or of threads, within the limits of this process: a smaller batch or fewer workers may help'
-)
+_NO_MEMORY = 'out of memory or threads: a smaller batch or fewer workers may help'
 _LIMITS = ("can't start new thread", "can't allocate memory", 'not enough memory', 'Cannot allocate memory')
 
 
@@ -47,6 +45,7 @@ def launch(
     Returns:
         The exit status: 0 done, 1 an error, 130 Ctrl-C; errors are one line on stderr. A usage error exits with 2.
     """
+    is_program = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parser(name).parse_args(argv)
     try:
@@ -92,11 +91,10 @@ def launch(
         # Where torch says only "exited unexpectedly", the cause can name the signal: Killed, where memory ran out.
         return _fail(name, error.__cause__ if _is_lost_worker(error.__cause__) else error)
     except KeyboardInterrupt as error:
-        # A second Ctrl-C must not end this in a traceback.
-        with contextlib.suppress(ValueError):  # not in the main thread
+        if is_program:  # a second Ctrl-C must not end this in a traceback
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stderr.write(f'\n{name}: {str(error) or "interrupted"}\n')
-        return INTERRUPTED
+        return 1 if str(error) else INTERRUPTED  # a second SIGTERM says what it was
     return 0
 
 

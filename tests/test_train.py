@@ -2,7 +2,6 @@
 
 import os
 import queue
-import signal
 import subprocess
 import sys
 
@@ -236,7 +235,7 @@ def test_dead_worker_is_one_line_with_the_signal_if_it_is_known(project, capsys,
             1,
             'no memory or no thread: a smaller batch or fewer workers may help',
         ),
-        (MemoryError(), 1, 'no memory or no thread: a smaller batch or fewer workers may help'),
+        (MemoryError(), 1, 'error: out of memory or threads: a smaller'),
         (PermissionError(13, 'Permission denied', 'x.pth'), 1, 'spinsr.train: error: x.pth: Permission denied'),
         (KeyboardInterrupt(), INTERRUPTED, 'spinsr.train: interrupted'),
     ],
@@ -246,12 +245,8 @@ def test_what_the_system_refuses_is_one_line(project, capsys, error, status, lin
     def pipeline(opt, args):
         raise error
 
-    before = signal.getsignal(signal.SIGINT)
     options = write_options(project / 'tiny.yml', TRAIN)
-    try:
-        assert launch('spinsr.train', pipeline, ['-opt', options, '--no-check'], is_train=True) == status
-    finally:
-        signal.signal(signal.SIGINT, before)
+    assert launch('spinsr.train', pipeline, ['-opt', options, '--no-check'], is_train=True) == status
     (text,) = capsys.readouterr().err.strip().splitlines()
     assert line in text and '[Errno' not in text
 

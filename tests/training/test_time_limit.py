@@ -377,7 +377,7 @@ def test_second_signal_ends_at_once(project, whole, monkeypatch, capfd):
 
 def test_ctrl_c_is_one_line(project, monkeypatch, capfd):
     at(monkeypatch, *ITERATION, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
-    assert train.main(['-opt', options(project, 'broken', {})]) == 1
+    assert train.main(['-opt', options(project, 'broken', {})]) == 130
     assert capfd.readouterr().err.splitlines()[-1] == 'spinsr.train: interrupted'
 
 
