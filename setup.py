@@ -45,6 +45,7 @@ setup(
         'pyyaml',
         'safetensors',
         'scikit-image',
+        'simplejpeg>=1.7',
         'tifffile',
         'torch>=2.6',
         'torchvision',

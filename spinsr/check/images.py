@@ -117,7 +117,7 @@ def _header(file: BinaryIO, tail: bytes, whole: Any, where: str, decode: bool) -
 def _decode(data: bytes, where: str) -> None:
     try:
         with formats.open_data(data, where).image as image:
-            image.load()
+            formats.load(image)
     except DAMAGE as problem:
         raise unreadable(where, problem) from problem
 

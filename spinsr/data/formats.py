@@ -3,6 +3,7 @@
 import io
 import logging
 import struct
+import threading
 import zlib
 from collections.abc import Mapping
 from typing import Any, BinaryIO, NamedTuple
@@ -19,6 +20,7 @@ from PIL import (
 )
 
 from spinsr.data import jpeg, png
+from spinsr.utils.patching import replaced
 from spinsr.utils.text import printable
 
 logger = logging.getLogger('spinsr')
@@ -27,8 +29,12 @@ logger = logging.getLogger('spinsr')
 MAX_PIXELS = 2**28
 # What Pillow raises on damaged files, depending on where the damage is.
 DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, OverflowError, struct.error, zlib.error)
+# Pillow's limit on pixels is one for all threads; ours takes its place, see `check_size`.
+_limit_lock = threading.Lock()
 ORIENTATION, PHOTOMETRIC, PLANES, EXTRA_SAMPLES = 274, 262, 284, 338  # tags of TIFF; the first one of EXIF too
-_BITS, _SAMPLES, _SAMPLE_FORMAT = 258, 277, 339
+_BITS, _COMPRESSION, _SAMPLES, _SAMPLE_FORMAT, _JPEG_TABLES = 258, 259, 277, 339, 347
+_JPEG = 7  # a value of _COMPRESSION
+_PLACES = ((273, 279), (324, 325))  # offsets and lengths of strips, and of tiles
 _COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}  # by photometric interpretation; one for the others
 _NUMBERS = {2: 'signed integers', 3: 'floating-point numbers', 5: 'complex integers', 6: 'complex numbers'}
 _STARTS = {
@@ -124,7 +130,11 @@ def open_image(file: BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
         'WEBP': WebPImagePlugin.WebPImageFile,
     }
     try:
-        image = makers[kind](file, '')
+        if kind == 'WEBP':  # the only one of these that looks at Pillow's limit here
+            with _limit_lock, replaced(Image, MAX_IMAGE_PIXELS=None):
+                image = makers[kind](file, '')
+        else:
+            image = makers[kind](file, '')
     except DAMAGE as error:
         raise RefusedError('is not an image, or its start is damaged') from error
     check_size(image.height, image.width, max_pixels)
@@ -155,7 +165,22 @@ def open_data(data: bytes, name: object, max_pixels: int = MAX_PIXELS) -> Opened
     image = open_image(io.BytesIO(data), max_pixels)
     if kind == 'JPEG':
         jpeg.check_complete(data)
+    elif kind == 'TIFF' and image.tag_v2.get(_COMPRESSION) == _JPEG:
+        _check_strips(image.tag_v2, data)
     return Opened(image, data, profile or image.info.get('icc_profile'), chunks)
+
+
+def load(image: Image.Image) -> None:
+    """`image.load()` without Pillow's limit on pixels, which it applies to TIFF once more.
+
+    Raises:
+        DAMAGE: The file is damaged.
+    """
+    if Image.MAX_IMAGE_PIXELS is None or image.width * image.height <= Image.MAX_IMAGE_PIXELS:
+        image.load()
+        return
+    with _limit_lock, replaced(Image, MAX_IMAGE_PIXELS=None):
+        image.load()
 
 
 def check_size(height: int, width: int, max_pixels: int) -> None:
@@ -228,6 +253,14 @@ def _tiff_tags(file: BinaryIO) -> Mapping[int, Any]:
         return dict(tags)
     except DAMAGE as error:
         raise RefusedError('is not an image, or its start is damaged') from error
+
+
+def _check_strips(tags: Mapping[int, Any], data: bytes) -> None:
+    """Makes sure that the JPEG data in a TIFF are complete; libtiff fills them up, too."""
+    tables = bytes(tags.get(_JPEG_TABLES, b''))[2:-2]  # without the markers of start and end
+    for offsets, lengths in _PLACES:
+        for offset, length in zip(tags.get(offsets, ()), tags.get(lengths, ()), strict=True):
+            jpeg.check_complete(b'\xff\xd8' + tables + data[offset + 2 : offset + length])
 
 
 def _check_numbers(tags: Mapping[int, Any]) -> None:

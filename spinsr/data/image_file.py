@@ -128,7 +128,7 @@ def decode(data: bytes, name: Path | str) -> np.ndarray:
         opened = formats.open_data(data, name)
         with opened.image as image:
             _check_depth(bit_depth(image, opened.data))
-            image.load()
+            formats.load(image)
             if image.mode == 'CMYK':
                 return np.array(formats.from_cmyk(image, opened.icc_profile, name))
             return np.array(image.convert('RGB'))
@@ -155,7 +155,7 @@ def verify(data: bytes, name: Path | str) -> None:
             return
         with formats.open_data(data, name).image as image:
             if kind != 'PNG':
-                image.load()
+                formats.load(image)
     except DAMAGE as error:
         raise unreadable(name, error) from error
 

@@ -23,8 +23,8 @@ B100 = frozenset(
 # Names of images, by benchmark, for benchmarks that are recognised without their images.
 NAMES: Mapping[str, frozenset[str]] = {'B100': B100}
 
-# Side of the thumbnails that are compared, and largest distance between those of one picture: JPEG and a slight crop
-# cause up to 9 (RMS in 0 … 255), similar pictures differ by 20 and more.
+# Side of the thumbnails that are compared, and the largest distance between those of one picture (RMS in 0 … 255): JPEG
+# and a slight crop cause up to 9, similar pictures differ by 20 and more.
 _SIDE = 16
 _SAME = 12.0
 

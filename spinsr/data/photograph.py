@@ -214,7 +214,7 @@ def _pixels(opened: formats.Opened, path: Path) -> np.ndarray:
             '%s: left out, %d channel(s) that are neither colour nor alpha', printable(path), len(extra) - has_alpha
         )
     is_deep = formats.bit_depth(image, data) == 16
-    image.load()  # all of it, so that damage is seen
+    formats.load(image)  # all of it, so that damage is seen
     if is_deep and not image.mode.startswith('I'):
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if pixels is None or pixels.dtype != np.uint16 or pixels.shape[:2] != image.size[::-1]:

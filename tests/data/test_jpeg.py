@@ -65,6 +65,22 @@ def test_a_small_file_that_claims_a_large_image_is_refused(tmp_path, photo, read
         reader(tmp_path / 'a.jpg')
 
 
+@pytest.mark.parametrize('reader', [image_file.read, photograph.read], ids=['image_file', 'photograph'])
+def test_jpeg_data_in_a_tiff_that_end_early_are_refused(tmp_path, photo, reader):
+    file, path = io.BytesIO(), tmp_path / 'a.tif'
+    Image.fromarray(photo(60, 80)).save(file, 'TIFF', compression='jpeg')
+    path.write_bytes(file.getvalue())
+    assert reader(path) is not None
+    with Image.open(file) as image:
+        offset, length = image.tag_v2[273][-1], image.tag_v2[279][-1]
+    data = bytearray(file.getvalue())
+    end = offset + length
+    data[end - length // 2 : end] = END + bytes(length // 2 - 2)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match='a.tif cannot be read whole'):
+        reader(path)
+
+
 ODD = {
     'after-the-end': lambda data: data + b'more',
     'before-the-end': lambda data: data[:-2] + b'abcd' + END,

@@ -503,6 +503,16 @@ def test_other_formats_are_named_and_not_opened(tmp_path, reader, data, kind):
         reader(tmp_path / 'HR.png')
 
 
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'TIFF', 'BMP', 'WEBP', 'MPO'])
+def test_images_above_the_limit_of_pillow_are_read(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', None)
+    options = {'save_all': True, 'append_images': SECOND} if kind == 'MPO' else {}
+    (tmp_path / 'a.png').write_bytes(saved(Image.new('RGB', (20, 10)), kind, **options))
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 50)
+    assert read(tmp_path / 'a.png').pixels.shape == image_file.read(tmp_path / 'a.png').shape == (10, 20, 3)
+    assert Image.MAX_IMAGE_PIXELS == 50
+
+
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'TIFF', 'BMP', 'WEBP'])
 def test_images_of_more_than_the_limit_are_refused_before_decoding(tmp_path, kind):
     path = tmp_path / 'a.png'

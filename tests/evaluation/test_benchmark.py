@@ -234,7 +234,7 @@ def refuse(x):
     ('forward', 'message'),
     [
         (lambda x: x, r'baby.png: the super-resolved image must have the shape of HR'),
-        (lambda x: x.repeat(1, 1, 2, 2) * math.nan, r'baby.png: .*not finite'),
+        (lambda x: x.repeat(1, 1, 2, 2) * math.nan, r'baby.png: .*NaN or Inf'),
         (refuse, r'baby.png: the network fails on the LR image of 18x21 \(HxW\): this size is refused'),
     ],
     ids=['size', 'nan', 'refused'],
