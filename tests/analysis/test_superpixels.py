@@ -263,15 +263,15 @@ def test_a_network_of_grey_images_is_an_error():
 def test_a_network_that_gives_no_numbers_is_an_error():
     net = network()
     torch.nn.init.constant_(net.conv_first.bias, float('nan'))
-    with pytest.raises(ValueError, match='got NaN or infinity before block=0'):
+    with pytest.raises(ValueError, match='contains NaN or infinity before block=0'):
         find_superpixels(picture(4, 4), net, 1)
 
 
 @pytest.mark.parametrize(
     ('error', 'expected', 'message'),
     [
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError, r'memory runs out .* 12x8 \(HxW\)'),
-        (torch.OutOfMemoryError(), MemoryError, 'pixels: OutOfMemoryError$'),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError, r'out of memory .* 12x8 \(HxW\)'),
+        (torch.OutOfMemoryError(), MemoryError, 'image: OutOfMemoryError$'),
         (RuntimeError('something else'), RuntimeError, '^something else$'),
     ],
     ids=['memory', 'wordless', 'other'],
