@@ -67,7 +67,7 @@ def upsample_and_convolve(x: Tensor, upsample: nn.Sequential, conv_last: nn.Conv
 
 
 def _are_plain(*layers: nn.Module) -> bool:
-    """Whether only weights matter: 3 x 3 convolutions as above, none wrapped or parametrised, nobody listening."""
+    """Whether only weights matter: 3 x 3 convolutions as above, none wrapped or parametrised, no hooks."""
     return all(
         (type(layer) is nn.PixelShuffle or (type(layer) is nn.Conv2d and _is_three_by_three(layer)))
         and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)

@@ -44,7 +44,7 @@ class Association:
         raise NotImplementedError
 
     def by_pixel(self) -> Tensor:
-        """The weights of each pixel for the `grid.neighbors` of its cell: (B, N, M), 0 where there is none."""
+        """The weights of each pixel for the `grid.neighbors` of its cell: (B, N, M), 0 outside the grid."""
         raise NotImplementedError
 
 
@@ -58,8 +58,8 @@ class SparseAssociation(Association):
             over the neighbours of a cell; 'exponential': A[k, n] / sum_n A[k, n], which sums to 1 over the pixels of
             a superpixel.
         log_odds: (B, K, M, P), what orders the pixels of a superpixel, a constant. 'softmax': l_k - logsumexp over the
-            other neighbours of l_j, inf where there is no other one; 'exponential': log A = -|x_n - c_k|^2. -inf where
-            there is no neighbour, of no meaning in padding slots.
+            other neighbours of l_j, inf if it is the only one; 'exponential': log A = -|x_n - c_k|^2. -inf outside
+            the grid, undefined in padding slots.
         kind: One of `KINDS`.
     """
 
