@@ -186,7 +186,7 @@ def test_compile_that_fails_is_one_line_and_the_work_is_done(upscale, monkeypatc
 
     monkeypatch.setattr(torch, 'compile', lambda net, **options: Broken())
     assert upscale('photos', '-o', 'out', '--compile') == 0
-    assert caplog.messages == ['--compile failed, going on without: No working C++ compiler found']
+    assert caplog.messages == ['--compile failed, continuing without it: No working C++ compiler found']
     assert sorted(os.listdir('out')) == ['a_x2.png', 'b_x2.png']
 
 

@@ -93,7 +93,7 @@ def test_no_option_file_is_no_protocol(tmp_path, options):
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        ('a: [', 'not YAML'),
+        ('a: [', 'not valid YAML'),
         ({'val': [1]}, r'val must be a mapping, got \[1\]'),
         ({'val': {'metrics': 'psnr'}}, "metrics must be a mapping, got 'psnr'"),
     ],

@@ -300,7 +300,7 @@ def test_damaged_checkpoint_is_reported_and_an_older_one_used(project, capfd, da
 
     assert_identical(final('whole'), expected)
     log = capfd.readouterr().err
-    assert 'it is left as it is, and not used.' in log
+    assert 'the file is kept, and not used.' in log
     assert 'Going on from ' in log
     assert {path.name for folder in files('whole') for path in folder.iterdir()} >= set(left)
 
@@ -315,7 +315,7 @@ def test_without_a_whole_checkpoint_training_starts_anew_and_deletes_nothing(pro
 
     assert train.main(['-opt', whole, '--auto_resume']) == 0
 
-    assert 'No checkpoint is whole: training starts anew.' in capfd.readouterr().err
+    assert 'No checkpoint is usable: training starts from scratch.' in capfd.readouterr().err
     assert_identical(final('whole'), expected)
     (archived,) = Path('experiments').glob('whole_archived_*')
     assert (archived / 'training_states' / '9.state').read_bytes() == b'damaged'

@@ -20,8 +20,8 @@ from spinsr import train
 from spinsr.models.spinsr_model import SpinsrModel
 from spinsr.training import distributed, sampling, time_limit
 
-from ..test_exact_resume import LONG, assert_identical, files, final
 from ..tiny_project import TRAIN, changed, write_images, write_options
+from .test_exact_resume import LONG, assert_identical, files, final
 
 
 @pytest.mark.parametrize(
