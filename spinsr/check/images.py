@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 from tqdm import tqdm
 
 from spinsr.check.finding import Finding, datasets, error, section, warning
+from spinsr.check.list_file import list_problem
 from spinsr.check.values import is_template
 from spinsr.data import formats, png
 from spinsr.data.image_file import DAMAGE, PNG_END, unreadable
@@ -212,6 +213,8 @@ def _names(dataset: Mapping[str, Any], sources: Mapping[str, _Source], problems:
     """The names of each item, by side, as the data set of this class pairs them."""
     side = next(reversed(sources))
     listed = dataset.get('meta_info_file') if not sources[side].is_lmdb else None
+    if listed and os.path.isfile(os.path.expanduser(listed)) and list_problem(listed):  # `files` says it
+        return []
     if listed:
         with open(os.path.expanduser(listed), encoding='utf-8') as file:
             first = [line.strip().split(' ')[0] for line in file if line.strip()]

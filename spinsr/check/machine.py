@@ -8,6 +8,7 @@ from typing import Any
 from spinsr import weights
 from spinsr.check import registries
 from spinsr.check.finding import Finding, datasets, error, section, warning
+from spinsr.check.list_file import list_problem
 from spinsr.training import option_files
 from spinsr.utils import lmdb_file
 from spinsr.utils.validation import is_whole
@@ -53,7 +54,7 @@ def files(options: Mapping[str, Any], *, resumes: bool = False) -> Iterator[Find
                         yield from _data(path, f'{where}:{key}')
                         # BasicSR does not read it for an LMDB.
                         listed = str(key).startswith('meta_info') and not is_lmdb
-                        if listed and _is_file(path) and (problem := _list_problem(path)):
+                        if listed and _is_file(path) and (problem := list_problem(path)):
                             yield error(f'{where}:{key}', problem)
     from spinsr.check.images import unpaired
 
@@ -107,24 +108,6 @@ def _data(path: str, where: str) -> Iterator[Finding]:
         yield error(where, f'{path} is not complete (no meta_info.txt){_preparation(path)}')
     elif full.suffix == '.lmdb' and (problem := lmdb_file.problem(full)):
         yield error(where, problem)
-
-
-def _list_problem(path: str) -> str:
-    """What is wrong with a meta_info_file, of which BasicSR takes the first word of every line; '' if nothing is."""
-    try:
-        lines = Path(os.path.expanduser(path)).read_text(encoding='utf-8').splitlines()
-    except UnicodeDecodeError:
-        return f'{path} is not a text file in UTF-8'
-    except OSError as problem:
-        return f'{path} cannot be read: {problem.strerror or problem}'
-    if not lines:
-        return f'{path} is empty'
-    if lines[0].startswith('\ufeff'):
-        return f'{path} begins with a byte order mark, which BasicSR reads as part of a name: save it without'
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            return f'{path}, line {number} is empty, which BasicSR takes for an image without a name: delete it'
-    return ''
 
 
 def _preparation(path: str) -> str:

@@ -8,6 +8,7 @@ in single precision, too.
 
 import csv
 import importlib
+import inspect
 import io
 import json
 import logging
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from spinsr import compat
 from spinsr.data import bicubic, image_file
-from spinsr.inference.upscale import super_resolve_colours
+from spinsr.inference.upscale import super_resolve, super_resolve_colours
 from spinsr.utils.text import markdown_table
 
 compat.install()
@@ -94,7 +95,11 @@ def network(nets: Mapping[int, nn.Module], **options: Any) -> Upscaler:
     Args:
         nets: Networks from `spinsr.load` by scale.
         **options: Keywords of `spinsr.inference.upscale.super_resolve`: self_ensemble, …
+
+    Raises:
+        TypeError: An option does not exist.
     """
+    inspect.signature(super_resolve).bind_partial(**options)
 
     def upscale(pair: Pair) -> np.ndarray:
         x = torch.from_numpy(pair.lr).permute(2, 0, 1).unsqueeze(0) / 255

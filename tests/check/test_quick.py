@@ -165,7 +165,7 @@ for changes, line, name in [
     ({'network_g:type': 'RCANspinsr'}, "did you mean 'RCAN_spinsr'", 'arch'),
     ({'network_g:stoken_sise': 4}, "network_g:stoken_sise: SPIN has no keyword 'stoken_sise'; did you", 'arch-key'),
     ({'network_g:num_feat': '8'}, "network_g:num_feat: must be a number, got '8'", 'arch-kind'),
-    ({'network_g:stoken_size': 4}, 'network_g: stoken_size must have num_block numbers', 'arch-list'),
+    ({'network_g:stoken_size': 4}, 'network_g: stoken_size must be a list', 'arch-list'),
     ({'network_g:stoken_size': [12, 12]}, 'network_g: stoken_size must have num_block', 'arch-values'),
     ({'network_g:upscale': 5}, 'upscale must be 2, 3 or 4, got 5', 'arch-upscale'),
     ({'network_d': {'type': 'VGGStyleDiscriminator'}}, "needs the keyword 'num_in_ch'", 'arch-missing'),
