@@ -205,7 +205,7 @@ def test_script_writes_the_means_and_every_image(script, place, capsys):
     assert content == {'folder': 'Two', 'input': 'LR', 'scale': 4}
     assert {row['image'] for row in rows} == {'babyx4', 'birdx4'}
     assert len(rows) == 2 * 8 * 4
-    lines = [line.strip('| \n').split(' | ') for line in text.splitlines()]
+    lines = [[cell.strip() for cell in line.strip('| \n').split('|')] for line in text.splitlines()]
     assert lines[0][:5] == ['block', 'cell', 'method', 'regions', 'parts']
     assert len(lines) == 2 + 8 * 4
     values = [row['explained_variation'] for row in rows if (row['block'], row['method']) == (7, 'spin')]

@@ -16,7 +16,7 @@ CALLS = {
         *torch.rand(3, 1, 16, 4), torch.arange(16).view(1, 4, 4), backend=name
     ),
     'window_attention': lambda name: ops.window_attention(*torch.rand(3, 1, 4, 4, 4), 3, backend=name),
-    'pool': lambda name: ops.pool(torch.rand(1, 4, 4, 3), ops.associate(torch.rand(1, 4, 4, 3), 2), name),
+    'pool': lambda name: ops.pool(torch.rand(1, 4, 4, 3), ops.associate(torch.rand(1, 4, 4, 3), 2), backend=name),
     'covariance': lambda name: ops.covariance(torch.rand(1, 4, 4, 4), backend=name),
 }
 

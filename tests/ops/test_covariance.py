@@ -63,7 +63,7 @@ def test_centred_stores_nothing_of_pixels_times_pixels(largest_tensor):
 
 def test_watch_sees_the_centring_matrix(largest_tensor):
     with largest_tensor() as largest:
-        covariance(torch.randn(1, 2, 16, 16), 'reference')
+        covariance(torch.randn(1, 2, 16, 16), backend='reference')
     assert largest.elements >= 16**4
 
 

@@ -21,6 +21,7 @@ from spinsr.ops.attention import gather_kernels as rows
 from spinsr.ops.attention import kernels as attention
 from spinsr.ops.common import backend
 from spinsr.ops.common import triton_launch as launch
+from spinsr.ops.common.grid import marked_pixels
 from spinsr.ops.pooling import kernels as pooling
 
 from ..networks import SMALL
@@ -118,7 +119,7 @@ def test_association_is_stored_as_by_torch(name, one_case, assert_close):
     x = features(case, 5)
     kernel, torch_ = (associate(x, case.cell, backend=backend) for backend in ('triton', 'torch'))
     assert_close(kernel.weights, torch_.weights)
-    in_padding = kernel.grid.marked_pixels()[:, None] < 0
+    in_padding = marked_pixels(kernel.grid)[:, None] < 0
     assert_close(*(a.log_odds.masked_fill(in_padding, 0.0) for a in (kernel, torch_)))
 
 
@@ -338,7 +339,7 @@ def op_arguments(name, case, dtype=torch.float32):
     """A custom op and arguments for it."""
     sparse = associate(features(case, 3, dtype), case.cell, backend='torch')
     grid, x = sparse.grid, features(case, 5, dtype).flatten(1, 2).contiguous()
-    pixels = grid.marked_pixels()
+    pixels = marked_pixels(grid)
     row_map = rows.RowMap.build(top_n(sparse)[0], grid.num_pixels)
     to_rows = (row_map.rows, row_map.places, row_map.starts)
     q, k, v = (torch.randn(grid.num_pixels, c, dtype=dtype, device=DEVICE) for c in (8, 8, 6))

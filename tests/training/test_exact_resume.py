@@ -301,7 +301,7 @@ def test_damaged_checkpoint_is_reported_and_an_older_one_used(project, capfd, da
     assert_identical(final('whole'), expected)
     log = capfd.readouterr().err
     assert 'the file is kept, and not used.' in log
-    assert 'Going on from ' in log
+    assert 'Resuming from ' in log
     assert {path.name for folder in files('whole') for path in folder.iterdir()} >= set(left)
 
 
@@ -478,9 +478,9 @@ def test_another_experiment_goes_on_from_a_named_state(project):
 def test_networks_draw_other_numbers_than_samples(project, monkeypatch):
     seeds, own = [], SpinsrModel._backward
 
-    def backward(self):
+    def backward(self, current_iter):
         seeds.append(torch.initial_seed())
-        return own(self)
+        return own(self, current_iter)
 
     monkeypatch.setattr(SpinsrModel, '_backward', backward)
     assert train.main(['-opt', options(project, 'whole', {})]) == 0

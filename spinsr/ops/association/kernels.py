@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spinsr.ops.association.types import MASS_EPS, SparseAssociation, log_odds_of
-from spinsr.ops.common.grid import Grid, initial_centroids
+from spinsr.ops.common.grid import Grid, initial_centroids, marked_pixels
 from spinsr.ops.common.triton_launch import (
     NUM_WARPS,
     at_a_time,
@@ -124,6 +124,6 @@ def associate(x: Tensor, grid: Grid, num_iter: int) -> SparseAssociation:
     centroids = initial_centroids(x - mean[:, None, None], grid)  # (B, K, C)
     neighbors = grid.neighbors.masked_fill(~grid.is_neighbor, -1)
     tokens = x.flatten(1, 2).contiguous()  # (B, N, C)
-    maps = neighbors, grid.incoming, grid.marked_pixels()
+    maps = neighbors, grid.incoming, marked_pixels(grid)
     weights, logits = associate_rounds(tokens, mean, centroids, *maps, num_iter)
     return SparseAssociation(grid, weights, log_odds_of(logits))

@@ -49,9 +49,10 @@ class RowMap:
         in_order, places = rows.flatten().sort(stable=True)
         return cls(rows, places, torch.searchsorted(in_order, torch.arange(num_rows + 1, device=rows.device)))
 
-    def counts(self) -> Tensor:
-        """(R, 1), the places of each row."""
-        return self.starts.diff().unsqueeze(1)
+
+def counts(row_map: RowMap) -> Tensor:
+    """The number of places of each row, (R, 1). A function, since torch.compile takes no method of a constant."""
+    return row_map.starts.diff().unsqueeze(1)
 
 
 @cached_table

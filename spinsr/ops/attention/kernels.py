@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spinsr.ops.attention.gather_kernels import RowMap, add_rows, sum_of_rows, window_map
+from spinsr.ops.attention.gather_kernels import RowMap, add_rows, counts, sum_of_rows, window_map
 from spinsr.ops.common.cache import specialize_int
 from spinsr.ops.common.triton_launch import (
     NUM_WARPS,
@@ -247,7 +247,7 @@ def intra_superpixel_attention(
 ) -> Tensor:
     """ISPA on rows (B N, heads * D) and (B N, C) with groups (B K, T) of them: (B N, C)."""
     row_map = RowMap.build(rows, len(v))
-    total, count = _attended_sums(q, k, v, row_map, num_heads), row_map.counts()
+    total, count = _attended_sums(q, k, v, row_map, num_heads), counts(row_map)
     if own_values == 'all':
         return ((total + v) / (count + 1)).to(v.dtype)
     return torch.where(count > 0, total / count.clamp(min=1), v).to(v.dtype)
@@ -257,4 +257,4 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, overlap: int,
     """Attention of features (B, H, W, heads * D) and (B, H, W, C) in windows, averaged: (B, H, W, C)."""
     row_map = window_map(*map(specialize_int, v.shape[:3]), window, overlap, v.device)
     total = _attended_sums(*(x.flatten(0, 2) for x in (q, k, v)), row_map, num_heads)
-    return (total / row_map.counts()).to(v.dtype).view(v.shape)
+    return (total / counts(row_map)).to(v.dtype).view(v.shape)

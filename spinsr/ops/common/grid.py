@@ -54,9 +54,11 @@ class Grid:
     num_cells: int
     num_pixels: int
 
-    def marked_pixels(self) -> Tensor:
-        """`pixels` with -1 in padding slots."""
-        return self.pixels if self.is_pixel is None else self.pixels.masked_fill(~self.is_pixel, -1)
+
+def marked_pixels(grid: Grid) -> Tensor:
+    """The pixels of each cell, with -1 in padding slots: (K, P). A function, since torch.compile takes no method of a
+    constant."""
+    return grid.pixels if grid.is_pixel is None else grid.pixels.masked_fill(~grid.is_pixel, -1)
 
 
 def to_cells(x: Tensor, grid: Grid) -> Tensor:

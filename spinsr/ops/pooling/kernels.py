@@ -10,6 +10,7 @@ from torch import Tensor
 from spinsr.ops.association.kernels import BLOCK_P
 from spinsr.ops.association.sparse import add_incoming
 from spinsr.ops.association.types import MASS_EPS, SparseAssociation
+from spinsr.ops.common.grid import marked_pixels
 from spinsr.ops.common.triton_launch import NUM_WARPS, block_of, kernel_type, load_rows, on_device_of, store_rows
 
 
@@ -114,6 +115,6 @@ cell_sums.register_autograd(_backward, setup_context=_save)
 def pool(x: Tensor, association: SparseAssociation) -> Tensor:
     """Mean features (B, K, C) of features (B, H, W, C); see `spinsr.ops.pool`."""
     grid = association.grid
-    sums = cell_sums(x.flatten(1, 2), association.weights.contiguous(), grid.marked_pixels())
+    sums = cell_sums(x.flatten(1, 2), association.weights.contiguous(), marked_pixels(grid))
     mass, total = add_incoming(sums, grid)
     return total / (mass + MASS_EPS)
