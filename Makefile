@@ -18,13 +18,14 @@ FITS = import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (
 MINOR = import sys; print('%d.%d' % sys.version_info[:2])
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install demo test slow lint clean
+.PHONY: help setup install demo test slow lint docs clean
 
 help:
 	@echo 'make demo    train SPIN x4 on a few photographs, test it, draw a picture (some minutes on two cores)'
 	@echo 'make test    the fast tests'
 	@echo 'make slow    the slow tests'
 	@echo 'make lint    ruff (rules, format) and import-linter (which package may import which)'
+	@echo 'make docs    the documentation as a site, in site/'
 	@echo 'make setup   only install (into $(VENV))'
 	@echo 'make clean   remove the environment, builds and caches; datasets, experiments and results stay'
 
@@ -87,7 +88,11 @@ lint: setup
 	"$(BIN)/python" -m ruff format --check .
 	"$(BIN)/lint-imports" --no-cache
 
+docs: setup
+	$(PIP) install --quiet --no-build-isolation -e '.[docs]'
+	"$(BIN)/python" -m mkdocs build --strict
+
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build site dist *.egg-info .pytest_cache .ruff_cache
 	find spinsr scripts tests -name __pycache__ -prune -exec rm -rf {} +
 	@if [ -e "$(VENV)/pyvenv.cfg" ]; then echo 'rm -rf $(VENV)'; rm -rf "$(VENV)"; fi

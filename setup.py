@@ -31,11 +31,12 @@ setup(
     package_dir={'spinsr.options': 'options'},
     package_data={
         'spinsr.options': ['*.yml', '*/*.yml'],
-        'spinsr.report': ['page.css', 'page.js'],
+        'spinsr.report': ['page.css', 'page.html', 'page.js'],
         'spinsr.weights': ['LICENSE', 'README.md', '*.safetensors'],
     },
     install_requires=[
         'basicsr>=1.4.2',
+        'jinja2',
         'lmdb',
         'numpy',
         'opencv-python',
@@ -52,6 +53,7 @@ setup(
     ],
     extras_require={
         'dev': [
+            'adjustText',
             'build',
             'import-linter',
             'matplotlib',
@@ -64,8 +66,10 @@ setup(
             'selenium',
             'spandrel',
         ],
+        'docs': ['mkdocs-material', 'mkdocstrings[python]'],
         'export': ['onnx', 'onnxruntime', 'onnxscript'],
         'metrics': ['pyiqa'],
+        'plot': ['adjustText', 'matplotlib'],
         'spandrel': ['spandrel'],
     },
     entry_points={'console_scripts': ['spinsr=spinsr.cli:main']},

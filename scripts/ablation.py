@@ -5,8 +5,8 @@
     python scripts/ablation.py --data datasets/ablation --benchmark datasets/benchmark/Set5 datasets/benchmark/Set14
 
 trains each row of ROWS with each seed by `python -m spinsr.train`, in OUT/experiments, scores it, and writes
-OUT/ablation.md, .json and .png with what is there. The same command goes on where it was stopped. A row that is done is
-not done again, unless its options have changed.
+OUT/ablation.md, .json and .png from the finished rows. The same command resumes where it was stopped. A finished row is
+skipped unless its options have changed.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from typing import Any
 import yaml
 
 from spinsr.cli.arguments import path, positive
+from spinsr.evaluation import plot
 from spinsr.training import option_files, progressive_learning
 from spinsr.utils.atomic_write import write_bytes
 
@@ -38,23 +39,24 @@ PROTOCOL = 'y_crop_scale'
 DEFAULT = 'SPIN'
 # A SPIN for patches of 24x24: its cells are half as large as the paper's, and a patch has 16, 9, 4 and 4 of them.
 SMALL = {'num_feat': 24, 'num_block': 4, 'qk_dim': 12, 'mlp_dim': 40, 'stoken_size': [6, 8, 10, 12]}
+VARIANT = {'network_g:type': 'SPINVariant'}
 LONGER = {'network_g:num_block': 6, 'network_g:stoken_size': [6, 8, 10, 12, 6, 8]}
 # What a row changes of the small network's recipe.
 ROWS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
-    'only ISPA, 6 blocks': LONGER | {'network_g:interaction': 'only_intra'},
-    'only SPCA, 6 blocks': LONGER | {'network_g:interaction': 'only_cross'},
-    'parallel': {'network_g:interaction': 'parallel'},
-    'mixture (SVQ)': {'network_g:aggregation': 'mixture'},
-    'patches': {'network_g:aggregation': 'patch'},
+    'only ISPA, 6 blocks': VARIANT | LONGER | {'network_g:interaction': 'only_intra'},
+    'only SPCA, 6 blocks': VARIANT | LONGER | {'network_g:interaction': 'only_cross'},
+    'parallel': VARIANT | {'network_g:interaction': 'parallel'},
+    'mixture (SVQ)': VARIANT | {'network_g:aggregation': 'mixture'},
+    'patches': VARIANT | {'network_g:aggregation': 'patch'},
     '1 round': {'network_g:num_iter': 1},
     '5 rounds': {'network_g:num_iter': 5},
-    'top 36': {'network_g:top_n': 36},
-    'top 144': {'network_g:top_n': 144},
-    'differentiable': {'network_g:differentiable': True},
-    'exponential': {'network_g:association': 'exponential'},
-    'positions': {'network_g:position_weight': 1.0},
-    'values of ignored pixels only': {'network_g:own_values': 'ignored'},
+    'top 36': VARIANT | {'network_g:top_n': 36},
+    'top 144': VARIANT | {'network_g:top_n': 144},
+    'differentiable': VARIANT | {'network_g:differentiable': True},
+    'exponential': VARIANT | {'network_g:association': 'exponential'},
+    'positions': VARIANT | {'network_g:position_weight': 1.0},
+    'values of ignored pixels only': VARIANT | {'network_g:own_values': 'ignored'},
     'L2 loss': {'train:pixel_opt:type': 'MSELoss'},
     'constant learning rate': {'train:scheduler:eta_min': 1e-3},
 }
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     for folder in (*args.benchmark, args.data):
         if not folder.is_dir():
-            sys.stderr.write(f'ablation.py: error: {folder} is no folder\n')
+            sys.stderr.write(f'ablation.py: error: not a directory: {folder}\n')
             return 1
     runs = [(row, seed) for seed in args.seeds for row in args.rows]
     for name in ('options', 'logs', 'scores'):
@@ -76,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             failures = sum(pool.map(lambda run: workers.finish(*run), runs))
         except KeyboardInterrupt:
             workers.stop()
-            sys.stderr.write('ablation.py: interrupted; the same command goes on\n')
+            sys.stderr.write('ablation.py: interrupted; run the same command to resume\n')
             failures = len(runs)
     report(args, [(row, seed) for row, seed in runs if is_done(args, row, seed)])
     return int(failures > 0)
@@ -152,7 +154,7 @@ class Workers:
         self.stopped = False
 
     def finish(self, row: str, seed: int) -> bool:
-        """Does what is still to do of one training; whether it failed."""
+        """Finishes one training; returns whether it failed."""
         if self.stopped or is_done(self.args, row, seed):
             return False
         opt = options(self.args, row, seed)
@@ -209,7 +211,7 @@ def evaluate(opt: Mapping[str, Any], out: Path, benchmarks: Sequence[Path]) -> d
 
     arch_args = {key: value for key, value in opt['network_g'].items() if key not in ('type', 'upscale')}
     weights = out / 'experiments' / opt['name'] / 'models' / 'net_g_latest.pth'
-    net = spinsr.load('SPIN', SCALE, weights, **arch_args)
+    net = spinsr.load(opt['network_g']['type'], SCALE, weights, **arch_args)
     results = benchmark.evaluate(benchmarks, [SCALE], benchmark.network({SCALE: net}), protocols=[PROTOCOL])
     return {result['dataset']: result['protocols'][PROTOCOL]['psnr'] for result in results}
 
@@ -340,17 +342,9 @@ def draw(
     file: Path, scores: Mapping[str, Mapping[str, Mapping[int, float]]], summaries: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Differences from the default: a dot for each seed, a bar for the mean, grey what chance would make, too."""
-    import io
-
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
     rows = [row for row in next(iter(scores.values())) if row != DEFAULT]
-    figure, axes = pyplot.subplots(
-        1, len(scores), sharey=True, squeeze=False, figsize=(3 + 3.5 * len(scores), 1 + 0.3 * len(rows)), dpi=110
-    )
+    figure = plot.new_figure(3 + 3.5 * len(scores), 1 + 0.3 * len(rows), dpi=110)
+    axes = figure.subplots(1, len(scores), sharey=True, squeeze=False)
     for axis, (name, values) in zip(axes[0], scores.items(), strict=True):
         axis.axvline(0, color='0.5', lw=1)
         for place, row in enumerate(rows):
@@ -364,11 +358,7 @@ def draw(
         axis.set_xlabel(f'{name} x{SCALE}: dB to {DEFAULT}')
         axis.set_yticks(range(len(rows)), rows)
     axes[0][0].invert_yaxis()
-    figure.tight_layout()
-    data = io.BytesIO()
-    figure.savefig(data, format='png')
-    pyplot.close(figure)
-    write_bytes(file, data.getvalue())
+    write_bytes(file, plot.to_png(figure))
 
 
 if __name__ == '__main__':

@@ -4,7 +4,8 @@
 
 BENCHMARK_FOLDER holds HR/<name>.png and LR_bicubic/X<s>/<name>x<s>.png, as Set14. The images that are divided are those
 that the network sees when it upscales, LR; `--input HR` divides the HR images. The measures are those of
-spinsr.superpixel_quality, the means over the images. A region is what has its largest association to one superpixel.
+spinsr.analysis.superpixel_metrics, the means over the images. A region holds the pixels whose largest association is to
+one superpixel.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spinsr.cli.arguments import check_outputs
+from spinsr.utils.text import markdown_table
 
 COLUMNS = ('block', 'cell', 'method', 'regions', 'parts')
 MEASURES = ('explained_variation', 'boundary_contrast', 'contour_recall', 'boundary_density')
@@ -23,13 +25,13 @@ MEASURES = ('explained_variation', 'boundary_contrast', 'contour_recall', 'bound
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: the mean over the images of each block and method."""
     titles = [*COLUMNS, *(measure.replace('_', ' ') for measure in MEASURES)]
-    lines = [' | '.join(titles), ' | '.join('---' for _ in titles)]
+    lines = [titles]
     for block, cell, method in dict.fromkeys((row['block'], row['cell'], row['method']) for row in rows):
         own = [row for row in rows if (row['block'], row['method']) == (block, method)]
         means = {key: sum(row[key] for row in own) / len(own) for key in ('regions', 'parts', *MEASURES)}
         numbers = [f'{means["regions"]:.1f}', f'{means["parts"]:.1f}', *(f'{means[key]:.3f}' for key in MEASURES)]
-        lines.append(' | '.join([str(block), str(cell), method, *numbers]))
-    return ''.join(f'| {line} |\n' for line in lines)
+        lines.append([block, cell, method, *numbers])
+    return markdown_table(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(paths: Sequence[Path], weights: str, scale: int) -> list[dict[str, Any]]:
-    """What `spinsr.superpixel_quality.compare` gives for each image, and its name."""
+    """The rows of `superpixel_metrics.compare` for each image, with its name."""
     from tqdm import tqdm
 
     import spinsr

@@ -1,4 +1,4 @@
-"""The course of trainings from their log files: a table for each, and one picture of their validation curves.
+"""Trainings from their log files: a table for each, and one plot of their validation curves.
 
     python scripts/training_log.py experiments/train_SPIN_x4_release experiments/train_RCAN_x4_light \\
         --csv logs --plot curves.png
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spinsr.cli.arguments import path
+from spinsr.evaluation import plot
 from spinsr.utils.atomic_write import write_bytes
 
 _OPTION = re.compile(r' +(val_freq|total_iter): (\d+)$')
@@ -32,7 +33,7 @@ _SCORE = re.compile(r'\t # (.+?): (\S+)')
 
 
 class Log(NamedTuple):
-    """The course of a training.
+    """A training.
 
     Attributes:
         rows: Iteration -> column -> number: `seconds` of an iteration (BasicSR's mean over the last 100 to 200 or so),
@@ -45,7 +46,7 @@ class Log(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Reads the logs of experiments, prints a line for each, and writes what is asked for."""
+    """Reads the logs of experiments, prints a line for each, and writes the files of --csv and --plot."""
     args = parse(argv)
     logs = {folder.name: read(sorted(folder.glob('*.log'))) for folder in args.experiments}
     if len(logs) < len(args.experiments):
@@ -78,7 +79,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('experiments', nargs='+', type=path, help='folders with the log files of a training each')
     parser.add_argument('--csv', type=path, metavar='FOLDER', help='write EXPERIMENT.csv into it for each')
-    parser.add_argument('--plot', type=path, metavar='FILE', help='draw the validation curves (PNG; needs matplotlib)')
+    parser.add_argument('--plot', type=path, metavar='FILE', help='draw the validation curves (PNG)')
     parser.add_argument('--metric', default='Set5/psnr', help='what the picture shows (default: %(default)s)')
     parser.add_argument('--bottom', type=float, help='where the scale of the picture begins (default: the least value)')
     return parser.parse_args(argv)
@@ -141,12 +142,8 @@ def table(log: Log) -> str:
 
 def draw(logs: Mapping[str, Log], metric: str, bottom: float | None = None) -> bytes:
     """The validation curves over the hours, as the bytes of a PNG file."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(7, 4), dpi=110)
+    figure = plot.new_figure(7, 4, dpi=110)
+    axis = figure.add_subplot()
     for name, log in logs.items():
         points = [(hours(log, iteration), row[metric]) for iteration, row in sorted(log.rows.items()) if metric in row]
         axis.plot([hour for hour, _ in points], [score for _, score in points], marker='o', ms=3, label=name)
@@ -155,11 +152,7 @@ def draw(logs: Mapping[str, Log], metric: str, bottom: float | None = None) -> b
     axis.set_ylim(bottom=bottom)
     axis.grid(color='0.9')
     axis.legend()
-    figure.tight_layout()
-    data = io.BytesIO()
-    figure.savefig(data, format='png')
-    pyplot.close(figure)
-    return data.getvalue()
+    return plot.to_png(figure)
 
 
 if __name__ == '__main__':

@@ -24,6 +24,7 @@ from spinsr import launch
 from spinsr.training import option_files
 from spinsr.utils.atomic_write import write_bytes
 from spinsr.utils.errors import UserError
+from spinsr.utils.text import markdown_table
 
 VARIANTS: dict[str, dict[str, Any]] = {
     'bf16': {'train:precision': 'bf16'},
@@ -112,14 +113,14 @@ def measure(variants: dict[str, Callable[[], None]], rounds: int, iterations: in
 def report(times: dict[str, list[float]], args: argparse.Namespace) -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'{torch.get_num_threads()} CPU threads'
     print(f'{args.opt}, torch {torch.__version__}, Python {platform.python_version()}, {device}')
-    print('| option | s an iteration | speed to without: median of the turns (lowest to highest) |')
-    print('| --- | --- | --- |')
+    table = [('option', 's an iteration', 'speed to without: median of the turns (lowest to highest)')]
     rows = {}
     for name, seconds in times.items():
         ratios = [base / own for base, own in zip(times['without'], seconds, strict=True)]
         rows[name] = {'seconds': seconds, 'ratio': statistics.median(ratios)}
         spread = f'{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})'
-        print(f'| {name} | {statistics.median(seconds):.3f} | {spread} |')
+        table.append((name, f'{statistics.median(seconds):.3f}', spread))
+    print(markdown_table(table), end='')
     if args.json:
         content = {'option_file': args.opt, 'device': device, 'rows': rows}
         write_bytes(args.json, json.dumps(content, indent=1).encode())

@@ -21,6 +21,7 @@ from spinsr import launch
 from spinsr.cli.arguments import positive, size
 from spinsr.training import option_files
 from spinsr.utils.errors import UserError
+from spinsr.utils.text import markdown_table
 
 
 def main() -> int:
@@ -54,12 +55,12 @@ def main() -> int:
         f'inference of {image.shape[2]}x{image.shape[3]}, training step on {patch.shape[2]}x{patch.shape[3]},', end=' '
     )
     print(f'{args.threads} CPU thread(s), torch {torch.__version__}, Python {platform.python_version()}\n')
-    print('| option file | parameters | inference | training step | kept for the gradient |')
-    print('| --- | --- | --- | --- | --- |')
+    rows = [('option file', 'parameters', 'inference', 'training step', 'kept for the gradient')]
     for name, net in nets.items():
         parameters = sum(p.numel() for p in net.parameters())
         times = [cell(one, name, args.default) for one in (inference, training)]
-        print(f'| {name} | {parameters:,} | {" | ".join(times)} | {kept[name] / 1e6:.0f} MB |')
+        rows.append((name, f'{parameters:,}', *times, f'{kept[name] / 1e6:.0f} MB'))
+    print(markdown_table(rows), end='')
     return 0
 
 

@@ -247,9 +247,14 @@ _environments: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictiona
 def _open_shared(path: str, readahead: bool, kwargs: dict[str, Any]) -> Any:
     import lmdb
 
+    from spinsr.utils import lmdb_file
+    from spinsr.utils.errors import DataError
+
     key = os.path.realpath(path)
     environment = _environments.get(key)
     if environment is None:
+        if problem := lmdb_file.data_problem(path):
+            raise DataError(problem)
         environment = lmdb.open(path, readonly=True, lock=False, readahead=readahead, **kwargs)
         _environments[key] = environment
     return environment

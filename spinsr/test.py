@@ -7,13 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spinsr import compat
-from spinsr.launch import launch
-from spinsr.utils.patching import replaced
+from spinsr.training import time_limit
+
+if __name__ == '__main__':
+    time_limit.end_at_ctrl_c('spinsr.test')  # the imports below take seconds
+
+from spinsr import compat  # noqa: E402
+from spinsr.check import targets  # noqa: E402
+from spinsr.launch import launch, locked  # noqa: E402
+from spinsr.training import progress_bar  # noqa: E402
+from spinsr.utils.patching import replaced  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Tests; writes ./results. Returns the exit status."""
+    time_limit.obey_ctrl_c()
     return launch('spinsr.test', _test, argv, is_train=False)
 
 
@@ -28,7 +36,23 @@ def _test(opt: dict[str, Any], args: argparse.Namespace) -> None:
             get_root_logger().warning('path:pretrain_network_g is not set: the weights under test are random.')
         return basicsr_build_model(opt)
 
-    with replaced(test, parse_options=lambda root_path, is_train: (opt, args), build_model=build_model):
+    basicsr_build_dataset = test.build_dataset
+
+    def build_dataset(dataset_opt: dict[str, Any]) -> Any:
+        dataset = basicsr_build_dataset(dataset_opt)
+        targets.require(dataset, opt)
+        return dataset
+
+    with (
+        locked(opt['path']['results_root']),
+        progress_bar.headers_to_file(test),
+        replaced(
+            test,
+            parse_options=lambda root_path, is_train: (opt, args),
+            build_model=build_model,
+            build_dataset=build_dataset,
+        ),
+    ):
         test.test_pipeline(str(Path.cwd()))
 
 

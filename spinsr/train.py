@@ -7,8 +7,10 @@ iteration, with a checkpoint. The loop is BasicSR's.
 """
 
 import argparse
+import contextlib
 import functools
 import importlib
+import io
 import os
 import random
 import shlex
@@ -21,12 +23,14 @@ from typing import Any
 from spinsr.training import time_limit
 
 if __name__ == '__main__':
-    time_limit.end_at_sigterm('spinsr.train')  # what is imported below takes seconds
+    time_limit.end_at_sigterm('spinsr.train')  # the imports below take seconds
+    time_limit.end_at_ctrl_c('spinsr.train')
 
 from spinsr import compat  # noqa: E402
-from spinsr.launch import launch  # noqa: E402
-from spinsr.training import checkpoints, distributed  # noqa: E402
-from spinsr.utils.errors import OptionError  # noqa: E402
+from spinsr.check import targets  # noqa: E402
+from spinsr.launch import launch, locked  # noqa: E402
+from spinsr.training import checkpoints, distributed, progress_bar  # noqa: E402
+from spinsr.utils.errors import OptionError, TrainingError  # noqa: E402
 from spinsr.utils.patching import replaced  # noqa: E402
 
 # The seeds of samples are mixed of (seed, epoch, position); as a fourth number it keeps those of the network apart.
@@ -39,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The flags; by default those of the process, whose start is then the start of `train: time_limit`.
     """
+    time_limit.obey_ctrl_c()
     with time_limit.Stop(program=argv is None) as stop:
         try:
             return launch('spinsr.train', functools.partial(_train, stop), argv, is_train=True)
@@ -51,17 +56,21 @@ def _train(stop: time_limit.Stop, opt: dict[str, Any], args: argparse.Namespace)
     # `import basicsr.train` would do, but BasicSR's `from .train import *` fills the package with names.
     train = importlib.import_module('basicsr.train')
     run = _Run(opt, train, stop)
-    with replaced(
-        train,
-        parse_options=lambda root_path, is_train: (opt, args),
-        load_resume_state=run.load_resume_state,
-        make_exp_dirs=_make_exp_dirs,
-        mkdir_and_rename=_make_anew,
-        create_train_val_dataloader=run.create_train_val_dataloader,
-        build_model=run.build_model,
-        MessageLogger=run.message_logger,
-        CPUPrefetcher=run.cpu_prefetcher,
-        CUDAPrefetcher=run.cuda_prefetcher,
+    with (
+        locked(opt['path']['experiments_root']),
+        progress_bar.headers_to_file(train),
+        replaced(
+            train,
+            parse_options=lambda root_path, is_train: (opt, args),
+            load_resume_state=run.load_resume_state,
+            make_exp_dirs=_make_exp_dirs,
+            mkdir_and_rename=_make_empty,
+            create_train_val_dataloader=run.create_train_val_dataloader,
+            build_model=run.build_model,
+            MessageLogger=run.message_logger,
+            CPUPrefetcher=run.cpu_prefetcher,
+            CUDAPrefetcher=run.cuda_prefetcher,
+        ),
     ):
         try:
             train.train_pipeline(str(Path.cwd()))
@@ -76,7 +85,7 @@ _REPLACED = ('build_model', 'MessageLogger', 'CPUPrefetcher', 'CUDAPrefetcher')
 
 
 class _Run:
-    """One run of BasicSR's loop: what the functions that take the place of BasicSR's have in common."""
+    """One run of BasicSR's loop: the state that the functions that replace BasicSR's share."""
 
     def __init__(self, opt: dict[str, Any], train: Any, stop: time_limit.Stop) -> None:
         self.opt = opt
@@ -95,6 +104,8 @@ class _Run:
         self.reached: tuple[int, int] | None = None
         self.saved: int | None = None
         self.validating = self.cut = False
+        # The validations that are done: data set and iteration.
+        self.validated: set[tuple[int, int]] = set()
 
     def load_resume_state(self, opt: dict[str, Any]) -> Mapping[str, Any] | None:
         path, self.notes = distributed.from_main(find_state(opt) if distributed.is_main() else None)
@@ -107,7 +118,8 @@ class _Run:
         self.state = checkpoints.read_state(path, models)
         self.saved = self.state['iter']
         opt['path']['resume_state'] = str(path)
-        check_resume(opt, self.state['iter'])
+        with contextlib.redirect_stdout(io.StringIO()):  # the log says what is loaded
+            check_resume(opt, self.state['iter'])
         # A state of another experiment goes with the networks beside it, not with this experiment's.
         for key, value in opt['path'].items():
             if key.startswith('pretrain_network') and value and Path(value).parent == Path(opt['path']['models']):
@@ -125,6 +137,8 @@ class _Run:
             logger.warning(note)
         result = loader.create_train_val_dataloader(opt, logger, self.state)
         self.sampler, self.val_loaders = result[1:3]
+        for val_loader in self.val_loaders:
+            targets.require(val_loader.dataset, opt)
         self.logger = logger
         self.stop.end_if_asked()
         return result
@@ -168,15 +182,20 @@ class _Run:
                 self.stop.writing = time.monotonic() - begin
                 self.saved = current_iter
 
-        def validate(*args: Any, **keywords: Any) -> None:
+        def validate(dataloader: Any, current_iter: int, *args: Any, **keywords: Any) -> None:
             nonlocal longest
             longest = 0.0
+            # BasicSR validates after the last iteration even if that was validated by val_freq.
+            done = id(dataloader), min(current_iter, int(self.opt['train']['total_iter']))
+            if done in self.validated:
+                return
             self.cut = self.cut or self.stop.asked()
             if self.cut:
                 return
             self.validating = True
             try:
-                validation(*args, **keywords)
+                validation(dataloader, current_iter, *args, **keywords)
+                self.validated.add(done)
             except time_limit.Stopped:
                 self.cut = True
             finally:
@@ -204,7 +223,10 @@ class _Run:
         self.stop.end_if_asked()
         shown = None if distributed.is_main() else False
         self.progress = Progress(int(opt['train']['total_iter']), start_iter, opt['name'], shown)
-        return self._basicsr['MessageLogger'](opt, start_iter, tb_logger)
+        messages = self._basicsr['MessageLogger'](opt, start_iter, tb_logger)
+        # It counts one iteration too few for the eta, which is negative at the end.
+        messages.max_iters = int(messages.max_iters) + 1
+        return messages
 
     def cpu_prefetcher(self, loader: Any) -> Any:
         return _Prefetcher(self, self._basicsr['CPUPrefetcher'](time_limit.Unterminated(loader, self.stop)))
@@ -234,7 +256,7 @@ class _Run:
             self.logger.info(f'{self.stop.cause}: the last validation is left out. To do it: {_command()}')
 
     def stop_early(self) -> None:
-        """After what interrupted BasicSR's loop: writes a checkpoint, and says how to go on."""
+        """After a stop within BasicSR's loop: writes a checkpoint, and says how to continue."""
         self.close()
         if self.tb_logger:
             self.tb_logger.close()
@@ -246,7 +268,7 @@ class _Run:
         self._save()
         iteration, total = self.reached[1], int(self.opt['train']['total_iter'])
         self.logger.info(f'{self.stop.cause}: training stops after iteration {iteration:,d} of {total:,d}.')
-        self.logger.info(f'The checkpoint is in {self.opt["path"]["experiments_root"]}. To go on: {_command()}')
+        self.logger.info(f'The checkpoint is in {self.opt["path"]["experiments_root"]}. To continue: {_command()}')
 
     def _save(self) -> None:
         if self.reached is not None and self.saved != self.reached[1]:
@@ -268,7 +290,13 @@ class _Prefetcher:
             return None
         self.run.stop.end_if_asked()
         with self.run.stop.waiting():
-            return self.prefetcher.next()
+            try:
+                return self.prefetcher.next()
+            except (ConnectionError, EOFError) as error:
+                # A worker that dies while it hands over a batch; torch notices only its sockets.
+                raise TrainingError(
+                    'a data loader worker has died; it may have been killed for lack of memory'
+                ) from error
 
     def reset(self) -> None:
         if self.run.is_complete():
@@ -279,7 +307,7 @@ class _Prefetcher:
 
 
 def _command() -> str:
-    """What goes on with this training; spinsr.launch has put the command of this run into sys.argv."""
+    """The command that continues this training; spinsr.launch has put the command of this run into sys.argv."""
     program, *flags = sys.argv
     if 'TORCHELASTIC_RUN_ID' in os.environ:
         program = f'torchrun --nproc_per_node={os.environ["LOCAL_WORLD_SIZE"]} -m spinsr.train'
@@ -290,10 +318,10 @@ def _command() -> str:
 
 
 def find_state(opt: Mapping[str, Any]) -> tuple[Path | None, list[str]]:
-    """The training state to go on from, and what the log should say of the search.
+    """Finds the training state to resume from, and what the log should say about it.
 
     Args:
-        opt: BasicSR's options: `auto_resume` takes the newest checkpoint that is whole, else `path: resume_state`.
+        opt: BasicSR's options: with `auto_resume` the newest usable checkpoint, else `path: resume_state`.
 
     Raises:
         CheckpointError: `path: resume_state` is damaged.
@@ -302,9 +330,9 @@ def find_state(opt: Mapping[str, Any]) -> tuple[Path | None, list[str]]:
         path = opt['path'].get('resume_state')
         return (Path(path), []) if path else (None, [])
     path, damaged = checkpoints.newest(opt['path']['training_states'], opt['path']['models'])
-    notes = [f'{line}; it is left as it is, and not used.' for line in damaged]
+    notes = [f'{line}; the file is kept, and not used.' for line in damaged]
     if damaged:
-        notes.append(f'Going on from {path}.' if path else 'No checkpoint is whole: training starts anew.')
+        notes.append(f'Resuming from {path}.' if path else 'No checkpoint is usable: training starts from scratch.')
     return path, notes
 
 
@@ -323,7 +351,7 @@ def _seed(*numbers: int) -> None:
 def _make_exp_dirs(opt: Mapping[str, Any]) -> None:
     """The folders of a new experiment; an older one of its name is moved aside."""
     if distributed.is_main():
-        _make_anew(opt['path']['experiments_root'])
+        _make_empty(opt['path']['experiments_root'])
         _make_folders(opt)
 
 
@@ -332,8 +360,8 @@ def _make_folders(opt: Mapping[str, Any]) -> None:
         os.makedirs(opt['path'][key], exist_ok=True)
 
 
-def _make_anew(path: str) -> None:
-    """Makes a folder; one that is there gets another name. BasicSR's names clash within a second."""
+def _make_empty(path: str) -> None:
+    """Makes an empty folder; an existing one is renamed first. BasicSR's names clash within a second."""
     from basicsr.utils import get_time_str
 
     if not distributed.is_main():

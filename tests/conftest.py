@@ -148,15 +148,35 @@ _ARCHS = {'spin': 'SPIN', 'san': 'SAN', 'rcan': 'RCAN_spinsr', 'emt': 'EMT', 'rl
 
 
 @pytest.fixture(scope='session')
-def official():
-    """Reads tests/parity/<name>.npz; skips where `shared` has the file, being large, and is absent."""
+def shared():
+    """Finds a file or folder that may not be part of the project, in `shared/` beside the checkout; skips without it.
+
+    No other test code reaches outside the checkout.
+    """
+
+    def find(name: str) -> Path:
+        path = Path(__file__).resolve().parents[2] / 'shared' / name
+        if not path.exists():
+            pytest.skip(f'needs {path}')
+        return path
+
+    return find
+
+
+@pytest.fixture(scope='session')
+def benchmark_folder(shared):
+    """Set5 and Set14 with their published LR."""
+    return shared('data/benchmark')
+
+
+@pytest.fixture(scope='session')
+def official(shared):
+    """Reads tests/parity/<name>.npz, or a large one from `shared`."""
 
     def read(name: str) -> Official:
         path = PARITY / f'{name}.npz'
         if not path.is_file() and name in LARGE_PARITY_FILES:
-            path = Path(__file__).resolve().parents[2] / 'shared' / 'parity' / f'{name}.npz'
-            if not path.is_file():
-                pytest.skip(f'{name}.npz is not here')
+            path = shared(f'parity/{name}.npz')
         with np.load(path) as file:
             arrays = dict(file)
         arguments = ast.literal_eval(str(arrays.pop('cfg')))
@@ -187,3 +207,54 @@ def compiled():
 def hears_ctrl_c():
     """What a child process runs first: a shell starts background jobs, and so the tests in one, deaf to Ctrl-C."""
     return lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.fixture(scope='session')
+def photo():
+    """(height, width, seed) -> (H, W, 3) uint8: smooth, with noise and edges, so that LR depends on every detail."""
+
+    def make(height: int, width: int, seed: int = 0) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        y, x = np.mgrid[:height, :width]
+        waves = 90 * np.sin(x / 7 + seed) * np.cos(y / 11) + 60 * ((x // 16 + y // 16) % 2)
+        noise = rng.integers(-40, 40, (height, width, 3))
+        return np.clip(waves[..., None] + noise + 100, 0, 255).astype(np.uint8)
+
+    return make
+
+
+@pytest.fixture(scope='session')
+def write_photo(photo):
+    """(path, height, width, seed) -> the image written there."""
+
+    def write(path: Path, height: int, width: int, seed: int = 0) -> np.ndarray:
+        from spinsr.data import image_file
+
+        image = photo(height, width, seed)
+        image_file.write_png(path, image)
+        return image
+
+    return write
+
+
+@pytest.fixture
+def truncate():
+    """Leaves the first half of a file."""
+
+    def cut(path: Path) -> None:
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2])
+
+    return cut
+
+
+@pytest.fixture
+def corrupt():
+    """Flips a bit in the middle of a file."""
+
+    def flip(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+    return flip

@@ -24,12 +24,26 @@ class Network(NamedTuple):
     warm_start: bool = False
 
 
+_SPIN = {'num_feat': 16, 'num_block': 2, 'num_heads': 2, 'qk_dim': 8, 'mlp_dim': 24, 'stoken_size': (4, 6)}
+
 NETWORKS = {
     'SPIN': Network(
-        small={'num_feat': 16, 'num_block': 2, 'num_heads': 2, 'qk_dim': 8, 'mlp_dim': 24, 'stoken_size': (4, 6)},
+        small=_SPIN,
         parameters={2: 497_275, 3: 569_475, 4: 555_035},
         patch=64,
         batch=16,
+    ),
+    'SPINVariant': Network(
+        small={
+            **_SPIN,
+            'interaction': 'parallel',
+            'top_n': 10,
+            'differentiable': True,
+            'association': 'exponential',
+            'position_weight': 2.5,
+            'own_values': 'ignored',
+        },
+        parameters={2: 497_275, 3: 569_475, 4: 555_035},
     ),
     'SAN': Network(
         small={'num_feat': 16, 'num_group': 2, 'num_block': 2, 'squeeze_factor': 4},

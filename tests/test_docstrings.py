@@ -10,7 +10,11 @@ import spinsr.modules
 import spinsr.ops
 
 MODULES = [
-    *(f'spinsr.ops.{module.name}' for module in pkgutil.iter_modules(spinsr.ops.__path__)),
+    *(
+        module.name
+        for module in pkgutil.walk_packages(spinsr.ops.__path__, 'spinsr.ops.')
+        if not module.name.endswith(('kernels', 'triton_launch'))
+    ),
     *(f'spinsr.modules.{module.name}' for module in pkgutil.iter_modules(spinsr.modules.__path__)),
     'spinsr.inference.upscale',
     'spinsr.inference.load',

@@ -32,26 +32,25 @@ TRAIN = [path for path in RECIPES if path.name.startswith('train_')]
 TEST = [path for path in RECIPES if path.name.startswith('test_')]
 # The variants of SPIN x4: parameters, and what differs from train_SPIN_x4.yml beside the name.
 PAPER_CELLS = [12, 16, 20, 24]
+VARIANT = {'type': 'SPINVariant'}
 ABLATION = {
-    'only_ispa': (605_115, {'num_block': 12, 'stoken_size': 3 * PAPER_CELLS, 'interaction': 'only_intra'}),
-    'only_spca': (616_635, {'num_block': 12, 'stoken_size': 3 * PAPER_CELLS, 'interaction': 'only_cross'}),
-    'parallel': (555_035, {'interaction': 'parallel'}),
-    'mixture': (555_035, {'aggregation': 'mixture'}),
-    'patch': (555_035, {'aggregation': 'patch'}),
+    'only_ispa': (605_115, VARIANT | {'num_block': 12, 'stoken_size': 3 * PAPER_CELLS, 'interaction': 'only_intra'}),
+    'only_spca': (616_635, VARIANT | {'num_block': 12, 'stoken_size': 3 * PAPER_CELLS, 'interaction': 'only_cross'}),
+    'parallel': (555_035, VARIANT | {'interaction': 'parallel'}),
+    'mixture': (555_035, VARIANT | {'aggregation': 'mixture'}),
+    'patch': (555_035, VARIANT | {'aggregation': 'patch'}),
     'blocks4': (336_379, {'num_block': 4, 'stoken_size': PAPER_CELLS}),
     'blocks6': (445_707, {'num_block': 6, 'stoken_size': PAPER_CELLS + PAPER_CELLS[:2]}),
     'blocks10': (664_363, {'num_block': 10, 'stoken_size': 2 * PAPER_CELLS + PAPER_CELLS[:2]}),
     'rounds1': (555_035, {'num_iter': 1}),
     'rounds5': (555_035, {'num_iter': 5}),
-    'top144': (555_035, {'top_n': 144}),
-    'top576': (555_035, {'top_n': 576}),
-    'differentiable': (555_035, {'differentiable': True}),
-    'exponential': (555_035, {'association': 'exponential'}),
-    'positions': (555_035, {'position_weight': 1.0}),
-    'ignored_values': (555_035, {'own_values': 'ignored'}),
+    'top144': (555_035, VARIANT | {'top_n': 144}),
+    'top576': (555_035, VARIANT | {'top_n': 576}),
+    'differentiable': (555_035, VARIANT | {'differentiable': True}),
+    'exponential': (555_035, VARIANT | {'association': 'exponential'}),
+    'positions': (555_035, VARIANT | {'position_weight': 1.0}),
+    'ignored_values': (555_035, VARIANT | {'own_values': 'ignored'}),
 }
-# Arguments of the variants, which the option files of the paper's own network leave out.
-VARIANT_KEYS = {'interaction', 'aggregation', 'top_n', 'differentiable', 'association', 'position_weight', 'own_values'}
 # Recipes with patches and batches of their own: (LR pixels of a side, images).
 OWN_PATCH_AND_BATCH = {'sample': (32, 4), 'release': (32, 8), 'distill': (24, 8), 'light': (32, 8), 'l2': (120, 4)}
 # Networks as small as SPIN, for the comparison at equal budget: parameters.
@@ -241,7 +240,7 @@ def test_network_is_the_paper_s_and_names_every_argument(path):
     opt = load(path)
     network_opt = opt['network_g']
     signature = inspect.signature(ARCH_REGISTRY.get(network_opt['type']))
-    assert set(network_opt) == {'type', *signature.parameters} - VARIANT_KEYS
+    assert set(network_opt) == {'type', *signature.parameters}
     count = sum(parameter.numel() for parameter in on_meta(network_opt).parameters())
     assert count == LIGHT.get(path.stem, NETWORKS[network_opt['type']].parameters[opt['scale']])
 

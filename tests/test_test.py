@@ -53,6 +53,11 @@ def test_writes_results_and_warns_of_random_weights(project, weights):
             id='no-weights',
         ),
         pytest.param({'network_g:scale': 2}, "did you mean 'upscale'?", id='key'),
+        pytest.param(
+            {'datasets:test_1:type': 'SingleImageDataset'},
+            'use PairedImageDataset with dataroot_gt, or remove val:metrics',
+            id='no-hr',
+        ),
     ],
 )
 def test_mistake_is_one_line(project, capsys, changes, line):

@@ -13,10 +13,11 @@ import spinsr.archs  # noqa: F401
 # isort: split
 from basicsr.utils import logger as basicsr_logger
 
+from spinsr import cli, train
 from spinsr import test as run_test
-from spinsr import train
-from spinsr.launch import launch
+from spinsr.launch import INTERRUPTED, launch
 from spinsr.models.spinsr_model import SpinsrModel
+from spinsr.training import experiment
 
 from .tiny_project import TRAIN, changed, write_images, write_options
 
@@ -146,7 +147,7 @@ def test_forced_seed_is_the_seed(project):
         pytest.param({'network_g:type': 'SPINN'}, [], "'SPINN' is not registered; did you mean 'SPIN'?", id='arch'),
         pytest.param({'model_type': 'SpinModel'}, [], "did you mean 'SpinsrModel'?", id='model'),
         pytest.param({}, ['--force_yml', 'train:total_itr=3'], "did you mean 'train:total_iter'?", id='forced-key'),
-        pytest.param({}, ['--force_yml', 'train:total_iter'], 'takes section:key=value', id='forced-nothing'),
+        pytest.param({}, ['--force_yml', 'train:total_iter'], 'must be section:key=value', id='forced-nothing'),
         pytest.param({'train:optim_g:lr': '2e-4'}, [], 'train:optim_g:lr: 2e-4 is text to YAML', id='text-number'),
         pytest.param(
             {'datasets:train:dataroot_gt': 'datasets/div2k/DIV2K_train_HR'},
@@ -222,6 +223,114 @@ def test_dead_worker_is_one_line_with_the_signal_if_it_is_known(project, capsys,
     assert launch('spinsr.train', pipeline, ['-opt', options, '--no-check'], is_train=True) == 1
     error = capsys.readouterr().err
     assert error.startswith('spinsr.train: error: DataLoader worker') and error.endswith(f'{line}\n')
+
+
+@pytest.mark.parametrize(
+    ('error', 'status', 'line'),
+    [
+        (ConnectionResetError(104, 'Connection reset by peer'), 1, 'a data loader worker, or another process of this'),
+        (EOFError(), 1, 'a data loader worker, or another process of this training, has died (EOFError)'),
+        (
+            RuntimeError("can't start new thread"),
+            1,
+            'error: out of memory or threads: a smaller',
+        ),
+        (MemoryError(), 1, 'error: out of memory or threads: a smaller'),
+        (PermissionError(13, 'Permission denied', 'x.pth'), 1, 'spinsr.train: error: x.pth: Permission denied'),
+        (KeyboardInterrupt(), INTERRUPTED, 'spinsr.train: interrupted'),
+    ],
+    ids=['worker-gone', 'worker-silent', 'thread-limit', 'memory', 'file', 'ctrl-c'],
+)
+def test_what_the_system_refuses_is_one_line(project, capsys, error, status, line):
+    def pipeline(opt, args):
+        raise error
+
+    options = write_options(project / 'tiny.yml', TRAIN)
+    assert launch('spinsr.train', pipeline, ['-opt', options, '--no-check'], is_train=True) == status
+    (text,) = capsys.readouterr().err.strip().splitlines()
+    assert line in text and '[Errno' not in text
+
+
+@pytest.mark.parametrize('name', ['../precious', 'experiments/precious', 'precious/.', ''])
+@pytest.mark.parametrize('flags', [[], ['--no-check']], ids=['checked', 'unchecked'])
+def test_name_that_leaves_the_experiments_touches_nothing(project, capsys, name, flags):
+    (project / 'precious').mkdir()
+    (project / 'experiments').mkdir()
+    options = write_options(project / 'tiny.yml', changed(TRAIN, {'name': name}))
+    assert train.main(['-opt', options, *flags]) == 1
+    assert 'name must be' in capsys.readouterr().err.replace('name: must', 'name must')
+    assert sorted(path.name for path in project.rglob('*')) == ['experiments', 'precious', 'tiny.yml']
+
+
+def test_second_training_in_the_same_folder_is_refused_and_the_folder_stays(project, capsys, monkeypatch):
+    write_images(project, 2)
+    (project / 'experiments/tiny').mkdir(parents=True)
+    monkeypatch.setattr(experiment, '_lock', lambda file: False)
+    options = write_options(project / 'tiny.yml', TRAIN)
+    assert train.main(['-opt', options]) == 1
+    assert 'experiments/tiny is in use by another process' in capsys.readouterr().err
+    assert [path.name for path in (project / 'experiments').iterdir() if path.is_dir()] == ['tiny']
+
+
+def test_terminal_shows_no_banner_and_the_log_file_has_it(project, iterations, capsys):
+    write_images(project, 4)
+    numbers = {'val:val_freq': 2.0, 'logger:save_checkpoint_freq': 2.0, 'train:total_iter': 4.0}
+    options = write_options(project / 'tiny.yml', changed(TRAIN, numbers))
+    assert train.main(['-opt', options]) == 0
+    shown, text = capsys.readouterr(), log(project)
+    assert iterations == [1, 2, 3, 4]
+    assert shown.out == ''
+    assert 'Version Information' in text and 'pixel_opt:[' in text
+    assert 'Version Information' not in shown.err and 'pixel_opt:[' not in shown.err
+    assert 'iter:       4' in shown.err
+    # The last line of an iteration has no time left, and the last iteration is validated once.
+    assert '[eta: -' not in text
+    assert text.count('Validation pairs_val') == 2
+    assert not list((project / 'experiments').glob('.*'))
+
+
+def test_metrics_without_hr_end_before_the_first_iteration(project, iterations, capsys):
+    write_images(project, 2)
+    val = {'type': 'SingleImageDataset', 'name': 'v', 'dataroot_lq': 'lr', 'io_backend': {'type': 'disk'}}
+    options = write_options(project / 'tiny.yml', changed(TRAIN, {'datasets:val': val}))
+    assert train.main(['-opt', options, '--no-check']) == 1
+    assert 'data set v (SingleImageDataset) has no HR images to compare with' in capsys.readouterr().err
+    assert iterations == []
+
+
+PLUGIN = """
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
+
+class PluginNet(nn.Sequential):
+    def __init__(self, upscale=2):
+        super().__init__(nn.Conv2d(3, 3 * upscale**2, 3, 1, 1), nn.PixelShuffle(upscale))
+
+if 'PluginNet' not in ARCH_REGISTRY:
+    ARCH_REGISTRY.register(PluginNet)
+"""
+
+
+def test_import_registers_the_network_of_a_plugin(project, iterations, capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'path', sys.path[:])
+    write_images(project, 2)
+    (project / 'their_plugin.py').write_text(PLUGIN)
+    options = write_options(project / 'tiny.yml', changed(TRAIN, {'network_g': {'type': 'PluginNet'}}))
+    assert train.main(['-opt', options]) == 1
+    assert "'PluginNet' is not registered" in capsys.readouterr().err
+    assert train.main(['-opt', options, '--import', 'their_plugin']) == 0
+    assert iterations == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize('code', ['raise SystemExit(0)', 'import nothing_by_this_name', 'raise KeyError'])
+def test_module_that_cannot_be_imported_is_one_line(project, capsys, monkeypatch, code):
+    monkeypatch.setattr(sys, 'path', sys.path[:])
+    (project / 'their_script.py').write_text(code)
+    options = write_options(project / 'tiny.yml', TRAIN)
+    assert train.main(['-opt', options, '--import', 'their_script']) == 1
+    assert capsys.readouterr().err.startswith('spinsr.train: error: --import their_script: ')
+    assert cli.main(['check', '-opt', options, '--import', 'their_script']) == 1
+    assert capsys.readouterr().err.startswith('spinsr check: error: --import their_script: ')
 
 
 def test_usage_error_is_status_2(capsys):

@@ -1,6 +1,6 @@
 """How good superpixels are: SPIN's beside SLIC's and a regular grid with as many regions.
 
-Measures of a label map against the image that was divided. There is no ground-truth segmentation among them: the
+Measures of a label map against the image that was divided. None compares with a ground-truth segmentation: the
 benchmarks of super-resolution have none.
 """
 
@@ -77,7 +77,7 @@ def boundary_contrast(image: np.ndarray, labels: np.ndarray) -> float:
         labels: (H, W), integers.
 
     Returns:
-        0 or more; 1 where there is no boundary, or the image has one colour.
+        0 or more; 1 without boundaries, or for an image of one colour.
     """
     steps, crossing = [], []
     for axis in (0, 1):
@@ -140,8 +140,8 @@ def evaluate(image: np.ndarray, labels: np.ndarray) -> Quality:
 def slic(image: np.ndarray, regions: int, connected: bool = True) -> np.ndarray:
     """SLIC (Achanta et al. 2012, scikit-image's, compactness 10) with a number of regions as near as it gets.
 
-    The number that it is asked for is not what it gives, for it starts from a grid and may join regions: what to ask
-    for is found by bisection between 1 and four times the number, which ends within 2 %, or with the nearest seen.
+    SLIC starts from a grid and may join regions, so that it returns another number than it is asked for: the one to
+    ask for is found by bisection between 1 and four times `regions`, until within 2 %, or the nearest seen.
 
     Args:
         image: (H, W, 3), uint8, RGB.

@@ -21,7 +21,7 @@ from spinsr.archs.spin_arch import SPIN
 from spinsr.data import image_file
 from spinsr.inference.upscale import is_out_of_memory, rgb8, separate_alpha
 from spinsr.modules.layout import to_image, to_tokens
-from spinsr.ops.attention import split_heads
+from spinsr.ops.attention.heads import split_heads
 
 # What the longer side of a picture has, about, if nothing else is asked for.
 PICTURE_SIDE = 1000
@@ -97,7 +97,7 @@ class Superpixels:
                 `spinsr.ops.top_n`.
 
         Raises:
-            ValueError: There is no such superpixel, or `n` is below 1.
+            ValueError: The superpixel does not exist, or `n` is below 1.
         """
         self._check_superpixel(superpixel)
         result = np.zeros(self.association.grid.num_pixels, bool)
@@ -108,7 +108,7 @@ class Superpixels:
         """(H, W): what a superpixel gathers from each pixel in SPCA, its first softmax; sums to 1, mean of the heads.
 
         Raises:
-            ValueError: There is no such superpixel, or the network has no SPCA.
+            ValueError: The superpixel does not exist, or the network has no SPCA.
         """
         self._check_superpixel(superpixel)
         self._check_attention()
@@ -153,9 +153,9 @@ def find_superpixels(image: np.ndarray, net: nn.Module, block: int = 0) -> Super
         block: Which of its blocks, from 0.
 
     Raises:
-        TypeError: `net` is no SPIN, or the image is neither uint8 nor uint16.
-        ValueError: There is no such block, the image has another shape, the network takes no RGB images, or it gives
-            NaN or infinity.
+        TypeError: `net` is not a SPIN, or the image is neither uint8 nor uint16.
+        ValueError: The block does not exist, the image has another shape, the network does not accept RGB images, or
+            it returns NaN or infinity.
         MemoryError: The image is too large: there are no tiles here, the blocks look at all of it.
 
     Example:
@@ -176,7 +176,7 @@ def find_superpixels(image: np.ndarray, net: nn.Module, block: int = 0) -> Super
             raise
         height, width = np.shape(image)[:2]
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise MemoryError(f'memory runs out for the superpixels of {height}x{width} (HxW) pixels: {reason}') from error
+        raise MemoryError(f'out of memory for the superpixels of a {height}x{width} (HxW) image: {reason}') from error
 
 
 def each_block(image: np.ndarray, net: nn.Module) -> Iterator[Superpixels]:
@@ -201,7 +201,7 @@ def each_block(image: np.ndarray, net: nn.Module) -> Iterator[Superpixels]:
         x = to_tokens(net.conv_first(x))
     for index, (block, conv) in enumerate(zip(net.blocks, net.convs, strict=True)):
         if not x.isfinite().all():
-            raise ValueError(f'the network must give numbers, got NaN or infinity before block={index}')
+            raise ValueError(f'network output contains NaN or infinity before block={index}')
         with torch.inference_mode():
             association = block.aggregation(x)
             queries = keys = tokens = None
@@ -216,9 +216,9 @@ def each_block(image: np.ndarray, net: nn.Module) -> Iterator[Superpixels]:
 
 def _check_network(net: nn.Module) -> None:
     if not isinstance(net, SPIN):
-        raise TypeError(f'superpixels are of SPIN, the network is {type(net).__name__}')
+        raise TypeError(f'superpixels need a SPIN, got {type(net).__name__}')
     if net.conv_first.in_channels != 3:
-        raise ValueError(f'the network must take RGB images, got one of {net.conv_first.in_channels} channels')
+        raise ValueError(f'the network must accept RGB images, got one for {net.conv_first.in_channels} channels')
 
 
 def draw(
@@ -240,10 +240,10 @@ def draw(
     Returns:
         Name -> (factor * H, factor * W, 3), uint8, RGB: `boundaries` and `colours`; with a pixel
         `pixel_<y>_<x>_association` and `pixel_<y>_<x>_attention`; with a superpixel `superpixel_<k>_top` (or
-        `superpixel_<k>_top<n>`) and `superpixel_<k>_attention`. The `attention` is left out where there is no SPCA.
+        `superpixel_<k>_top<n>`) and `superpixel_<k>_attention`. `attention` is left out without SPCA.
 
     Raises:
-        ValueError: There is no such pixel or superpixel, or `factor` or `top` is below 1.
+        ValueError: The pixel or superpixel does not exist, or `factor` or `top` is below 1.
     """
     if factor is None:
         factor = max(1, round(PICTURE_SIDE / max(found.image.shape)))
@@ -302,10 +302,10 @@ def write_pictures(pictures: Mapping[Path, np.ndarray], overwrite: bool = False)
 
     Args:
         pictures: File -> (H, W, 3), uint8, RGB. The folders are made.
-        overwrite: Write files anew that are there.
+        overwrite: Replace existing files.
 
     Returns:
-        The files that were written, and those that were there and stay.
+        The files that were written, and the existing ones that were kept.
 
     Raises:
         OSError: A file cannot be written.

@@ -1,8 +1,7 @@
-"""The networks. Importing this package registers them in BasicSR: SPIN, SAN, RCAN_spinsr, EMT, RLFN and
-RDBESA.
+"""The networks. Importing this package registers them in BasicSR, each under its class name, our RCAN as RCAN_spinsr.
 
-Import it before anything of BasicSR: BasicSR 1.4.2 alone does not import beside today's torchvision. Every file that
-ends in `_arch.py` is picked up.
+Import it before `basicsr`: BasicSR 1.4.2 alone fails to import with current torchvision. Every file that ends in
+`_arch.py` is imported.
 """
 
 import importlib

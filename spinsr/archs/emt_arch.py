@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from spinsr.convert import mean_shift, shapes
+from spinsr.convert.registry import ArchFormat, Sizes, Source, register_format, under
 from spinsr.modules.mean_shift import register_mean
 from spinsr.modules.padding import pad_to
 
@@ -247,64 +249,75 @@ class EMT(nn.Module):
         return ((image + self.mean) / self.img_range)[..., :height, :width]
 
 
-# What spinsr.convert knows of the authors' files: the key of the state dict, and their names and ours; None where a
-# side has no such tensor.
-OFFICIAL_KEY = 'params'
-TENSOR_NAMES = (
-    ('sub_mean.{end}', None),
-    ('add_mean.{end}', None),
-    (None, 'mean'),
-    ('head.{end}', 'conv_first.{end}'),
-    ('tail.0.{end}', 'conv_last.{end}'),
-    *(
-        (f'body.{{block}}.{name}', f'body.{{block}}.{name}')
-        for name in (
-            'sa_list.{attention}.attn.0.{end}',
-            'sa_list.{attention}.attn.1.{statistic}',
-            'sa_list.{attention}.proj.0.{end}',
-            'sa_list.{mixer}.norm.{statistic}',
-            'mlp_list.{layer}.fc1.{end}',
-            'mlp_list.{layer}.fc2.{end}',
-        )
-    ),
-    ('body.{block}.sa_list.{mixer}.token_mixer.mask', None),
-    ('body.{block}.mlp_list.{layer}.fc1.mask', None),
-    ('body.{block}.mlp_list.{layer}.fc2.mask', None),
-)
-
 # The one tap of each fixed kernel of the authors: the neighbour on the right, left, below, above, and the pixel itself.
 _TAPS = ((1, 2), (1, 0), (2, 1), (0, 1), (1, 1))
 
 
-def constants_of(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The fixed kernels in the authors' form, from a state dict of ours: here they are `shift` and `PixelMixer`."""
+def _fixed_kernels(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The kernels in the authors' form, which are `shift` and `PixelMixer` here."""
     kernels = torch.zeros(5, 1, 3, 3)
     for kernel, tap in zip(kernels, _TAPS, strict=True):
         kernel[0][tap] = 1
-    constants = {}
-    for name, value in state_dict.items():
+    fixed = {}
+    for name, value in ours.items():
         if re.fullmatch(r'body\.\d+\.mlp_list\.\d+\.fc[12]\.weight', name):
-            mask = kernels.repeat_interleave(value.shape[1] // 5, 0)
-            constants[name.replace('weight', 'mask')] = mask.to(value)
+            fixed[name.replace('weight', 'mask')] = kernels.repeat_interleave(value.shape[1] // 5, 0).to(value)
         elif re.fullmatch(r'body\.\d+\.sa_list\.\d+\.norm\.weight', name):
             mask = kernels.repeat(len(value) // 5, 1, 1, 1)
-            constants[name.replace('norm.weight', 'token_mixer.mask')] = mask.to(value)
-    return constants
+            fixed[name.replace('norm.weight', 'token_mixer.mask')] = mask.to(value)
+    return fixed
 
 
-def arguments_of(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The arguments that the shapes tell; heads, windows, shifts and `img_range` are left to the defaults."""
-    num_feat, channels = state_dict['conv_first.weight'].shape[:2]
-    layers = {int(match[1]) for name in state_dict if (match := re.match(r'body\.0\.sa_list\.(\d+)\.', name))}
-    arguments = {
-        'num_in_ch': channels,
-        'num_out_ch': channels,
-        'num_feat': num_feat,
-        'num_block': len({name.split('.')[1] for name in state_dict if name.startswith('body.')}),
-        'num_layer': len(layers),
-        'num_attention': sum(f'body.0.sa_list.{layer}.proj.0.weight' in state_dict for layer in layers),
-        'mlp_ratio': len(state_dict['body.0.mlp_list.0.fc1.weight']) / num_feat,
-        'upscale': round((len(state_dict['conv_last.weight']) / channels) ** 0.5),
+def _from_official(ours: dict[str, Tensor], official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    for name, expected in _fixed_kernels(ours).items():
+        if not torch.equal(mean_shift.take(official, name), expected):
+            raise ValueError(f'{name} must hold the fixed kernels of EMT: the code here has no others')
+    return mean_shift.fold(ours, official)
+
+
+def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    layers = shapes.count(weights, 'body.0.sa_list.{}.')
+    return {
+        **shapes.images(weights),
+        **shapes.mean_of_grey(weights),
+        'num_block': shapes.count(weights, 'body.{}.'),
+        'num_layer': layers,
+        'num_attention': sum(f'body.0.sa_list.{layer}.proj.0.weight' in weights for layer in range(layers)),
+        'mlp_ratio': len(weights['body.0.mlp_list.0.fc1.weight']) / len(weights['conv_first.weight']),
+        'upscale': shapes.shuffle(weights),
     }
-    # The numbers are in the state dict, but the default is for three channels.
-    return arguments if channels == 3 else arguments | {'rgb_mean': (0.0,) * channels}
+
+
+register_format(
+    ArchFormat(
+        arch=EMT,
+        names=(
+            *mean_shift.ROWS,
+            ('head.{end}', 'conv_first.{end}'),
+            ('tail.0.{end}', 'conv_last.{end}'),
+            'body.{block}.sa_list.{layer}.{conv:attn.0|proj.0}.{end}',
+            'body.{block}.sa_list.{layer}.{norm:attn.1|norm}.{statistic}',
+            'body.{block}.mlp_list.{layer}.{conv:fc1|fc2}.{end}',
+            ('body.{block}.sa_list.{layer}.token_mixer.mask', None),
+            ('body.{block}.mlp_list.{layer}.{conv:fc1|fc2}.mask', None),
+        ),
+        arguments=_arguments,
+        untold={
+            'num_heads': 1,
+            'window_size': ((32, 8), (8, 32)),
+            'shift_size': ((16, 4), (4, 16)),
+            'img_range': 255.0,
+        },
+        from_official=_from_official,
+        to_official=lambda official, ours: mean_shift.unfold(official | _fixed_kernels(ours), ours),
+        layout=under('params'),
+        sizes=Sizes(minimum=17, pads=True),
+        source=Source(
+            'Efficient Mixed Transformer for Single Image Super-Resolution (Zheng et al.)',
+            2023,
+            'https://github.com/Fried-Rice-Lab/EMT',
+            'MIT',
+            'MIT',
+        ),
+    )
+)

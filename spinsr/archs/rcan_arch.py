@@ -1,8 +1,8 @@
 """RCAN: Image Super-Resolution Using Very Deep Residual Channel Attention Networks (Zhang et al., ECCV 2018).
 
-Upstream: https://github.com/yulunzhang/RCAN (no licence; nothing is copied). BasicSR has this network already and keeps
-the name RCAN in its registry; ours is BasicSR's (Apache-2.0) with the paper's 20 blocks a group as the default and with
-the image mean as a buffer, so that official weights whose mean drifted in training can be carried over exactly.
+Upstream: https://github.com/yulunzhang/RCAN (no licence; nothing is copied). BasicSR already has this network and keeps
+the name RCAN in its registry. Ours is BasicSR's (Apache-2.0) with the paper's 20 blocks per group as the default, and
+with the image mean as a buffer, so that official weights whose mean drifted in training convert exactly.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,11 @@ from basicsr.archs import rcan_arch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
+from spinsr.convert import mean_shift, shapes
+from spinsr.convert.registry import ArchFormat, Form, Onnx, PublishedResult, Source, bare, register_format
 from spinsr.modules.mean_shift import register_mean
 from spinsr.modules.upsample import upsample_and_convolve, upscale_factors
+from spinsr.utils.validation import between, check, check_equal, check_length
 
 
 @ARCH_REGISTRY.register(suffix='spinsr')
@@ -24,16 +27,16 @@ class RCAN(rcan_arch.RCAN):
         num_in_ch: Channels of the input image.
         num_out_ch: Channels of the output image; equal to `num_in_ch`.
         num_feat: Channels C.
-        num_group: Number of residual groups.
+        num_group: Residual groups.
         num_block: Residual channel attention blocks in each group.
-        squeeze_factor: Channel reduction of the attention, in 1..num_feat.
+        squeeze_factor: Channel reduction of the attention, 1 to `num_feat`.
         upscale: 3 or a power of two.
         res_scale: Factor of the residual of a block.
         img_range: Scale in which the network works; the input is `x * img_range - mean`.
         rgb_mean: Mean of each channel in [0, 1]; `mean` is `img_range * rgb_mean`.
 
     Raises:
-        ValueError: The arguments do not fit together.
+        ValueError: An argument breaks its rule.
     """
 
     def __init__(
@@ -49,13 +52,10 @@ class RCAN(rcan_arch.RCAN):
         img_range: float = 255.0,
         rgb_mean: Sequence[float] = (0.4488, 0.4371, 0.4040),
     ):
-        if not len(rgb_mean) == num_in_ch == num_out_ch:
-            raise ValueError(
-                f'rgb_mean must have num_in_ch = num_out_ch numbers, got {rgb_mean=}, {num_in_ch=}, {num_out_ch=}'
-            )
-        if not 1 <= squeeze_factor <= num_feat:
-            raise ValueError(f'squeeze_factor must be in 1..num_feat, got {num_feat=}, {squeeze_factor=}')
-        upscale_factors(upscale)  # refuses what BasicSR takes for a power of two
+        check_equal(num_in_ch=num_in_ch, num_out_ch=num_out_ch)
+        check_length(rgb_mean=rgb_mean, num_in_ch=num_in_ch)
+        check(between(1, num_feat), squeeze_factor=squeeze_factor)
+        upscale_factors(upscale)  # refuses 0 and 1, which BasicSR accepts
         super().__init__(
             num_in_ch=num_in_ch,
             num_out_ch=num_out_ch,
@@ -66,7 +66,7 @@ class RCAN(rcan_arch.RCAN):
             upscale=upscale,
             res_scale=res_scale,
         )
-        del self.mean  # a plain attribute in the scale of 0..1 there
+        del self.mean  # BasicSR's is a plain attribute in the scale of 0..1
         self.img_range = img_range
         register_mean(self, img_range, rgb_mean)
 
@@ -75,3 +75,69 @@ class RCAN(rcan_arch.RCAN):
         shallow = self.conv_first((x * self.img_range - self.mean).contiguous(memory_format=torch.channels_last))
         deep = self.conv_after_body(self.body(shallow)) + shallow
         return (upsample_and_convolve(deep, self.upsample, self.conv_last) + self.mean) / self.img_range
+
+
+def _to_basicsr(ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """BasicSR's RCAN has no place for the mean in its files: it subtracts that of DIV2K, in a range of 0..255.
+
+    Raises:
+        ValueError: `mean` is another, so that BasicSR's RCAN would be another function.
+    """
+    usual = mean_shift.DIV2K_MEAN
+    mean = ours.get('mean', usual).flatten()
+    # As far as float32 holds it; a drift of 1e-6 of the mean is 5e-7 of the range of an image.
+    if mean.shape != usual.shape or not torch.allclose(mean, usual.to(mean), rtol=1e-6, atol=0):
+        found, theirs = (', '.join(f'{number:.6g}' for number in values.tolist()) for values in (mean, usual))
+        raise ValueError(
+            f"BasicSR's RCAN always subtracts the mean ({theirs}), and this one subtracts ({found}): it drifted in "
+            'training, or img_range or rgb_mean is another; RCAN_spinsr keeps it'
+        )
+    return {name: value for name, value in ours.items() if name != 'mean'}
+
+
+_BLOCK = 'body.{group}.residual_group.{block}.rcab.'
+
+_PUBLISHED = 'ECCV 2018, figures in github.com/yulunzhang/RCAN; parameters counted in its code'
+
+register_format(
+    ArchFormat(
+        arch=RCAN,
+        registered='RCAN_spinsr',
+        names=(
+            *mean_shift.ROWS,
+            ('head.0.{end}', 'conv_first.{end}'),
+            ('tail.0.{stage}.{end}', 'upsample.{stage}.{end}'),
+            ('tail.1.{end}', 'conv_last.{end}'),
+            ('body.{group}.body.{block}.body.{conv:0|2}.{end}', _BLOCK + '{conv}.{end}'),
+            ('body.{group}.body.{block}.body.3.conv_du.0.{end}', _BLOCK + '3.attention.1.{end}'),
+            ('body.{group}.body.{block}.body.3.conv_du.2.{end}', _BLOCK + '3.attention.3.{end}'),
+            ('body.{group}.body.{num_block}.{end}', 'body.{group}.conv.{end}'),
+            ('body.{num_group}.{end}', 'conv_after_body.{end}'),
+        ),
+        arguments=lambda weights: {
+            **shapes.images(weights),
+            **shapes.mean_of_grey(weights),
+            'num_group': shapes.count(weights, 'body.{}.'),
+            'num_block': shapes.count(weights, 'body.0.residual_group.{}.'),
+            'squeeze_factor': len(weights['conv_first.weight'])
+            // len(weights['body.0.residual_group.0.rcab.3.attention.1.weight']),
+            'upscale': shapes.stages(weights),
+        },
+        untold={'img_range': 255.0, 'res_scale': 1},
+        from_official=mean_shift.fold,
+        to_official=mean_shift.unfold_div2k,
+        layout=bare,
+        forms={'basicsr': Form(_to_basicsr, fits=lambda weights: 'mean' not in weights)},
+        onnx=Onnx(sides=(2, None)),  # torch.export makes a constant of a side of 1
+        published=(
+            PublishedResult(2, 15_444_667, '38.27 34.12 32.41 33.34 39.44', _PUBLISHED),
+            PublishedResult(3, 15_629_307, '34.74 30.65 29.32 29.09 34.44', _PUBLISHED),
+            PublishedResult(4, 15_592_379, '32.63 28.87 27.77 26.82 31.22', _PUBLISHED),
+        ),
+        source=Source(
+            'Image Super-Resolution Using Very Deep Residual Channel Attention Networks (Zhang et al., ECCV 2018)',
+            2018,
+            'https://github.com/yulunzhang/RCAN',
+        ),
+    )
+)

@@ -12,7 +12,9 @@ from basicsr.archs.rcan_arch import ChannelAttention
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from spinsr.modules.esa import EnhancedSpatialAttention
+from spinsr.convert import shapes
+from spinsr.convert.registry import ArchFormat, Onnx, Source, register_format
+from spinsr.modules.esa import MIN_SIDE, EnhancedSpatialAttention
 
 
 class ResidualDistillationBlock(nn.Module):
@@ -87,3 +89,23 @@ class RDBESA(nn.Module):
             parts.append(y)
         deep = shallow + self.attention(self.fuse(torch.cat(parts, dim=1)))
         return F.pixel_shuffle(self.conv_last(deep), self.upscale)  # (B, num_out_ch, upscale*H, upscale*W)
+
+
+register_format(
+    ArchFormat(
+        arch=RDBESA,
+        names=(
+            '{conv:conv_first|fuse|conv_last}.{end}',
+            'blocks.{block}.{conv:convs.0|convs.1|convs.2|distill|attention.attention.1|attention.attention.3}.{end}',
+            'attention.{conv:conv_in|conv_skip|conv_stride|conv_coarse|conv_out}.{end}',
+        ),
+        arguments=lambda weights: {
+            **shapes.images(weights),
+            'num_block': shapes.count(weights, 'blocks.{}.'),
+            'squeeze_factor': len(weights['fuse.weight']) // len(weights['blocks.0.attention.attention.1.weight']),
+            'upscale': shapes.shuffle(weights),
+        },
+        onnx=Onnx(sides=(MIN_SIDE, None)),
+        source=Source('"Possible Architecture" of a survey (docs/paper.md)'),
+    )
+)

@@ -4,16 +4,15 @@ Upstream: https://github.com/bytedance/RLFN (Apache-2.0; nothing is copied). Wri
 network: the same function in float64, with images of any size from 1 x 1. Weights are converted by `spinsr.convert`.
 """
 
-import re
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from spinsr.convert import shapes
+from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Sizes, Source, bare, register_format
 from spinsr.modules.esa import MIN_SIDE, EnhancedSpatialAttention
 from spinsr.modules.padding import pad_to
 
@@ -95,39 +94,44 @@ class RLFN(nn.Module):
         return (image / self.img_range)[..., :height, :width]
 
 
-# What spinsr.convert knows of the authors' files: the state dict is bare; their names and ours.
-OFFICIAL_KEY = None
-TENSOR_NAMES = (
-    ('conv_1.{end}', 'conv_first.{end}'),
-    ('conv_2.{end}', 'conv_after_body.{end}'),
-    ('upsampler.0.{end}', 'conv_last.{end}'),
-    *(
-        (f'block_{{number}}.{name}.{{end}}', f'body.block_{{number}}.{name}.{{end}}')
-        for name in ('c1_r', 'c2_r', 'c3_r', 'c5')
-    ),
-    *(
-        (f'block_{{number}}.esa.{theirs}.{{end}}', f'body.block_{{number}}.esa.{ours}.{{end}}')
-        for theirs, ours in (
-            ('conv1', 'conv_in'),
-            ('conv_f', 'conv_skip'),
-            ('conv2', 'conv_stride'),
-            ('conv3', 'conv_coarse'),
-            ('conv4', 'conv_out'),
-        )
-    ),
+_ESA = {'conv1': 'conv_in', 'conv_f': 'conv_skip', 'conv2': 'conv_stride', 'conv3': 'conv_coarse', 'conv4': 'conv_out'}
+
+_PUBLISHED = 'CVPRW 2022, arXiv:2205.07514, Table 1'
+
+register_format(
+    ArchFormat(
+        arch=RLFN,
+        names=(
+            ('conv_1.{end}', 'conv_first.{end}'),
+            ('conv_2.{end}', 'conv_after_body.{end}'),
+            ('upsampler.0.{end}', 'conv_last.{end}'),
+            ('block_{number}.{conv:c1_r|c2_r|c3_r|c5}.{end}', 'body.block_{number}.{conv}.{end}'),
+            *(
+                (f'block_{{number}}.esa.{theirs}.{{end}}', f'body.block_{{number}}.esa.{ours}.{{end}}')
+                for theirs, ours in _ESA.items()
+            ),
+        ),
+        arguments=lambda weights: {
+            **shapes.images(weights),
+            'num_mid': len(weights['body.block_1.c1_r.weight']),
+            'num_block': shapes.count(weights, 'body.block_{}.') - 1,  # numbered from 1
+            'num_esa': len(weights['body.block_1.esa.conv_in.weight']),
+            'upscale': shapes.shuffle(weights),
+        },
+        untold={'img_range': 255.0},
+        layout=bare,
+        sizes=Sizes(minimum=MIN_SIDE, pads=True),
+        onnx=Onnx(sides=(MIN_SIDE, None)),
+        published=(
+            PublishedResult(2, 527_000, '38.07 33.72 32.22 32.33 -', _PUBLISHED),
+            PublishedResult(4, 543_000, '32.24 28.62 27.60 26.17 -', _PUBLISHED),
+        ),
+        source=Source(
+            'Residual Local Feature Network for Efficient Super-Resolution (Kong et al., CVPRW 2022)',
+            2022,
+            'https://github.com/bytedance/RLFN',
+            'Apache-2.0',
+            'Apache-2.0',
+        ),
+    )
 )
-
-
-def arguments_of(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The arguments that the shapes tell, if the output image has as many channels as the input."""
-    num_feat, channels = state_dict['conv_first.weight'].shape[:2]
-    numbers = [int(match[1]) for name in state_dict if (match := re.match(r'body\.block_(\d+)\.', name))]
-    return {
-        'num_in_ch': channels,
-        'num_out_ch': channels,
-        'num_feat': num_feat,
-        'num_mid': len(state_dict['body.block_1.c1_r.weight']),
-        'num_block': max(numbers),
-        'num_esa': len(state_dict['body.block_1.esa.conv_in.weight']),
-        'upscale': round((len(state_dict['conv_last.weight']) / channels) ** 0.5),
-    }

@@ -1,20 +1,23 @@
 """SAN: Second-order Attention Network for Single Image Super-Resolution (Dai et al., CVPR 2019).
 
-Upstream: https://github.com/daitao/SAN (no licence; nothing is copied). Written anew from the paper and the authors'
-published behaviour: the same function in float64, with the covariance in O(C^2 N) in place of an N x N matrix, images
-of any size from 1 x 1, and without the parameters that upstream never uses. Weights are converted by `spinsr.convert`.
+Upstream: https://github.com/daitao/SAN (no licence; nothing is copied). A new implementation from the paper and the
+behaviour of upstream: the same function, equal in float64, with the covariance in O(C^2 N) instead of an N x N matrix,
+for images of any size from 1 x 1, and without the parameters that upstream never uses. `spinsr.convert` converts
+upstream weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from spinsr.convert import mean_shift, shapes
+from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Source, bare, register_format
 from spinsr.modules.mean_shift import register_mean
-from spinsr.modules.region_non_local import RegionNonLocal
-from spinsr.modules.second_order_attention import SecondOrderChannelAttention
+from spinsr.modules.san import MAX_SIDE, RegionNonLocal, SecondOrderChannelAttention
 from spinsr.modules.upsample import Upsample, upsample_and_convolve
+from spinsr.utils.validation import between, check, check_equal, check_length, whole
 
 
 class ResidualBlock(nn.Module):
@@ -40,7 +43,7 @@ class LocalSourceResidualAttentionGroup(nn.Module):
 
     Args:
         num_feat: Channels C.
-        num_block: Number of residual blocks.
+        num_block: Residual blocks.
         squeeze_factor: Channel reduction of the attention.
     """
 
@@ -63,15 +66,15 @@ class SAN(nn.Module):
         num_in_ch: Channels of the input image.
         num_out_ch: Channels of the output image; equal to `num_in_ch`.
         num_feat: Channels C, at least 8.
-        num_group: Number of LSRAGs.
+        num_group: LSRAGs.
         num_block: Residual blocks in each LSRAG.
-        squeeze_factor: Channel reduction of the second-order attention, in 1..num_feat.
+        squeeze_factor: Channel reduction of the second-order attention, 1 to `num_feat`.
         upscale: 3 or a power of two.
         img_range: Scale in which the network works; the input is `x * img_range - mean`.
         rgb_mean: Mean of each channel in [0, 1]; `mean` is `img_range * rgb_mean`.
 
     Raises:
-        ValueError: The arguments do not fit together.
+        ValueError: An argument breaks its rule.
     """
 
     def __init__(
@@ -87,14 +90,10 @@ class SAN(nn.Module):
         rgb_mean: Sequence[float] = (0.4488, 0.4371, 0.4040),
     ):
         super().__init__()
-        if not len(rgb_mean) == num_in_ch == num_out_ch:
-            raise ValueError(
-                f'rgb_mean must have num_in_ch = num_out_ch numbers, got {rgb_mean=}, {num_in_ch=}, {num_out_ch=}'
-            )
-        if num_feat < 8 or not 1 <= squeeze_factor <= num_feat:
-            raise ValueError(
-                f'num_feat must be at least 8, and squeeze_factor in 1..num_feat, got {num_feat=}, {squeeze_factor=}'
-            )
+        check_equal(num_in_ch=num_in_ch, num_out_ch=num_out_ch)
+        check_length(rgb_mean=rgb_mean, num_in_ch=num_in_ch)
+        check(whole(8), num_feat=num_feat)
+        check(between(1, num_feat), squeeze_factor=squeeze_factor)
         self.img_range = img_range
         register_mean(self, img_range, rgb_mean)
         self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
@@ -114,3 +113,68 @@ class SAN(nn.Module):
             deep = group(deep) + self.gamma * shared
         deep = self.non_local(deep) + shallow
         return (upsample_and_convolve(deep, self.upsample, self.conv_last) + self.mean) / self.img_range
+
+
+def _to_official(official: dict[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Adds the MeanShift, and zeros for the parameters without which the authors' network does not load."""
+    conv, theta = (mean_shift.take(ours, name) for name in ('groups.0.conv.weight', 'non_local.theta.weight'))
+    reduced, channels = theta.shape[:2]  # an eighth of the channels, in the unused attention too
+    unused = {f'RG.{group}.gamma': (1,) for group in range(shapes.count(ours, 'groups.{}.conv.weight'))} | {
+        'conv_last.weight': conv.shape,
+        'conv_last.bias': (channels,),
+        'non_local.soca.conv_du.0.weight': (reduced, channels, 1, 1),
+        'non_local.soca.conv_du.0.bias': (reduced,),
+        'non_local.soca.conv_du.2.weight': (channels, reduced, 1, 1),
+        'non_local.soca.conv_du.2.bias': (channels,),
+    }
+    return mean_shift.unfold_div2k(official | {name: conv.new_zeros(shape) for name, shape in unused.items()}, ours)
+
+
+_PUBLISHED = 'SwinIR, ICCVW 2021, Table 2; parameters counted in github.com/daitao/SAN'
+
+register_format(
+    ArchFormat(
+        arch=SAN,
+        names=(
+            *mean_shift.ROWS,
+            ('head.0.{end}', 'conv_first.{end}'),
+            ('tail.0.{stage}.{end}', 'upsample.{stage}.{end}'),
+            ('tail.1.{end}', 'conv_last.{end}'),
+            'gamma',
+            ('RG.{group}.rcab.{block}.conv_first.0.{end}', 'groups.{group}.blocks.{block}.conv1.{end}'),
+            ('RG.{group}.rcab.{block}.conv_first.2.{end}', 'groups.{group}.blocks.{block}.conv2.{end}'),
+            ('RG.{group}.soca.conv_du.{conv:0|2}.{end}', 'groups.{group}.attention.attention.{conv}.{end}'),
+            ('RG.{group}.conv_last.{end}', 'groups.{group}.conv.{end}'),
+            ('non_local.non_local.theta.{end}', 'non_local.theta.{end}'),
+            ('non_local.non_local.{conv:phi|g}.0.{end}', 'non_local.{conv}.{end}'),
+            ('non_local.non_local.W.{end}', 'non_local.out.{end}'),
+        ),
+        unused=('RG.{group}.gamma', 'conv_last.{end}', 'non_local.soca.conv_du.{conv:0|2}.{end}'),
+        arguments=lambda weights: {
+            **shapes.images(weights),
+            **shapes.mean_of_grey(weights),
+            'num_group': shapes.count(weights, 'groups.{}.'),
+            'num_block': shapes.count(weights, 'groups.0.blocks.{}.'),
+            'squeeze_factor': len(weights['conv_first.weight'])
+            // len(weights['groups.0.attention.attention.0.weight']),
+            'upscale': shapes.stages(weights),
+        },
+        untold={'img_range': 255.0},
+        from_official=mean_shift.fold,
+        to_official=_to_official,
+        layout=bare,
+        tiling='discouraged',
+        # Below, a quadrant has a side of 1, which is not pooled; above, covariances are of a crop.
+        onnx=Onnx(sides=(4, MAX_SIDE)),
+        published=(
+            PublishedResult(2, 15_712_800, '38.31 34.07 32.42 33.10 39.32', _PUBLISHED),
+            PublishedResult(3, 15_897_440, '34.75 30.59 29.33 28.93 34.30', _PUBLISHED),
+            PublishedResult(4, 15_860_512, '32.64 28.92 27.78 26.79 31.18', _PUBLISHED),
+        ),
+        source=Source(
+            'Second-order Attention Network for Single Image Super-Resolution (Dai et al., CVPR 2019)',
+            2019,
+            'https://github.com/daitao/SAN',
+        ),
+    )
+)

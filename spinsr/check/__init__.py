@@ -11,9 +11,10 @@ from spinsr.check import keys, machine, registries, values
 from spinsr.check.finding import Finding, section, stop_at_error
 from spinsr.check.keys import is_training
 from spinsr.check.machine import files
+from spinsr.check.values import with_whole_numbers
 from spinsr.models.registration import register
 
-__all__ = ['Finding', 'check', 'files', 'is_training', 'quick', 'stop_at_error']
+__all__ = ['Finding', 'check', 'files', 'is_training', 'quick', 'stop_at_error', 'with_whole_numbers']
 
 _ORDER = ('error', 'warning', 'note')
 
@@ -35,6 +36,7 @@ def quick(options: Mapping[str, Any], *, is_train: bool, launcher: str = 'none')
     options = keys.with_numbers(options)
     yield from keys.structure(options, is_train=is_train)
     register()
+    options = values.with_whole_numbers(options)
     yield from keys.unknown(options)
     yield from registries.types(options)
     yield from values.kinds(options)
@@ -65,7 +67,7 @@ def check(
     if is_train is None:
         is_train = is_training(options)
     found = list(quick(options, is_train=is_train))
-    options = keys.with_numbers(options)
+    options = values.with_whole_numbers(keys.with_numbers(options))
     from spinsr.check.images import images
     from spinsr.check.memory import memory
     from spinsr.check.weights import weights

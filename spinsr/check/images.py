@@ -15,6 +15,8 @@ from typing import Any, BinaryIO, NamedTuple
 from tqdm import tqdm
 
 from spinsr.check.finding import Finding, datasets, error, section, warning
+from spinsr.check.list_file import list_problem
+from spinsr.check.values import is_template
 from spinsr.data import formats, png
 from spinsr.data.image_file import DAMAGE, PNG_END, unreadable
 from spinsr.data.teacher_outputs import read_meta, teacher_file
@@ -186,7 +188,7 @@ def _look(
     sources = {side: _Source(root, is_lmdb) for side, root in roots.items()}
     names = _names(dataset, sources, problems)
     if not names and not problems.findings():
-        problems.add('error', 'empty', f'there is no image in {next(iter(sources.values())).root}')
+        problems.add('error', 'empty', f'no image found in {next(iter(sources.values())).root}')
     largest = None
     bar = tqdm(names, desc=where, unit='image', leave=False, disable=None if progress else True)
     for pair in bar:
@@ -211,6 +213,8 @@ def _names(dataset: Mapping[str, Any], sources: Mapping[str, _Source], problems:
     """The names of each item, by side, as the data set of this class pairs them."""
     side = next(reversed(sources))
     listed = dataset.get('meta_info_file') if not sources[side].is_lmdb else None
+    if listed and os.path.isfile(os.path.expanduser(listed)) and list_problem(listed):  # `files` says it
+        return []
     if listed:
         with open(os.path.expanduser(listed), encoding='utf-8') as file:
             first = [line.strip().split(' ')[0] for line in file if line.strip()]
@@ -232,6 +236,8 @@ def _names(dataset: Mapping[str, Any], sources: Mapping[str, _Source], problems:
             common &= names
         return [dict.fromkeys(sources, name) for name in sorted(common)]
     template, pairs = dataset.get('filename_tmpl', '{}'), []
+    if not is_template(template):  # `kinds` says it
+        return []
     for name in first:
         stem, ending = os.path.splitext(os.path.basename(name))
         pair = {'lq': f'{template.format(stem)}{ending}', 'gt': name}

@@ -23,7 +23,7 @@ _NEEDED = {
         'logger': ('print_freq', 'save_checkpoint_freq', 'use_tb_logger'),
         'val': ('val_freq', 'save_img'),
     },
-    False: {'val': ('save_img', 'suffix')},
+    False: {'val': ('save_img',)},
 }
 _PHASES = {True: ('train', 'val'), False: ('test', 'val')}
 _DATASET_NEEDS = {
@@ -89,6 +89,9 @@ def structure(options: Mapping[str, Any], *, is_train: bool) -> Iterator[Finding
     for name, keys in _NEEDED[is_train].items():
         if isinstance(options.get(name), Mapping):
             yield from _missing(options[name], keys, name)
+    # BasicSR reads it only for the names of the images that it saves.
+    if not is_train and section(options, 'val').get('save_img') not in (None, False):
+        yield from _missing(options['val'], ('suffix',), 'val')
     for name in ('optim_g', 'scheduler'):
         if is_train and name in section(options, 'train'):
             part = options['train'][name]

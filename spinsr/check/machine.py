@@ -6,9 +6,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from spinsr import weights
+from spinsr.check import registries
 from spinsr.check.finding import Finding, datasets, error, section, warning
+from spinsr.check.list_file import list_problem
 from spinsr.training import option_files
+from spinsr.utils import lmdb_file
 from spinsr.utils.validation import is_whole
+
+# BasicSR's models that move their degradations to the GPU, whatever num_gpu says.
+_ON_CUDA = ('RealESRNetModel', 'RealESRGANModel')
 
 
 def devices(options: Mapping[str, Any], launcher: str = 'none') -> Iterator[Finding]:
@@ -20,6 +26,10 @@ def devices(options: Mapping[str, Any], launcher: str = 'none') -> Iterator[Find
         yield error('num_gpu', f"must be 'auto' or a whole number of at least 0, got {count!r}")
         return
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    model = registries.find('MODEL', options.get('model_type'))
+    bases = [base.__name__ for base in getattr(model, '__mro__', ()) if base.__module__.startswith('basicsr.')]
+    if (not there or count == 0) and any(base in _ON_CUDA for base in bases):
+        yield error('model_type', f'{model.__name__} runs on CUDA devices only')
     if not there and launcher == 'slurm':
         yield error('num_gpu', f'--launcher {launcher} needs CUDA devices, and there is none; use torchrun on the CPU')
     elif not there and count not in ('auto', 0):
@@ -36,16 +46,21 @@ def files(options: Mapping[str, Any], *, resumes: bool = False) -> Iterator[Find
         resumes: A state will be resumed, so `pretrain_network_*` is not read.
     """
     for where, _, dataset in datasets(options):
+        is_lmdb = section(dataset, 'io_backend').get('type') == 'lmdb'
         for key, value in dataset.items():
             if str(key).startswith(('dataroot', 'meta_info')):
                 for path in value if isinstance(value, list) else [value]:
                     if isinstance(path, str):
                         yield from _data(path, f'{where}:{key}')
+                        # BasicSR does not read it for an LMDB.
+                        listed = str(key).startswith('meta_info') and not is_lmdb
+                        if listed and _is_file(path) and (problem := list_problem(path)):
+                            yield error(f'{where}:{key}', problem)
     from spinsr.check.images import unpaired
 
     yield from unpaired(options)
     for key, path in section(options, 'path').items():
-        if not path or not isinstance(path, str) or Path(os.path.expanduser(path)).is_file():
+        if not path or not isinstance(path, str) or _is_file(path):
             continue
         # --auto_resume takes the place of resume_state.
         if key == 'resume_state' and not options.get('auto_resume'):
@@ -53,6 +68,10 @@ def files(options: Mapping[str, Any], *, resumes: bool = False) -> Iterator[Find
         if str(key).startswith('pretrain_network') and not resumes:
             yield error(f'path:{key}', f'{path} does not exist{_maker(path)}')
     yield from _vgg(section(options, 'train', 'perceptual_opt'))
+
+
+def _is_file(path: str) -> bool:
+    return Path(os.path.expanduser(path)).is_file()
 
 
 def _vgg(part: Mapping[str, Any]) -> Iterator[Finding]:
@@ -87,6 +106,8 @@ def _data(path: str, where: str) -> Iterator[Finding]:
     # prepare writes the meta_info last, and BasicSR reads it first.
     elif full.suffix == '.lmdb' and not (full / 'meta_info.txt').is_file():
         yield error(where, f'{path} is not complete (no meta_info.txt){_preparation(path)}')
+    elif full.suffix == '.lmdb' and (problem := lmdb_file.problem(full)):
+        yield error(where, problem)
 
 
 def _preparation(path: str) -> str:

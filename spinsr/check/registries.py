@@ -1,15 +1,20 @@
 """The sections that become the arguments of a class, against its signature; what is cheap is built to see it work."""
 
+import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from spinsr.check.finding import Finding, datasets, error, section
 from spinsr.utils.text import nearest
-from spinsr.utils.validation import is_number
+from spinsr.utils.validation import is_number, is_whole
 
+# How alike a name and a known one must be to suggest it: SPINN and SPIN are, MyNet and SpyNet are not.
+_SIMILAR = 0.75
 # BasicSR's losses that are built without data or downloads.
 _PLAIN_LOSSES = ('L1Loss', 'MSELoss', 'CharbonnierLoss', 'WeightedTVLoss', 'GANLoss')
+# BasicSR's archs that are built from their arguments alone.
+_PLAIN_ARCHS = ('VGGStyleDiscriminator', 'UNetDiscriminatorSN', 'MSRResNet', 'EDSR', 'RCAN', 'RRDBNet')
 _SCHEDULERS = {
     'MultiStepLR': 'MultiStepRestartLR',
     'MultiStepRestartLR': 'MultiStepRestartLR',
@@ -45,8 +50,8 @@ def types(options: Mapping[str, Any]) -> Iterator[Finding]:
             yield from _typed('ARCH', network, key)
             arch = find('ARCH', network.get('type'))
             if arch is not None:
-                found = list(signature(arch, network, key))
-                yield from found or values(arch, network, key)
+                found = list(signature(arch, network, key)) or list(values(arch, network, key))
+                yield from found or _discriminated_size(arch, network, key, options)
     yield from _losses(options)
     yield from _optimizer_and_scheduler(options)
     yield from parameter_names(options)
@@ -56,7 +61,10 @@ def types(options: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _registered(registry: str, name: Any, where: str) -> Iterator[Finding]:
     if find(registry, name) is None:
-        yield error(where, f'{name!r} is not registered; {nearest(name, _known(registry))}')
+        known = _known(registry)
+        close = difflib.get_close_matches(str(name).lower(), [one.lower() for one in known], n=1, cutoff=_SIMILAR)
+        names = f'--import MODULE registers that of another package; known: {", ".join(sorted(known))}'
+        yield error(where, f'{name!r} is not registered; {nearest(name, known) if close else names}')
 
 
 def _typed(registry: str, part: Mapping[str, Any], where: str) -> Iterator[Finding]:
@@ -116,23 +124,38 @@ def _other_kind(default: Any, value: Any) -> str:
 
 
 def values(arch: type, network: Mapping[str, Any], where: str = 'network_g') -> Iterator[Finding]:
-    """Finds values of a network section that do not fit: an arch of spinsr is built without memory, others are not.
+    """Finds values of a network section that do not fit, by building it without memory.
+
+    Only archs of spinsr and the simple ones of BasicSR are built: others may read files, or need memory.
 
     Args:
         arch: The class.
         network: The section, with keys that fit its signature.
         where: What the section is called.
     """
-    if not arch.__module__.startswith('spinsr.'):
+    if not arch.__module__.startswith('spinsr.') and arch.__name__ not in _PLAIN_ARCHS:
         return
     import torch
 
     try:
         with torch.device('meta'):
             arch(**_arguments(network))
-    # RuntimeError: torch's, for negative or enormous sizes.
-    except (ValueError, TypeError, RuntimeError) as problem:
-        yield error(where, str(problem).splitlines()[0])
+    # RuntimeError: torch's, for negative or enormous sizes. BasicSR asserts, and divides.
+    except (ValueError, TypeError, RuntimeError, AssertionError, ArithmeticError, LookupError) as problem:
+        reason = next(iter(str(problem).splitlines()), '') or type(problem).__name__
+        yield error(where, reason if arch.__module__.startswith('spinsr.') else f'{arch.__name__} fails: {reason}')
+
+
+def _discriminated_size(
+    arch: type, network: Mapping[str, Any], where: str, options: Mapping[str, Any]
+) -> Iterator[Finding]:
+    """Finds a discriminator of BasicSR that is made for patches of another size."""
+    if arch.__name__ != 'VGGStyleDiscriminator' or not arch.__module__.startswith('basicsr.'):
+        return
+    wanted = network.get('input_size', inspect.signature(arch).parameters['input_size'].default)
+    gt_size = options.get('gt_size', section(options, 'datasets', 'train').get('gt_size'))
+    if is_whole(gt_size) and gt_size != wanted:
+        yield error(f'{where}:input_size', f'must be gt_size, {gt_size}, got {wanted}')
 
 
 def _arguments(part: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,23 +1,43 @@
 """The values of an option file: each of its kind, and all of them in agreement."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from spinsr.check import registries
 from spinsr.check.finding import Finding, datasets, error, section, warning
 from spinsr.training import distillation, progressive_learning
+from spinsr.training.experiment import NAME, NAME_INSIDE, SUFFIX
 from spinsr.training.time_limit import TIME_LIMIT
-from spinsr.utils.validation import ABOVE_0, FLAG, SECTION, Rule, is_number, is_whole, whole
+from spinsr.utils.text import nearest
+from spinsr.utils.validation import ABOVE_0, FLAG, SECTION, Rule, as_whole, is_number, is_whole, whole
 
+# What each io_backend accepts beside type; those of lmdb go to lmdb.open.
+_BACKENDS = {
+    'disk': (),
+    'lmdb': ('db_paths', 'client_keys', 'readonly', 'lock', 'readahead', 'map_size', 'subdir', 'metasync', 'sync')
+    + ('map_async', 'mode', 'create', 'writemap', 'meminit', 'max_readers', 'max_dbs', 'max_spare_txns'),
+    'memcached': ('server_list_cfg', 'client_cfg', 'sys_path'),
+}
+# Lists of whole numbers.
+_SCHEDULE = ('milestones', 'periods', 'restarts')
+_GROWTH = ('gt_sizes', 'iters', 'mini_batch_sizes')
+# The data sets that have no HR images.
+_WITHOUT_GT = ('SingleImageDataset',)
 _METRICS_WITH_A_BORDER = ('calculate_psnr', 'calculate_ssim', 'calculate_psnr_pt', 'calculate_ssim_pt')
 # Its update has singular values of about 1, so at this rate every step moves a weight matrix by a tenth.
 _LARGEST_OF_MUON = 0.1
 
+# NumPy takes no larger seed.
+_SEED = Rule(
+    lambda value: value is None or (is_whole(value) and 0 <= value < 2**32),
+    f'a whole number from 0 to {2**32 - 1}, or ~',
+    is_whole=True,
+)
 _TEXT = Rule(lambda value: isinstance(value, str) and value != '', 'text')
 _TEXT_OR_NONE = Rule(lambda value: value is None or isinstance(value, str), 'text, or ~')
 _SECTION_RULES = {
-    '': {'name': _TEXT, 'scale': whole(1), 'manual_seed': whole(0, None)},
+    '': {'name': NAME, 'scale': whole(1), 'manual_seed': _SEED, 'dist_params': SECTION},
     'train': {
         'total_iter': whole(1),
         'warmup_iter': whole(-1),
@@ -27,11 +47,16 @@ _SECTION_RULES = {
     'val': {
         'val_freq': whole(1),
         'save_img': FLAG,
-        'suffix': _TEXT_OR_NONE,
+        'suffix': SUFFIX,
         'pbar': FLAG,
         'metrics': SECTION,
     },
-    'logger': {'print_freq': whole(1), 'save_checkpoint_freq': whole(1), 'use_tb_logger': FLAG},
+    'logger': {
+        'print_freq': whole(1),
+        'save_checkpoint_freq': whole(1),
+        'use_tb_logger': FLAG,
+        'wandb': SECTION,
+    },
 }
 _DATASET_RULES = {
     'name': _TEXT,
@@ -52,18 +77,66 @@ _DATASET_RULES = {
     'pin_memory': FLAG,
     'persistent_workers': FLAG,
     'max_images': whole(1, None),
-    'filename_tmpl': Rule(lambda value: isinstance(value, str) and '{}' in value, "text with {} in it, as '{}x4'"),
+    'filename_tmpl': Rule(lambda value: is_template(value), "text with {} in it, such as '{}x4'"),
 }
+
+
+def is_template(value: Any) -> bool:
+    """Whether a value can be `filename_tmpl`: text that str.format fills with the name of an image."""
+    try:
+        return isinstance(value, str) and '\0' in value.format('\0')
+    except (ValueError, IndexError, KeyError, AttributeError):
+        return False
+
+
+def with_whole_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the options in which whole floats are integers where an integer is wanted: 5e3 is 5000.
+
+    BasicSR's own option files write `val_freq: !!float 5e3`. The models and data sets must have been registered.
+    """
+    options = _copied(options)
+    rules: dict[str, dict[str, Rule]] = {name: dict(part) for name, part in _SECTION_RULES.items()}
+    for name, part in _own_rules(options).items():
+        rules.setdefault(name, {}).update(part)
+    for name, part in rules.items():
+        _make_whole(section(options, name) if name else options, [key for key, rule in part.items() if rule.is_whole])
+    _make_whole(options, ['num_gpu'])
+    _make_whole(section(options, 'dist_params'), ['port'])
+    _make_whole(section(options, 'train'), ['net_d_iters', 'net_d_init_iters'])
+    _make_whole(section(options, 'train', 'scheduler'), _SCHEDULE)
+    for _, _, dataset in datasets(options):
+        _make_whole(dataset, [*(key for key, rule in _DATASET_RULES.items() if rule.is_whole), *_GROWTH])
+    for metric in section(options, 'val', 'metrics').values():
+        _make_whole(metric, ['crop_border'])
+    for key, network in options.items():
+        if str(key).startswith('network_') and isinstance(network, Mapping):
+            arch = registries.find('ARCH', network.get('type'))
+            parameters = inspect.signature(arch).parameters.values() if arch is not None else ()
+            _make_whole(network, [p.name for p in parameters if is_whole(p.default)])
+    return options
+
+
+def _make_whole(part: Any, keys: Iterable[str]) -> None:
+    if isinstance(part, dict):
+        part.update((key, as_whole(part[key])) for key in keys if key in part)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
 def kinds(options: Mapping[str, Any]) -> Iterator[Finding]:
     """Finds the values that are not of their kind, or out of range."""
     for name, rules in (*_SECTION_RULES.items(), *_own_rules(options).items()):
         yield from _apply(rules, section(options, name) if name else options, f'{name}:' if name else '')
-    for key, _, dataset in datasets(options):
+    for key, phase, dataset in datasets(options):
         cls = registries.find('DATASET', dataset.get('type'))
         if cls is None or cls.__module__.partition('.')[0] in ('basicsr', 'spinsr'):
             yield from _apply(_DATASET_RULES, dataset, f'{key}:')
+        if phase != 'train' and 'name' in dataset and _TEXT.holds(dataset['name']):
+            yield from _apply({'name': NAME_INSIDE}, dataset, f'{key}:')
     for key, value in section(options, 'path').items():
         if str(key).startswith('strict_load') and not isinstance(value, bool):
             yield error(f'path:{key}', f'must be true or false, got {value!r}')
@@ -98,6 +171,9 @@ def agreement(options: Mapping[str, Any], *, is_train: bool, launcher: str) -> I
         yield warning('name', "has 'debug' in it: BasicSR then validates and saves every 8 iterations")
     yield from _scale(options)
     yield from _datasets(options, is_train)
+    yield from _without_targets(options)
+    if is_train:
+        yield from _adversarial(options)
     yield from _protocol(options)
 
 
@@ -130,7 +206,7 @@ def _iterations(options: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _scheduler(scheduler: Mapping[str, Any], total: int, warmup: int) -> Iterator[Finding]:
-    for key in ('milestones', 'periods', 'restarts'):
+    for key in _SCHEDULE:
         value = scheduler.get(key)
         if isinstance(value, list) and not all(is_whole(item) for item in value):
             yield error(f'train:scheduler:{key}', f'must be a list of whole numbers, got {value}')
@@ -306,6 +382,52 @@ def _datasets(options: Mapping[str, Any], is_train: bool) -> Iterator[Finding]:
         yield warning(validated[0], 'is never used: there is no section val')
 
 
+def reference_metrics(options: Mapping[str, Any]) -> list[str]:
+    """The metrics of the validation that compare with HR images, by the names that the option file gives them."""
+    found = []
+    for name, part in section(options, 'val', 'metrics').items():
+        metric = registries.find('METRIC', part.get('type')) if isinstance(part, Mapping) else None
+        if metric is not None:
+            target = inspect.signature(metric).parameters.get('img2')
+            if target is not None and target.default is target.empty:
+                found.append(str(name))
+    return found
+
+
+def missing_targets(where: str, metrics: list[str]) -> str:
+    """What is said of a data set without HR images for metrics that compare with them.
+
+    Args:
+        where: The data set.
+        metrics: The names of the metrics.
+    """
+    return (
+        f'{where} has no HR images to compare with, which val:metrics ({", ".join(metrics)}) needs: '
+        'use PairedImageDataset with dataroot_gt, or remove val:metrics'
+    )
+
+
+def _without_targets(options: Mapping[str, Any]) -> Iterator[Finding]:
+    metrics = reference_metrics(options)
+    for key, phase, dataset in datasets(options) if metrics else ():
+        if phase != 'train' and dataset.get('type') in _WITHOUT_GT:
+            yield error(f'{key}:type', missing_targets(str(dataset['type']), metrics))
+
+
+def _adversarial(options: Mapping[str, Any]) -> Iterator[Finding]:
+    """Finds what BasicSR's models with a discriminator read without asking."""
+    from basicsr.models.srgan_model import SRGANModel
+
+    model = registries.find('MODEL', options.get('model_type'))
+    if model is None or not issubclass(model, SRGANModel) or not model.__module__.startswith('basicsr.'):
+        return
+    if not section(options, 'network_d'):
+        yield error('', f"{model.__name__} needs the section 'network_d'")
+    for name in ('optim_d', 'gan_opt'):
+        if not section(options, 'train', name):
+            yield error('train', f'{model.__name__} needs the section {name!r}')
+
+
 def _loading(options: Mapping[str, Any], key: str, dataset: Mapping[str, Any]) -> Iterator[Finding]:
     import torch
 
@@ -318,14 +440,14 @@ def _loading(options: Mapping[str, Any], key: str, dataset: Mapping[str, Any]) -
         yield error(f'{key}:prefetch_mode', 'cuda needs pin_memory: true')
     backend = section(dataset, 'io_backend')
     kind = backend.get('type')
-    if kind not in ('disk', 'lmdb', 'memcached'):
+    if not isinstance(kind, str) or kind not in _BACKENDS:
         if 'io_backend' in dataset:
             yield error(f'{key}:io_backend:type', f'must be disk, lmdb or memcached, got {kind!r}')
         return
-    if kind == 'disk':
-        for name in backend:
-            if name != 'type':
-                yield error(f'{key}:io_backend:{name}', 'disk has no further keys')
+    for name in backend:
+        if name != 'type' and name not in _BACKENDS[kind]:
+            hint = nearest(name, _BACKENDS[kind]) if _BACKENDS[kind] else 'only type'
+            yield error(f'{key}:io_backend:{name}', f'{kind} has no key {name!r}; {hint}')
     for name in ('dataroot_gt', 'dataroot_lq', 'dataroot_teacher'):
         root = dataset.get(name)
         if (

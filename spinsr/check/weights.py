@@ -1,4 +1,4 @@
-"""The weights that an option file starts from, and the state that it goes on from, against what it builds."""
+"""The weights and the state that training starts from, compared with the networks of the option file."""
 
 import os
 import textwrap
@@ -13,6 +13,7 @@ from spinsr.check import registries
 from spinsr.check.finding import Finding, error, note, section, warning
 from spinsr.check.memory import build
 from spinsr.training import checkpoints
+from spinsr.utils.errors import CheckpointError
 from spinsr.utils.validation import is_whole
 
 
@@ -41,28 +42,24 @@ def _is_file(path: Any) -> bool:
 
 
 def _state(options: Mapping[str, Any], file: Path) -> Iterator[Finding]:
-    where = 'path:resume_state'
+    where, models = 'path:resume_state', file.parent.parent / 'models'
     try:
-        state = convert.read_checkpoint(file)
-    except (ValueError, ImportError) as problem:
+        state = checkpoints.read_state(file, models)
+    except CheckpointError as problem:
         yield error(where, str(problem))
-        return
-    if not isinstance(state, Mapping) or not {'iter', 'epoch', 'optimizers', 'schedulers'} <= set(state):
-        yield error(where, f'{file} is no training state')
         return
     total = section(options, 'train').get('total_iter')
     if is_whole(total) and state['iter'] >= total:
-        yield warning(where, f'is of iteration {state["iter"]}, and total_iter is {total}: nothing is left to train')
+        yield warning(where, f'is the state of iteration {state["iter"]}, and total_iter is {total}: nothing to train')
     kind = section(options, 'train', 'optim_g').get('type')
     if (groups := _param_groups(state)) and (problem := checkpoints.optimizer_problem(groups, str(kind))):
         yield error('train:optim_g:type', problem)
     kept = section(options, 'path').get('ignore_resume_networks') or ()
     for key in options:
         if str(key).startswith('network_') and key not in kept:
-            label = f'net_{str(key).removeprefix("network_")}_{state["iter"]}.pth'
-            network = Path('experiments', str(options.get('name')), 'models', label)
+            network = models / f'net_{str(key).removeprefix("network_")}_{state["iter"]}.pth'
             if not network.is_file():
-                yield error(where, f'is of iteration {state["iter"]}, whose network {network} does not exist')
+                yield error(where, f'is the state of iteration {state["iter"]}, whose network {network} does not exist')
 
 
 def _param_groups(state: Mapping[str, Any]) -> Any:
@@ -80,19 +77,20 @@ def _file(
     model = registries.find('MODEL', options.get('model_type'))
     if arch is None or model is None:
         return
-    ours = arch.__module__.startswith('spinsr.archs.') and arch.__name__ in convert.ARCHS
-    converts = ours and model.__module__.startswith('spinsr.')
+    format = convert.find_format(arch)
+    converts = format is not None and model.__module__.startswith('spinsr.')
     if file.suffix == '.safetensors' and getattr(model, 'load_network', None) is BaseModel.load_network:
         yield error(where, f'{file} cannot be read by {model.__name__}; model_type: SpinsrModel reads .safetensors')
         return
     try:
+        checkpoints.verify(file)
         checkpoint = convert.read_checkpoint(file)
         if not isinstance(checkpoint, Mapping):
-            raise TypeError(f'{file} is no checkpoint: it holds a {type(checkpoint).__name__}')
+            raise TypeError(f'{file} is not a checkpoint: it holds a {type(checkpoint).__name__}')
         yield from _param_key(checkpoint, wanted, file, key, is_train)
         state = checkpoint.get(wanted, checkpoint)
-        state = _converted(state, arch.__name__, strict) if converts else convert.unwrap(state)
-    except (ValueError, TypeError, ImportError) as problem:
+        state = _converted(state, format.name, strict) if converts else convert.unwrap(state)
+    except (ValueError, TypeError, OSError, ImportError) as problem:
         # Of another network every name may be wrong, and there are hundreds.
         reason = textwrap.shorten(str(problem), 300, placeholder=' …')
         yield error(where, f'{file} does not fit {arch.__name__}: {reason}')

@@ -27,7 +27,7 @@ CONTINUING = ('prepare', 'upscale')
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0 all done, 1 any failure, 2 usage."""
-    parser = argparse.ArgumentParser(prog='spinsr', description='Super-resolution with SPIN, SAN and RCAN on BasicSR.')
+    parser = argparse.ArgumentParser(prog='spinsr', description='Image super-resolution on BasicSR.')
     parser.add_argument('--version', action='version', version=f'spinsr {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='command')
     for name in COMMANDS:

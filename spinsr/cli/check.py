@@ -1,6 +1,8 @@
-"""`spinsr check`: what in an option file would fail or mislead later."""
+"""`spinsr check`: finds what in an option file would fail or mislead later."""
 
 import argparse
+
+from spinsr.training.imports import add_import, import_modules
 
 _EPILOG = """example:
   spinsr check -opt train_SPIN_x4.yml
@@ -12,9 +14,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the command."""
     parser = commands.add_parser(
         'check',
-        help='look through an option file before it is used',
-        description='Lists all that would fail or mislead when an option file is used: misspelt keys, wrong values, '
-        'missing, unpaired, damaged or mis-sized images, weights that do not fit, too little memory.',
+        help='check an option file before it is used',
+        description='Lists everything that would fail or mislead when an option file is used: misspelt keys, wrong '
+        'values, missing, unpaired, damaged or mis-sized images, weights that do not fit, too little memory.',
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -24,6 +26,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument('--test', action='store_true', help='a file for testing (default: its sections tell)')
     parser.add_argument('--deep', action='store_true', help='decode every image, not only its header: slow')
+    add_import(parser)
     parser.set_defaults(run=run)
 
 
@@ -32,10 +35,15 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         OptionError: The file cannot be read, or a forced key does not exist.
+        ImportFailed: A module of --import fails.
     """
     from spinsr.check import check
+    from spinsr.models.registration import register
     from spinsr.training import option_files
 
+    if args.imports:
+        register()
+        import_modules(args.imports)
     _, options = option_files.load(args.opt, args.force_yml)
     findings = check(options, is_train=False if args.test else None, decode=args.deep, progress=True)
     for finding in findings:

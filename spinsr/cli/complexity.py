@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import logging
 import sys
@@ -9,11 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from spinsr.cli import arguments, network
+from spinsr.utils.text import printable
+from spinsr.weights import DEFAULT_ARCH, DEFAULT_SCALE
 
 EXAMPLE = """\
 examples:
   spinsr complexity
   spinsr complexity --arch SPIN SAN RCAN --scale 2 --no-latency --markdown table.md
+  spinsr complexity --weights net_g_latest.pth RCAN_BIX4.pt
   spinsr complexity --arch SPIN RCAN --no-latency --plot figure.png --scores spin.json rcan.json --dataset Set5
 """
 
@@ -32,15 +36,25 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         '--arch',
         metavar='NAME',
         nargs='+',
-        default=['SPIN'],
-        help="SPIN (the default), SAN, RCAN, or any other names in BasicSR's ARCH_REGISTRY",
+        help="networks of spinsr, or any other names in BasicSR's ARCH_REGISTRY (default: SPIN)",
+    )
+    group.add_argument(
+        '--weights',
+        metavar='FILE',
+        type=arguments.path,
+        nargs='+',
+        default=[],
+        help='the networks that these files belong to, instead of --arch',
     )
     network.add_build_arguments(group)
     parser.add_argument(
-        '--scale', metavar='S', type=arguments.positive, default=4, help='upscaling factor (default: 4)'
+        '--scale', metavar='S', type=arguments.positive, help='upscaling factor (default: that of the weights, else 4)'
     )
     parser.add_argument(
-        '--size', metavar='HxW', type=arguments.size, help='pixels of the input (default: what gives 720x1280, rounded)'
+        '--size',
+        metavar='HxW',
+        type=arguments.size,
+        help='pixels of the input (default: 720x1280 divided by the scale, rounded)',
     )
     parser.add_argument('--no-latency', action='store_true', help='only count; measure neither time nor memory')
     parser.add_argument(
@@ -74,39 +88,42 @@ def run(args: argparse.Namespace) -> int:
     arguments.check_outputs(outputs, args.overwrite)
     network.import_modules(args)
 
-    import spinsr
     from spinsr.evaluation import complexity
     from spinsr.utils.atomic_write import write_bytes
 
     device = str(network.device(args.device))
+    networks, failed = _networks(args)
+    args.scale = args.scale or next((described.scale for described in networks.values()), DEFAULT_SCALE)
     scores = _read_scores(args)
     if args.plot and not (scores or _published(args)):
         raise ValueError(
             f'--plot has nothing to draw: no results for {args.dataset} x{args.scale} are published or given'
         )
-    height, width = args.size or (round(720 / args.scale), round(1280 / args.scale))
     rows = []
-    for arch in dict.fromkeys(args.arch):
+    for name, described in networks.items():
         try:
             with _errors_only():
-                net = spinsr.load(arch, args.scale, None, **dict(args.arch_args))
-            row = {'arch': arch, 'scale': args.scale, 'size': [height, width], **complexity.count(net, height, width)}
+                net = described.build()
+            scale = described.scale
+            height, width = args.size or (round(720 / scale), round(1280 / scale))
+            row = {'arch': described.arch, 'scale': scale, 'size': [height, width]}
+            row |= complexity.count(net, height, width)
             del net
             if not args.no_latency:
                 row |= complexity.measure(
-                    arch,
-                    args.scale,
+                    described.arch,
+                    scale,
                     height,
                     width,
                     runs=args.runs,
                     device=device,
-                    arch_args=dict(args.arch_args),
+                    arch_args=described.arguments,
                     imports=args.imports,
                 )
             rows.append(row)
         except (ValueError, TypeError) as error:
-            print(f'spinsr complexity: error: {arch}: {error}', file=sys.stderr)
-    failed = len(rows) < len(set(args.arch))
+            failed.append(name)
+            print(f'spinsr complexity: error: {printable(name)}: {printable(error)}', file=sys.stderr)
     if not rows:
         return 1
     table = complexity.to_markdown(rows)
@@ -117,12 +134,29 @@ def run(args: argparse.Namespace) -> int:
         write_bytes(args.json, (json.dumps(rows, indent=2) + '\n').encode())
     if args.plot:
         write_bytes(args.plot, _picture(args, scores))
-    return int(failed)
+    return int(bool(failed))
+
+
+def _networks(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """The networks to count, by what the person called them, and the names of those that cannot be built."""
+    from spinsr.inference.load import resolve
+
+    files = {str(path): (None, path) for path in args.weights}
+    wanted = files or {arch: (arch, None) for arch in args.arch or [DEFAULT_ARCH]}
+    networks, failed = {}, []
+    for name, (arch, path) in wanted.items():
+        try:
+            described = resolve(arch, args.scale, path, **dict(args.arch_args))
+            networks[name] = dataclasses.replace(described, state_dict=None)  # the weights do not matter here
+        except (ValueError, TypeError, OSError) as error:
+            failed.append(name)
+            print(f'spinsr complexity: error: {printable(name)}: {printable(error)}', file=sys.stderr)
+    return networks, failed
 
 
 @contextlib.contextmanager
 def _errors_only() -> Iterator[None]:
-    """That a network has no weights is as wanted here."""
+    """Hides the warning that a network has no weights."""
     logger = logging.getLogger('spinsr')
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -133,8 +167,10 @@ def _errors_only() -> Iterator[None]:
 
 
 def _check_usage(args: argparse.Namespace) -> None:
-    if args.arch_args and len(set(args.arch)) > 1:
-        args.error(f'argument --arch-args: is for one network, got --arch {" ".join(args.arch)}')
+    if args.arch and args.weights:
+        args.error('argument --weights: cannot be combined with --arch, the files tell their networks')
+    if args.arch_args and len(set(args.arch or args.weights)) > 1:
+        args.error(f'argument --arch-args: is for one network, got {" ".join(map(str, args.arch or args.weights))}')
     if args.scores and not args.plot:
         args.error('argument --scores: needs --plot')
     if args.plot and args.plot.suffix.lower() != '.png':
@@ -168,7 +204,7 @@ def _read_scores(args: argparse.Namespace) -> list[tuple[str, int, float]]:
             raise ValueError(f'{path} has no results for {args.dataset} x{args.scale}')
         scores += found
     methods = [method for _, method, *_ in scores]
-    # Two of a kind are told apart by their files.
+    # Results of one network are distinguished by their files.
     return [
         (f'{method} ({"here" if methods.count(method) == 1 else stem})', parameters, psnr)
         for stem, method, parameters, psnr in scores
@@ -183,12 +219,8 @@ def _published(args: argparse.Namespace) -> list[Any]:
 
 
 def _picture(args: argparse.Namespace, scores: list[tuple[str, int, float]]) -> bytes:
-    import io
-
     from spinsr.evaluation import plot
 
     points = [plot.Point(row.name, row.parameters, row.psnr[args.dataset]) for row in _published(args)]
     points += [plot.Point(*score, ours=True) for score in scores]
-    data = io.BytesIO()
-    plot.draw(points, f'{args.dataset} x{args.scale}: PSNR on Y against parameters').save(data, 'PNG')
-    return data.getvalue()
+    return plot.draw(points, f'{args.dataset} x{args.scale}: PSNR on Y against parameters')

@@ -2,6 +2,10 @@
 
 import argparse
 
+from spinsr.cli import network
+from spinsr.training import imports
+from spinsr.utils.text import printable
+
 EXAMPLE = """\
 examples:
   spinsr convert RCAN_BIX4.pt rcan_x4.safetensors              the authors' file -> ours
@@ -10,7 +14,7 @@ examples:
   spinsr convert RCAN_BIX4.pt rcan_x4.pth --to basicsr         for `type: RCAN`, BasicSR's own
 """
 
-FORMS = {'spinsr': "spinsr's form", 'official': "the authors' form", 'basicsr': "the form of BasicSR's RCAN"}
+FORMS = {'spinsr': "spinsr's form", 'official': "the authors' form", 'basicsr': "BasicSR's form"}
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -18,46 +22,45 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         'convert',
         help="convert weights: the authors', BasicSR's, ours; .pth, .safetensors",
-        description='Converts weights of SPIN, SAN, RCAN, EMT and RLFN to another form, another container, or both. '
+        description='Converts weights of the networks of spinsr to another form, another container, or both. '
         'Reading executes nothing that a file holds.',
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('source', metavar='IN', help='.pth, .pt or .safetensors, of whichever form')
-    parser.add_argument('target', metavar='OUT', help='.pth, .pt or .safetensors, in a folder that exists')
-    parser.add_argument(
-        '--arch',
-        choices=('SPIN', 'SAN', 'RCAN', 'EMT', 'RLFN'),
-        help='the network (default: told from the names in the file)',
-    )
+    parser.add_argument('source', metavar='IN', help='.pth, .pt or .safetensors, in any form')
+    parser.add_argument('target', metavar='OUT', help='.pth, .pt or .safetensors, in an existing folder')
+    parser.add_argument('--arch', metavar='NAME', help='the network (default: told from the names in the file)')
+    imports.add_import(parser)
     parser.add_argument(
         '--to',
         choices=tuple(FORMS),
         default='spinsr',
-        help="spinsr (the default); official, for the authors' code; basicsr, for BasicSR's own RCAN",
+        help="spinsr (the default); official, for the authors' code; basicsr, for BasicSR's own code of the network",
     )
     parser.add_argument(
         '--key',
         choices=('params', 'params_ema'),
-        help='which weights of a BasicSR file (default: both where IN has both and OUT can hold both, which are '
-        '.pth and .pt that are not official; else params_ema before params)',
+        help='which weights of a BasicSR file (default: both if IN has both and OUT can hold both, which .pth and .pt '
+        'can except in the official form; else params_ema before params)',
     )
     parser.add_argument('--overwrite', action='store_true', help='replace OUT if it exists')
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, error=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
+    network.import_modules(args)
     from spinsr.convert import convert_file
 
+    network.check_arch(args)
     done = convert_file(args.source, args.target, args.arch, args.to, args.key, args.overwrite)
     keys = f' ({", ".join(done.keys)})' if done.keys else ''
     print(
-        f'{args.source}: {done.arch} x{done.scale}, {FORMS[done.form]}{keys}, {done.parameters:,} parameters'
-        f' -> {args.target}: {FORMS[args.to]}'
+        f'{printable(args.source)}: {done.arch} x{done.scale}, {FORMS[done.form]}{keys}, {done.parameters:,} parameters'
+        f' -> {printable(args.target)}: {FORMS[args.to]}'
     )
     for note in done.notes:
         print(f'note: {note}')
     if done.left_out:
-        print(f'left out: {", ".join(done.left_out)}')
+        print(f'left out: {printable(", ".join(done.left_out))}')
     return 0

@@ -10,6 +10,7 @@ from typing import Any
 
 from spinsr.cli import arguments, network
 from spinsr.utils.text import printable
+from spinsr.weights import DEFAULT_SCALE
 
 EXAMPLE = """\
 examples:
@@ -47,8 +48,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar='S',
         type=arguments.scales,
         nargs='+',
-        default=[(4,)],
-        help='scales, as 2,4 or 2 4 (default: 4); {scale} in --weights and --sr stands for the scale',
+        help='scales, as 2,4 or 2 4 (default: that of the weights, else 4); {scale} in --weights and --sr is replaced',
     )
     parser.add_argument(
         '--protocol',
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         ValueError, OSError, ImportError: Before the work starts: a file exists or cannot be written, the network cannot
             be built, --sr is not a directory, or pyiqa is missing or does not have the metric.
     """
-    scales = sorted({scale for group in args.scale for scale in group})
+    scales = sorted({scale for group in args.scale or [(DEFAULT_SCALE,)] for scale in group})
     protocols = _unique(args.protocol) if args.protocol else None
     _check_usage(args, scales, protocols)
 
@@ -99,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
     arguments.check_outputs(writers, args.overwrite)
     _check_protocols(args, protocols, benchmark.PROTOCOLS)
     metrics = benchmark.load_metrics(_unique(args.metric), network.device(args.device)) if args.metric else {}
+    if args.scale is None and args.weights != 'default' and '{scale}' not in args.weights:
+        scales = [network.resolve(args, None).scale]
     upscaler, method, about = _source(args, scales)
 
     failures = []
@@ -167,16 +169,17 @@ def _source(args: argparse.Namespace, scales: list[int]) -> tuple[Callable[..., 
     nets, about = {}, {}
     for scale in scales:
         weights = args.weights.replace('{scale}', str(scale))
-        nets[scale] = network.load(argparse.Namespace(**{**vars(args), 'weights': weights}), scale)
+        described = network.resolve(argparse.Namespace(**{**vars(args), 'weights': weights}), scale)
+        nets[scale] = described.build(network.device(args.device))
         about[scale] = {
-            'arch': args.arch,
+            'arch': described.arch,
             'arch_args': dict(args.arch_args),
             'parameters': sum(parameter.numel() for parameter in nets[scale].parameters()),
             'weights': weights,
             'self_ensemble': args.self_ensemble,
         }
     upscaler = benchmark.network(nets, self_ensemble=args.self_ensemble)
-    return upscaler, args.arch + '+' * args.self_ensemble, about
+    return upscaler, described.arch + '+' * args.self_ensemble, about
 
 
 def _names(text: str) -> list[str]:

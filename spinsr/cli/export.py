@@ -3,6 +3,8 @@
 import argparse
 
 from spinsr.cli import arguments, network
+from spinsr.training import imports
+from spinsr.utils.text import printable
 
 EXAMPLE = """\
 examples:
@@ -18,8 +20,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         'export',
         help='weights to ONNX or safetensors, for other programs',
-        description='Writes SPIN, SAN, RCAN, EMT or RLFN as an ONNX file, checked against PyTorch, or as safetensors. '
-        'Scale and sizes of the network are told from IN.',
+        description='Writes a network of spinsr as an ONNX file, checked against PyTorch, or as safetensors. '
+        'Network, scale and sizes are told from IN.',
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -27,11 +29,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         'source', metavar='IN', type=arguments.path, help=".pth, .pt or .safetensors: ours, BasicSR's or the authors'"
     )
     parser.add_argument('target', metavar='OUT', type=arguments.path, help='.onnx or .safetensors')
-    parser.add_argument(
-        '--arch',
-        choices=('SPIN', 'SAN', 'RCAN', 'EMT', 'RLFN'),
-        help='the network (default: told from the names in the file)',
-    )
+    parser.add_argument('--arch', metavar='NAME', help='the network (default: told from the names in the file)')
+    imports.add_import(parser)
     parser.add_argument('--overwrite', action='store_true', help='replace OUT if it exists')
     onnx = parser.add_argument_group('ONNX')
     onnx.add_argument(
@@ -40,18 +39,18 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         nargs='+',
         type=network.argument,
         default=[],
-        help='what no shape in IN tells, where it is not the default: stoken_size=[12,16] num_heads=2',
+        help='arguments that no shape in IN tells, where they are not the default: stoken_size=[12,16] num_heads=2',
     )
     onnx.add_argument(
         '--size',
         metavar='HxW',
         type=arguments.size,
-        help='the size that OUT will take, in LR pixels (default: any for SAN and RCAN, else 64x64)',
+        help='the size that OUT will take, in LR pixels (default: any if the network can, else 64x64)',
     )
     onnx.add_argument(
         '--opset', metavar='N', type=arguments.positive, help="version of ONNX's operators, from 18 (default: 18)"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, error=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,9 +58,11 @@ def run(args: argparse.Namespace) -> int:
     if args.target.suffix == '.safetensors':
         for flag in ('size', 'opset', 'arch_args'):
             if getattr(args, flag):
-                raise ValueError(f'--{flag.replace("_", "-")} is for ONNX; a .safetensors file holds weights alone')
+                raise ValueError(f'--{flag.replace("_", "-")} is for ONNX; a .safetensors file holds only weights')
     elif args.target.suffix != '.onnx':
         raise ValueError(f'OUT must end in .onnx or .safetensors, got {args.target}')
+    network.import_modules(args)
+    network.check_arch(args)
     arguments.check_outputs([args.target], args.overwrite)
     return _write_safetensors(args) if args.target.suffix == '.safetensors' else _write_onnx(args)
 
@@ -70,7 +71,7 @@ def _write_safetensors(args: argparse.Namespace) -> int:
     from spinsr.convert import convert_file
 
     done = convert_file(args.source, args.target, args.arch, overwrite=args.overwrite)
-    print(f'{args.target}: {done.arch} x{done.scale}, {done.parameters:,} parameters')
+    print(f'{printable(args.target)}: {done.arch} x{done.scale}, {done.parameters:,} parameters')
     return 0
 
 
@@ -94,9 +95,9 @@ def _write_onnx(args: argparse.Namespace) -> int:
             f'any size, sides of {least} to {largest} pixels' if largest else f'any size from {least} x {least} pixels'
         )
     print(
-        f'{args.target}: takes {takes}; {done.num_bytes / 1e6:.1f} MB; '
-        f'ONNX Runtime is at most {done.difference:.1g} from PyTorch'
+        f'{printable(args.target)}: takes {takes}; {done.num_bytes / 1e6:.1f} MB; '
+        f'ONNX Runtime differs from PyTorch by at most {done.difference:.1g}'
     )
     if done.set_aside:
-        print(f'note: on {done.set_aside} generated images it was more; why that may be: docs/export.md, "The check"')
+        print(f'note: on {done.set_aside} generated images it was more; see docs/export.md, "The check"')
     return 0

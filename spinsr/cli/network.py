@@ -1,11 +1,11 @@
-"""The flags that choose a network, the network that they choose, and the memory that it may take."""
+"""The flags that choose a network, the network that they choose, and the memory that it may use."""
 
 import argparse
 import contextlib
-import importlib
 import os
-import sys
 from typing import Any
+
+from spinsr.training import imports
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,14 +14,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--arch',
         metavar='NAME',
-        default='SPIN',
-        help="SPIN (the default), SAN, RCAN, or any other name in BasicSR's ARCH_REGISTRY",
+        help="a network of spinsr, or any other name in BasicSR's ARCH_REGISTRY (default: told from the weights)",
     )
     group.add_argument(
         '--weights',
         metavar='FILE',
         default='default',
-        help="BasicSR's .pth, the authors' file, or .safetensors (default: those that spinsr ships, of SPIN)",
+        help="BasicSR's .pth, the authors' file, or .safetensors (default: the weights that spinsr ships)",
     )
     add_build_arguments(group)
 
@@ -34,35 +33,37 @@ def add_build_arguments(group: argparse._ArgumentGroup) -> None:
         nargs='+',
         type=argument,
         default=[],
-        help='further arguments of the network: num_block=4',
+        help='further arguments of the network, where the weights do not tell them: num_heads=2',
     )
-    group.add_argument(
-        '--import',
-        metavar='MODULE',
-        dest='imports',
-        action='append',
-        default=[],
-        help="import a module first, one that registers another plugin's network; may be repeated",
-    )
+    imports.add_import(group)
     group.add_argument(
         '--device',
         metavar='DEVICE',
         default='auto',
-        help='cpu, cuda, cuda:1, mps; auto (the default): cuda where there is one',
+        help='cpu, cuda, cuda:1, mps; auto (the default): cuda if available',
     )
 
 
-def load(args: argparse.Namespace, scale: int) -> Any:
-    """Builds the network that the flags describe.
+def resolve(args: argparse.Namespace, scale: int | None) -> Any:
+    """Finds out which network the flags and the weights describe, a `spinsr.inference.load.Network`, to be built.
+
+    Raises:
+        ValueError, TypeError, OSError, ImportError: As `spinsr.load`.
+    """
+    import_modules(args)
+    from spinsr.inference.load import resolve
+
+    weights = args.weights if args.weights == 'default' else os.path.expanduser(args.weights)
+    return resolve(args.arch, scale, weights, **dict(args.arch_args))
+
+
+def load(args: argparse.Namespace, scale: int | None) -> Any:
+    """Builds the network that the flags and the weights describe.
 
     Raises:
         ValueError, TypeError, OSError, ImportError: As `spinsr.load`; or the device does not exist here.
     """
-    import_modules(args)
-    import spinsr
-
-    weights = args.weights if args.weights == 'default' else os.path.expanduser(args.weights)
-    return spinsr.load(args.arch, scale, weights, device(args.device), **dict(args.arch_args))
+    return resolve(args, scale).build(device(args.device))
 
 
 def import_modules(args: argparse.Namespace) -> None:
@@ -73,21 +74,24 @@ def import_modules(args: argparse.Namespace) -> None:
     """
     import spinsr.archs  # noqa: F401
 
-    if args.imports and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    for module in args.imports:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # whatever the code of others raises
-            reason = str(error) or type(error).__name__
-            raise ImportError(f'--import {module}: {reason.splitlines()[0]}') from error
+    imports.import_modules(args.imports)
+
+
+def check_arch(args: argparse.Namespace) -> None:
+    """Refuses, as argparse would, a --arch whose files cannot be converted or exported."""
+    from spinsr.convert.registry import find_format, formats
+    from spinsr.utils.text import nearest
+
+    if args.arch is not None and find_format(args.arch) is None:
+        hint = nearest(args.arch, (format.name for format in formats()))
+        args.error(f'argument --arch: unknown network {args.arch!r}; {hint}')
 
 
 def device(name: str) -> Any:
     """torch.device of a --device.
 
     Raises:
-        ValueError: Unknown, or not on this machine.
+        ValueError: Unknown, or not available on this machine.
     """
     import torch
 
@@ -110,7 +114,7 @@ def limited_memory(args: argparse.Namespace) -> contextlib.AbstractContextManage
 
 
 def argument(text: str) -> tuple[str, Any]:
-    """What argparse makes of one KEY=VALUE."""
+    """Parses one KEY=VALUE."""
     from spinsr.training.option_files import parse_value
 
     key, equals, value = text.partition('=')

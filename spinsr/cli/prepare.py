@@ -161,10 +161,11 @@ def _run_teacher(args: argparse.Namespace) -> int:
     # Before the network is built: what is mistyped shows at once.
     check_options(args.tile, 'fp32')
     find_lr(args.dataset, args.scale)
+    described = network.resolve(args, args.scale)
     is_shipped = args.weights == 'default'
-    weights = default_weights(args.arch, args.scale) if is_shipped else arguments.path(args.weights)
-    teacher = describe(args.arch, weights, args.scale, args.tile, dict(args.arch_args))
-    net = network.load(args, args.scale)
+    weights = default_weights(described.arch, args.scale) if is_shipped else arguments.path(args.weights)
+    teacher = describe(described.arch, weights, args.scale, args.tile, dict(args.arch_args))
+    net = described.build(network.device(args.device))
     with logging_redirect_tqdm(), network.limited_memory(args):
         print(printable(prepare_teacher(args.dataset, net, teacher, args.out)))
     return 0

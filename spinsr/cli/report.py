@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from spinsr.cli import arguments, network
 
@@ -30,7 +31,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument('folder', metavar='DIR', type=arguments.path, help='a benchmark, or a folder of images')
     parser.add_argument('-o', '--out', metavar='FILE', type=arguments.path, required=True, help='the page')
     parser.add_argument(
-        '--scale', metavar='S', type=arguments.positive, default=4, help='upscaling factor (default: 4)'
+        '--scale',
+        metavar='S',
+        type=arguments.positive,
+        help='upscaling factor (default: that of the weights; without --weights 4)',
     )
     parser.add_argument(
         '--log',
@@ -63,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
     from spinsr.utils.atomic_write import write_bytes
 
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
-    net = network.load(args, args.scale)
+    described = network.resolve(args, args.scale)
+    net = described.build(network.device(args.device))
     failures = []
 
     def failed(line: str) -> None:
@@ -75,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             args.folder,
             net,
             log=args.log,
-            weights=_weights(args),
+            weights=_weights(args, described),
             arch_args=dict(args.arch_args),
             block=args.block,
             shown=args.images,
@@ -87,9 +92,9 @@ def run(args: argparse.Namespace) -> int:
     return int(bool(failures))
 
 
-def _weights(args: argparse.Namespace) -> str:
+def _weights(args: argparse.Namespace, described: Any) -> str:
     from spinsr.weights import default_weights
 
     if args.weights == 'default':
-        return f'{default_weights(args.arch, args.scale).name}, shipped with spinsr'
+        return f'{default_weights(described.arch, described.scale).name}, shipped with spinsr'
     return Path(args.weights).name

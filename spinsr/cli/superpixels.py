@@ -11,7 +11,7 @@ examples:
   spinsr superpixels butterfly_x4.png -o look --weights net_g_latest.pth --block 0 3 7 --pixel 20 31 --superpixel 5
 
 The image is what SPIN enlarges, so a small one. Blocks, pixels and superpixels are counted from 0; superpixels row by
-row. Writes <stem>_block<B>_boundaries.png and so on; outputs that are there are skipped.
+row. Writes <stem>_block<B>_boundaries.png and so on; existing files are skipped.
 """
 
 
@@ -27,7 +27,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument('image', metavar='IMAGE', type=arguments.path, help='image file')
     parser.add_argument('-o', '--out', metavar='DIR', type=arguments.path, required=True, help='folder of the pictures')
-    parser.add_argument('--scale', metavar='S', type=int, default=4, help='upscaling factor (default: 4)')
+    parser.add_argument(
+        '--scale', metavar='S', type=int, help='upscaling factor (default: that of the weights; without --weights 4)'
+    )
     parser.add_argument('--block', metavar='B', type=int, nargs='+', default=[0], help='blocks, from 0 (default: 0)')
     parser.add_argument(
         '--pixel',
@@ -43,7 +45,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--enlarge', metavar='F', type=int, help="side of an image's pixel in the pictures (default: for about 1000)"
     )
-    parser.add_argument('--overwrite', action='store_true', help='make pictures anew that are there')
+    parser.add_argument('--overwrite', action='store_true', help='replace existing pictures')
     network.add_arguments(parser)
     parser.set_defaults(run=run, error=parser.error)
 
@@ -54,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
         args.error('--top goes with --superpixel')
     from spinsr.data import photograph
 
-    # Before the network is built: what is mistyped shows at once.
+    # Before the network is built, so that typing errors show at once.
     if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f'the output must be a folder, {args.out} is none')
+        raise ValueError(f'output path is not a directory: {args.out}')
     image = photograph.read(args.image).pixels
     net = network.load(args, args.scale)
     from spinsr.analysis.superpixels import draw, find_superpixels, write_pictures
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
                 pictures[args.out / f'{args.image.stem}_block{found.block}_{name}.png'] = picture
             print(_summary(found, args.pixel))
     done, kept = write_pictures(pictures, args.overwrite)
-    skipped = f'{len(kept)} skipped{" (--overwrite makes them anew)" if kept else ""}'
+    skipped = f'{len(kept)} skipped{" (--overwrite replaces them)" if kept else ""}'
     print(f'{args.out}: {len(done)} done, {skipped}')
     return 0
 

@@ -13,7 +13,7 @@ EXAMPLE = """\
 examples:
   spinsr upscale photo.jpg
   spinsr upscale photo.jpg holidays/ -o large --weights net_g_latest.pth
-  spinsr upscale scans -o large --scale 2 --weights SPIN_x2.pth --tile 256 --device cuda --precision fp16
+  spinsr upscale scans -o large --weights SPIN_x2.pth --tile 256 --device cuda --precision fp16
   spinsr upscale scans -o large --arch SwinIR --weights SwinIR_x4.pth --arch-args window_size=8 upsampler=pixelshuffle
 
 Writes <stem>_x<scale>.<same ending>; without --weights it uses the weights that spinsr ships. The same command
@@ -45,7 +45,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         default='.',
         help='output folder (default: the working directory)',
     )
-    parser.add_argument('--scale', metavar='S', type=int, default=4, help='upscaling factor (default: 4)')
+    parser.add_argument(
+        '--scale', metavar='S', type=int, help='upscaling factor (default: that of the weights; without --weights 4)'
+    )
     parser.add_argument(
         '--tile',
         metavar='N',
@@ -86,8 +88,9 @@ def run(args: argparse.Namespace) -> int:
     arguments.log_to_stderr(logging.WARNING)
     # Before the network is built: what is mistyped shows at once.
     check_options(args.tile, args.precision)
-    outputs = name_outputs(args.inputs, args.out, args.scale)
-    net = network.load(args, args.scale)
+    described = network.resolve(args, args.scale)
+    outputs = name_outputs(args.inputs, args.out, described.scale)
+    net = described.build(network.device(args.device))
     if args.compile:
         net = _compiled(net, args.precision)
 

@@ -1,10 +1,11 @@
-"""Checkpoint files: read without executing anything in them, written whole or not at all."""
+"""Checkpoint files: read without executing anything in them and checked for damage, written whole or not at all."""
 
 import io
 import os
 import pickle
 import warnings
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +14,99 @@ import torch
 from torch import Tensor
 
 from spinsr.utils.atomic_write import write_bytes
+from spinsr.utils.text import printable
 
 ENDINGS = ('.pth', '.pt', '.safetensors')
 
-# Where a checkpoint keeps its state dict: the authors' training files of SPIN, BasicSR.
-WRAPPERS = ('model_state_dict', 'params_ema', 'params')
+# Under which keys training programs keep a state dict, the averaged weights first.
+WRAPPERS = (
+    *('model_state_dict', 'params_ema', 'params-ema', 'g_ema', 'params', 'state_dict', 'model', 'net', 'net_g', 'netG'),
+    *('generator', 'generator_state_dict', 'netG_state_dict'),
+)
+# What DataParallel, torch.compile and GAN trainers put in front of the names.
+PREFIXES = ('module.', '_orig_mod.', 'netG.')
+# torch does not compress. Content may be this many times the file's size, so that a small file cannot fill the memory.
+_LARGEST_RATIO = 10
 
 
 def read_checkpoint(path: str | os.PathLike) -> Mapping:
     """Reads a .pth, .pt or .safetensors file onto the CPU without executing anything in it.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         ImportError: A .safetensors file, and the package safetensors is not installed.
         ValueError: Not a checkpoint, damaged, or it holds more than tensors and plain containers.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'no such weights file: {path}')
-    read = _safetensors('reading', path).load_file if path.endswith('.safetensors') else _torch_load
+        raise FileNotFoundError(f'no such weights file: {printable(path)}')
     try:
-        return read(path)
+        if not path.endswith('.safetensors'):
+            return read_torch_file(path)
+        return _safetensors('reading', path).load_file(path)
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the readers raise
+        raise ValueError(f'cannot read checkpoint {printable(path)}: {_first_line(error)}') from error
+
+
+def read_torch_file(path: str | os.PathLike) -> Any:
+    """Reads a file of torch.save onto the CPU without executing anything in it; its checksums are compared first.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: Damaged, or it holds more than tensors and plain containers, or it would fill the memory. The
+            message does not name the file.
+    """
+    try:
+        _check_records(path)
+        content = _torch_load(path)
+        _check_claims(content, _LARGEST_RATIO * os.path.getsize(path))
+        return content
+    except FileNotFoundError:
+        raise
     except pickle.UnpicklingError as error:
         # Not torch's own words: they advise to load the file without this protection.
-        reason = 'damaged, or more than tensors and plain containers, which could run code'
-        raise ValueError(f'{path} is no readable checkpoint: {reason}') from error
-    except Exception as error:  # whatever else a damaged file makes the readers raise
-        raise ValueError(f'{path} is no readable checkpoint: {str(error) or type(error).__name__}') from error
+        raise ValueError('damaged, or more than tensors and plain containers, which could run code') from error
+    except Exception as error:  # whatever else a damaged file makes torch and zipfile raise
+        raise ValueError(_first_line(error)) from error
+
+
+def _check_records(path: str | os.PathLike) -> None:
+    """Refuses a ZIP file, as torch writes since 1.6, with damaged records: torch reads tensors without checksums."""
+    with open(path, 'rb') as file:
+        if file.read(4) != b'PK\x03\x04':
+            return
+        with zipfile.ZipFile(file) as archive:
+            declared, size = sum(record.file_size for record in archive.infolist()), os.path.getsize(path)
+            if declared > _LARGEST_RATIO * size:
+                raise ValueError(f'its records claim {declared:,} bytes, the file has {size:,}')
+            if record := archive.testzip():
+                raise ValueError(f'damaged: {printable(record)} has another checksum')
+
+
+def _check_claims(content: Any, limit: int) -> None:
+    """Refuses tensors that repeat a little memory until they are larger than the limit in bytes."""
+    for value in _tensors(content):
+        if (claimed := value.numel() * value.element_size()) > max(limit, 2**20):
+            raise ValueError(
+                f'a tensor of shape {tuple(value.shape)} claims {claimed:,} bytes, more than the file holds'
+            )
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, Mapping):
+        for value in content.values():
+            yield from _tensors(value)
+    elif isinstance(content, list | tuple):
+        for value in content:
+            yield from _tensors(value)
+
+
+def _first_line(error: Exception) -> str:
+    return printable(next(iter(str(error).splitlines()), type(error).__name__))
 
 
 def write_checkpoint(
@@ -49,19 +116,19 @@ def write_checkpoint(
     overwrite: bool = False,
     for_old_torch: bool = False,
 ) -> None:
-    """Writes a checkpoint under a temporary name and renames it: the file is there whole or not at all.
+    """Writes a checkpoint under a temporary name and renames it, so that a partial file is never seen.
 
     Args:
         path: A file in a folder that exists, ending in .pth, .pt or .safetensors.
         state_dict: Names to tensors, on any device; in .pth and .pt also inside other mappings, as in BasicSR's files.
         metadata: What a .safetensors file says about itself; other files have no place for it.
-        overwrite: Replace a file that is there.
+        overwrite: Replace an existing file.
         for_old_torch: Write .pth and .pt as torch did before 1.6; every later torch reads that too.
 
     Raises:
         ValueError: Another ending.
         TypeError: A .safetensors file of anything but names to tensors.
-        FileExistsError: There is such a file, and `overwrite` is not set.
+        FileExistsError: The file exists, and `overwrite` is not set.
         OSError: The folder is missing, or the file cannot be written.
         ImportError: A .safetensors file, and the package safetensors is not installed.
     """
@@ -83,50 +150,78 @@ def check_target(path: Path, overwrite: bool, endings: Sequence[str] = ENDINGS, 
 
     Raises:
         ValueError: Another ending.
-        OSError: There is such a file, and `overwrite` is not set; or the folder is missing.
+        OSError: The file exists, and `overwrite` is not set; or the folder is missing.
     """
     if path.suffix not in endings:
-        raise ValueError(f'{what} must end in {", ".join(endings)}, got {path}')
+        raise ValueError(f'{what} must end in {", ".join(endings)}, got {printable(path)}')
     if path.is_dir():
-        raise IsADirectoryError(f'{path} is a folder, not a file to write')
+        raise IsADirectoryError(f'{printable(path)} is a folder, not a file to write')
     if not path.parent.is_dir():
-        raise FileNotFoundError(f'the folder of {path} does not exist')
+        raise FileNotFoundError(f'the folder of {printable(path)} does not exist')
     if path.exists() and not overwrite:
-        raise FileExistsError(f'{path} exists; --overwrite replaces it')
+        raise FileExistsError(f'{printable(path)} exists; --overwrite replaces it')
 
 
-def unwrap(state_dict: Mapping) -> dict[str, Tensor]:
-    """Returns the bare state dict inside a checkpoint, without `module.` in front of the names.
+def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:
+    """Returns the bare state dict inside a checkpoint.
+
+    Args:
+        checkpoint: A state dict, or a mapping that holds one under a key of `WRAPPERS` (the first of them that is
+            there, and so on inside). `PREFIXES` in front of the names, in any order, are removed.
 
     Raises:
-        TypeError: Not a mapping of names to tensors.
+        TypeError: Not a mapping of names to dense tensors.
+        ValueError: Without the prefixes two names are the same.
     """
-    for key in wrapped_in(state_dict):
-        state_dict = state_dict[key]
-        break
-    if not isinstance(state_dict, Mapping):
-        raise TypeError(f'a state dict must map names to tensors, got {type(state_dict).__name__}')
-    strange = [name for name, value in state_dict.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
-    if strange:
-        value = state_dict[strange[0]]
-        raise TypeError(f'a state dict must map names to tensors, got {strange[0]!r}: {type(value).__name__}')
-    return {name.removeprefix('module.'): value for name, value in state_dict.items()}
+    while keys := wrapped_in(checkpoint):
+        checkpoint = checkpoint[keys[0]]
+    if not isinstance(checkpoint, Mapping):
+        raise TypeError(f'a state dict must map names to tensors, got {type(checkpoint).__name__}')
+    origins: dict[str, str] = {}
+    for name, value in checkpoint.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
+            shown = printable(repr(name))
+            raise TypeError(f'a state dict must map names to tensors, got {shown}: {type(value).__name__}')
+        if value.layout is not torch.strided or value.is_quantized:
+            raise TypeError(f'tensors must be dense and not quantized, got {printable(name)}: {value.layout}')
+        short = _without_prefixes(name)
+        if short in origins:
+            raise ValueError(f'{printable(origins[short])} and {printable(name)} are both {printable(short)}')
+        origins[short] = name
+    return {short: checkpoint[name] for short, name in origins.items()}
+
+
+def _without_prefixes(name: str) -> str:
+    while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), None):
+        name = name.removeprefix(prefix)
+    return name
 
 
 def wrapped_in(checkpoint: Any) -> list[str]:
-    """The keys of a checkpoint that hold a state dict, the one to take first; none for a bare state dict."""
+    """The keys of a checkpoint that hold a state dict, the one to take first; [] for a bare state dict."""
     if not isinstance(checkpoint, Mapping):
         return []
     return [key for key in WRAPPERS if isinstance(checkpoint.get(key), Mapping)]
 
 
-def _torch_load(path: str) -> Mapping:
-    # The training files of SPIN hold their scores as numpy numbers, under the names of NumPy 1 or 2.
+def check_finite(state_dict: Mapping[str, Tensor]) -> None:
+    """Refuses weights that are not numbers.
+
+    Raises:
+        ValueError: A tensor holds NaN or infinity; it is named.
+    """
+    for name, value in state_dict.items():
+        if value.is_floating_point() and not value.is_meta and not value.isfinite().all():
+            raise ValueError(f'{printable(name)} holds NaN or infinity: the file is damaged, or its training diverged')
+
+
+def _torch_load(path: str | os.PathLike) -> Any:
+    # Some authors' training files hold scores as NumPy numbers, under the names of NumPy 1 or 2.
     scalar = np.float64(0).__reduce__()[0]
     names = [(scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')]
     types = [np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
     with torch.serialization.safe_globals(names + types), warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of a pickle by other hands; what comes of it is an error or a checkpoint
+        warnings.simplefilter('ignore')  # about pickles of another kind; the result is an error or a checkpoint
         return torch.load(path, map_location='cpu', weights_only=True)
 
 
@@ -134,12 +229,14 @@ def _safetensors(doing: str, path: str | os.PathLike) -> Any:
     try:
         import safetensors.torch
     except ImportError as error:
-        raise ImportError(f'{doing} {path} needs the package safetensors: pip install safetensors') from error
+        raise ImportError(
+            f'{doing} {printable(os.fspath(path))} needs the package safetensors: pip install safetensors'
+        ) from error
     return safetensors.torch
 
 
 def _standing_alone(content: Any) -> Any:
-    """A copy in which no tensor is a view of another: safetensors refuses those, torch writes the whole of both."""
+    """A copy without views: safetensors refuses them, and torch writes the whole base of each."""
     if isinstance(content, Tensor):
         return content.detach().cpu().clone(memory_format=torch.contiguous_format)
     if isinstance(content, Mapping):

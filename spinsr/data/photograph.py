@@ -89,7 +89,8 @@ def check_room(path: Path, height: int, width: int, pixels: np.ndarray) -> None:
 
     Args:
         path: Its ending chooses the format.
-        height, width: Those of the image.
+        height: Of the image.
+        width: Of the image.
         pixels: An image of the type and the channels that it will have.
 
     Raises:

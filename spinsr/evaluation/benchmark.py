@@ -8,6 +8,7 @@ in single precision, too.
 
 import csv
 import importlib
+import inspect
 import io
 import json
 import logging
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from spinsr import compat
 from spinsr.data import bicubic, image_file
-from spinsr.inference.upscale import super_resolve_colours
+from spinsr.inference.upscale import super_resolve, super_resolve_colours
 from spinsr.utils.text import markdown_table
 
 compat.install()
@@ -94,7 +95,11 @@ def network(nets: Mapping[int, nn.Module], **options: Any) -> Upscaler:
     Args:
         nets: Networks from `spinsr.load` by scale.
         **options: Keywords of `spinsr.inference.upscale.super_resolve`: self_ensemble, …
+
+    Raises:
+        TypeError: An option does not exist.
     """
+    inspect.signature(super_resolve).bind_partial(**options)
 
     def upscale(pair: Pair) -> np.ndarray:
         x = torch.from_numpy(pair.lr).permute(2, 0, 1).unsqueeze(0) / 255
@@ -316,7 +321,7 @@ def to_csv(results: Sequence[Mapping[str, Any]]) -> str:
     """A line for each dataset, scale, protocol and image, and one for the mean, whose image is called `mean`.
 
     Metrics of pyiqa stand in the lines of the protocol `rgb`, in columns called pyiqa_NAME. Infinity is written
-    Infinity; what is undefined is left empty.
+    Infinity; undefined values are left empty.
     """
     lines: list[dict[str, Any]] = []
     columns = dict.fromkeys(('dataset', 'scale', 'method', 'protocol', 'image', 'psnr', 'ssim'))
@@ -339,7 +344,7 @@ def to_csv(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def to_json(results: Sequence[Mapping[str, Any]]) -> str:
-    """The results as JSON, which has no infinite numbers: "Infinity" is a string there; what is undefined is null."""
+    """The results as JSON, which cannot hold infinity: it becomes the string "Infinity", undefined values null."""
     return json.dumps(_plain(results), indent=2, ensure_ascii=False, allow_nan=False) + '\n'
 
 

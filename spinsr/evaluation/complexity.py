@@ -48,7 +48,8 @@ def count(net: nn.Module, height: int, width: int) -> dict[str, int]:
 
     Args:
         net: On the CPU, for (1, 3, H, W), RGB.
-        height, width: H and W of the input, in LR pixels.
+        height: H of the input, in LR pixels.
+        width: W of the input, in LR pixels.
 
     Returns:
         'parameters', 'multiply_adds', of these 'convolution_multiply_adds', and 'activations'.
@@ -64,9 +65,9 @@ def count(net: nn.Module, height: int, width: int) -> dict[str, int]:
 
     if min(height, width) < 1:
         raise ValueError(f'height and width must be at least 1, got {height=}, {width=}')
-    counter = OpCounter()
+    counter = _FakeCounter()
     try:
-        with _dense_ops(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), _NoTies(), counter:
+        with _dense_ops(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
             net(torch.empty(1, 3, height, width, dtype=next(net.parameters()).dtype))
     except Exception as error:  # a network from another package may raise anything
         raise ValueError(f'a {height}x{width} input cannot be counted: {_first_line(error)}') from error
@@ -95,7 +96,8 @@ def measure(
 
     Args:
         arch, scale, arch_args: As for `spinsr.load`.
-        height, width: Of the input, in LR pixels.
+        height: Of the input, in LR pixels.
+        width: Of the input, in LR pixels.
         runs: How many are timed, after one that is not.
         device: Where it runs.
         imports: Modules to import first.
@@ -157,8 +159,7 @@ def _rounded(number: float) -> str:
 class OpCounter(TorchDispatchMode):
     """Counts what runs inside it: multiply-adds by torch's formulas, and the output elements of convolutions.
 
-    One mode, where torch's FlopCounterMode and a second one for the activations would take three times as long for a
-    network of many small ops.
+    One mode for all, since every mode costs time at each of the thousands of small ops of a network.
 
     Attributes:
         multiply_adds, convolution_multiply_adds: Half of the flops of torch's formulas.
@@ -198,13 +199,13 @@ class OpCounter(TorchDispatchMode):
         return out
 
 
-class _NoTies(TorchDispatchMode):
-    """Answers the reference's top-N, which asks whether there are ties: random values have none."""
+class _FakeCounter(OpCounter):
+    """Counts tensors without values, and answers the reference's top-N, which asks for ties, that none exist."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
+        if func is _aten._local_scalar_dense.default and args[0].dtype == torch.bool:
             return False
-        return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 @contextlib.contextmanager
@@ -221,7 +222,7 @@ def _dense_ops() -> Iterator[None]:
 
 @contextlib.contextmanager
 def timed(device: torch.device) -> Iterator[list[float]]:
-    """Puts the seconds of the with block, the device's work included, into the list it gives."""
+    """Yields a list; on leaving, it holds the seconds of the with block, the device's work included."""
     clock: list[float] = []
     _synchronize(device)
     start = time.perf_counter()

@@ -1,6 +1,11 @@
-"""What the papers publish: parameters and PSNR of small and large networks, with where each row was read."""
+"""What the papers publish: parameters and PSNR of small and large networks, with where each row was read.
+
+The rows of the networks of spinsr are in their formats (`ArchFormat.published`), those of others here.
+"""
 
 from typing import NamedTuple
+
+from spinsr.convert.registry import formats
 
 
 class Published(NamedTuple):
@@ -29,14 +34,10 @@ def _row(name: str, scale: int, parameters: int, psnr: str, source: str) -> Publ
     return Published(name, scale, parameters, {key: float(text) for key, text in numbers if text != '-'}, source)
 
 
-_SPIN = 'ICCV 2023, Table 1; x4 on Manga109: Table 2'
-_RCAN = 'ECCV 2018, figures in github.com/yulunzhang/RCAN; parameters counted in its code'
-_SAN = 'SwinIR, ICCVW 2021, Table 2; parameters counted in github.com/daitao/SAN'
 _ELAN = 'ECCV 2022, github.com/xindongzhang/ELAN'
 _SWINIR = 'ICCVW 2021, github.com/JingyunLiang/SwinIR; trained on DIV2K'
 _OMNI = 'CVPR 2023, github.com/Francis0625/Omni-SR; trained on DIV2K'
 _ESRT = 'CVPRW 2022, github.com/luissen/ESRT'
-_RLFN = 'CVPRW 2022, arXiv:2205.07514, Table 1'
 # Rows of the SPIN paper's Table 1 whose own papers were not at hand.
 _SWINIR_TABLE = 'as cited by SwinIR, ICCVW 2021, Table 3'
 _RFDN = 'ECCVW 2020, Table 3, as cited with CATANet, CVPR 2025'
@@ -45,16 +46,7 @@ _CFSR = 'as cited by github.com/Aitical/CFSR; parameters as the network publishe
 _NO_PSNR = 'parameters in the SPIN paper, ICCV 2023, Table 1; no source at hand confirmed its PSNR'
 
 # A dash: not published, or not confirmed by any source.
-PUBLISHED = (
-    _row('SPIN', 2, 497_000, '38.20 33.90 32.31 32.79 -', _SPIN),
-    _row('SPIN', 3, 569_000, '34.65 30.57 29.23 28.71 -', _SPIN),
-    _row('SPIN', 4, 555_000, '32.48 28.80 27.70 26.55 30.98', _SPIN),
-    _row('RCAN', 2, 15_444_667, '38.27 34.12 32.41 33.34 39.44', _RCAN),
-    _row('RCAN', 3, 15_629_307, '34.74 30.65 29.32 29.09 34.44', _RCAN),
-    _row('RCAN', 4, 15_592_379, '32.63 28.87 27.77 26.82 31.22', _RCAN),
-    _row('SAN', 2, 15_712_800, '38.31 34.07 32.42 33.10 39.32', _SAN),
-    _row('SAN', 3, 15_897_440, '34.75 30.59 29.33 28.93 34.30', _SAN),
-    _row('SAN', 4, 15_860_512, '32.64 28.92 27.78 26.79 31.18', _SAN),
+_OTHERS = (
     _row('ELAN-light', 2, 582_000, '38.17 33.94 32.30 32.76 39.11', _ELAN),
     _row('ELAN-light', 3, 590_000, '34.64 30.55 29.21 28.69 34.00', _ELAN),
     _row('ELAN-light', 4, 601_000, '32.43 28.78 27.69 26.54 30.92', _ELAN),
@@ -68,8 +60,6 @@ PUBLISHED = (
     _row('ESRT', 2, 677_000, '38.03 33.75 32.25 32.58 39.12', _ESRT),
     _row('ESRT', 3, 770_000, '34.42 30.43 29.15 28.46 33.95', _ESRT),
     _row('ESRT', 4, 751_000, '32.19 28.69 27.69 26.39 30.75', _ESRT),
-    _row('RLFN', 2, 527_000, '38.07 33.72 32.22 32.33 -', _RLFN),
-    _row('RLFN', 4, 543_000, '32.24 28.62 27.60 26.17 -', _RLFN),
     _row('CARN', 2, 1_592_000, '37.76 33.52 32.09 31.92 38.36', _SWINIR_TABLE),
     _row('CARN', 3, 1_592_000, '34.29 30.29 29.06 28.06 33.50', _SWINIR_TABLE),
     _row('CARN', 4, 1_592_000, '32.13 28.60 27.58 26.07 30.47', _SWINIR_TABLE),
@@ -102,4 +92,9 @@ PUBLISHED = (
     _row('DRSAN', 3, 740_000, '- - - - -', _NO_PSNR),
     _row('DRSAN', 4, 730_000, '- - - - -', _NO_PSNR),
     _row('ShuffleMixer', 4, 411_000, '32.21 28.66 27.61 26.08 30.65', _CFSR),
+)
+
+PUBLISHED = (
+    *(_row(f.name, r.scale, r.parameters, r.psnr, r.source) for f in formats() for r in f.published),
+    *_OTHERS,
 )

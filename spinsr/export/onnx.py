@@ -1,7 +1,7 @@
 """Networks as ONNX files, for runtimes without PyTorch.
 
-The tables of SPIN depend on the size of the image, and tracing makes constants of them: its files take one size. SAN
-and RCAN have no tables, and their files take images of any size that follows the same path through the network.
+A network whose tables depend on the size of the image is traced with constants, and its file takes one size. The others
+take images of any size that follows the same path through the network (`ArchFormat.onnx`).
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class OnnxFile(NamedTuple):
         size: Height and width of the images that the file takes, in LR pixels; None where it takes any.
         sides: Where it takes any, the least and the largest side; a largest of None means no limit.
         difference: Largest difference between PyTorch and ONNX Runtime on the images that were compared.
-        set_aside: Generated images that were not counted, for two pixels of equal rank but for rounding.
+        set_aside: Generated images that were not counted because two pixels have equal rank up to rounding.
         num_bytes: Size of the file.
     """
 
@@ -58,13 +58,13 @@ def export_file(
     opset: int = 18,
     overwrite: bool = False,
 ) -> OnnxFile:
-    """`to_onnx` of a checkpoint of one of `spinsr.convert.ARCHS`, whose scale and sizes are told from its shapes.
+    """`to_onnx` of a checkpoint, whose network, scale and sizes are told from its names and shapes.
 
     Args:
         source: A .pth, .pt or .safetensors file: the authors', BasicSR's or ours.
         target: The file to write.
-        arch: One of `spinsr.convert.ARCHS`; None to tell it from the names.
-        arch_args: Arguments of the network that no shape tells; see `spinsr.convert.shapes`.
+        arch: A network with an `ArchFormat`; None to detect it.
+        arch_args: Arguments of the network that no shape tells (`ArchFormat.untold`), where not the default.
         size, opset, overwrite: As for `to_onnx`.
 
     Returns:
@@ -73,19 +73,10 @@ def export_file(
     Raises:
         ValueError, TypeError, OSError, ImportError: As `to_onnx` and `spinsr.load`.
     """
-    from spinsr import convert
-    from spinsr.convert.shapes import arch_args_of
-    from spinsr.inference import load
+    from spinsr.inference.load import resolve
 
     _check(Path(target), size, opset, overwrite)
-    checkpoint = convert.read_checkpoint(source)
-    try:
-        arch = arch or convert.detect_arch(convert.unwrap(checkpoint))
-        state_dict = convert.convert_state_dict(checkpoint, arch)
-        args = arch_args_of(state_dict, arch) | dict(arch_args or {})
-    except (ValueError, TypeError) as error:
-        raise ValueError(f'{os.fspath(source)}: {error}') from error
-    net = load.load(arch, args.pop('upscale'), state_dict, **args)
+    net = resolve(arch, None, source, **dict(arch_args or {})).build()
     return to_onnx(net, target, size=size, opset=opset, overwrite=overwrite)
 
 
@@ -97,15 +88,15 @@ def to_onnx(
     opset: int = 18,
     overwrite: bool = False,
 ) -> OnnxFile:
-    """Writes a network as an ONNX file, after ONNX Runtime was seen to compute what PyTorch does.
+    """Writes a network as an ONNX file, after its output in ONNX Runtime was compared with that of PyTorch.
 
-    The file takes `image`, (1, C, H, W) float32, RGB in [0, 1], and gives `upscaled`, (1, C, scale*H, scale*W).
+    The file maps `image`, (1, C, H, W) float32, RGB in [0, 1], to `upscaled`, (1, C, scale*H, scale*W).
 
     Args:
         net: On the CPU, in float32, as from `spinsr.load`; it is put into eval mode.
-        path: The file to write, ending in .onnx, in a folder that exists.
-        size: Height and width that the file will take, in LR pixels; None means any size for SAN (sides of 4 to 1000)
-            and RCAN (at least 2), and 64 x 64 for all else.
+        path: The file to write, ending in .onnx, in an existing folder.
+        size: Height and width that the file will take, in LR pixels; None means any size where the network's format
+            allows it (`ArchFormat.onnx`), else 64 x 64.
         opset: Version of ONNX's operators, at least 18, and one that the installed torch and ONNX Runtime know.
         overwrite: Replace `path` if it exists.
 
@@ -114,7 +105,7 @@ def to_onnx(
 
     Raises:
         ValueError: A wrong ending, size or opset, another ops backend than 'torch', a network that cannot be
-            translated, or one whose file computes something else; then nothing is written.
+            translated, or a file that would compute something else; then nothing is written.
         FileExistsError: `path` exists, and `overwrite` is not set.
         OSError: The file cannot be written.
         ImportError: onnx, onnxruntime or onnxscript is not installed.
@@ -122,7 +113,8 @@ def to_onnx(
     path = Path(path)
     _check(path, size, opset, overwrite)
     net = net.eval()
-    sides = None if size else _sides(net)
+    sides = _sides(net)
+    sides = None if size else sides
     size = tuple(size or SIZE)
     channels = next(m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d))
     with torch.no_grad():
@@ -161,14 +153,17 @@ def _check(path: Path, size: Sequence[int] | None, opset: int, overwrite: bool) 
 
 
 def _sides(net: nn.Module) -> tuple[int, int | None] | None:
-    """Least and largest side of the images that follow one path through the network; None: each size has its own."""
-    from spinsr.archs.rcan_arch import RCAN
-    from spinsr.archs.san_arch import SAN
-    from spinsr.modules.second_order_attention import MAX_SIDE
+    """Least and largest side of the images that follow one path through the network; None: each size has its own.
 
-    if isinstance(net, SAN):
-        return 4, MAX_SIDE  # below, a quadrant has a side of 1, which is not pooled; above, covariances are of a crop
-    return (2, None) if isinstance(net, RCAN) else None  # torch.export makes a constant of a side of 1
+    Raises:
+        ValueError: The network's format says that it cannot be exported.
+    """
+    from spinsr.convert.registry import find_format
+
+    format = find_format(type(net))
+    if format and format.onnx.refused:
+        raise ValueError(f'{format.name} cannot be exported to ONNX: {format.onnx.refused}')
+    return format.onnx.sides if format else None
 
 
 def _image(channels: int, size: tuple[int, int], seed: int = 0) -> Tensor:
@@ -208,7 +203,7 @@ def _translate(net: nn.Module, image: Tensor, sides: tuple[int, int | None] | No
             optimizer.remove_unused_nodes(program.model)
             # Each node has the lines of Python that it came from, with the folders of this machine: most of the file.
             ClearMetadataAndDocStringPass()(program.model)
-    except Exception as error:  # whatever of torch and onnxscript cannot take this network
+    except Exception as error:  # whatever torch and onnxscript raise for this network
         raise ValueError(f'{type(net).__name__} cannot be translated to ONNX: {_first_line(error)}') from error
     model = program.model_proto
     written = next(entry.version for entry in model.opset_import if not entry.domain)
@@ -234,7 +229,7 @@ def _stable_sort() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch and onnxscript have to say about themselves."""
+    """Silences the logs of torch and onnxscript."""
     loggers = [logging.getLogger(name) for name in ('torch.onnx', 'onnxscript', 'onnx_ir')]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -251,15 +246,15 @@ def _quiet() -> Iterator[None]:
 def _differences(net: nn.Module, content: bytes, opset: int, channels: int, size: tuple[int, int]) -> list[float]:
     """Largest difference between PyTorch and ONNX Runtime for one image after another, up to the first that agrees.
 
-    SPIN ranks pixels. Where two have equal log-odds but for rounding, the runtimes may take one or the other, and the
-    images differ there without an error in either. A wrong translation differs for every image.
+    A network may rank pixels. Where two have equal log-odds up to rounding, the runtimes may take one or the other, and
+    the images differ there without an error in either. A wrong translation differs for every image.
     """
     import onnxruntime
 
     runtime = f'ONNX Runtime {onnxruntime.__version__}'
     try:
         session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
-    except Exception as error:  # each of its own kind
+    except Exception as error:  # the runtime has many classes
         raise ValueError(f'{runtime} does not take opset {opset}: {_first_line(error)}') from error
     differences = []
     for seed in range(IMAGES):
@@ -271,7 +266,7 @@ def _differences(net: nn.Module, content: bytes, opset: int, channels: int, size
             raise ValueError(f'{rule}: {_first_line(error)}') from error
         expected = net(image)
         if out.shape != tuple(expected.shape):
-            raise ValueError(f'the ONNX file gives {out.shape} where PyTorch gives {tuple(expected.shape)}')
+            raise ValueError(f'the ONNX file returns {out.shape} where PyTorch returns {tuple(expected.shape)}')
         differences.append((torch.from_numpy(out) - expected).abs().max().item())
         if differences[-1] <= TOLERANCE:
             break

@@ -1,7 +1,7 @@
-"""SPIN, SAN and RCAN in spandrel, the loader of chaiNNer and ComfyUI.
+"""The networks of spinsr in spandrel, the loader of chaiNNer and ComfyUI.
 
-After `install()` spandrel's ModelLoader takes our files, BasicSR's and the authors'. Sizes and scale are told from the
-state dict (`spinsr.convert.shapes`); the authors' RCAN is left to spandrel, which has that network itself.
+After `install()` spandrel's ModelLoader takes our files, BasicSR's and the authors'. Networks, sizes and scale are told
+from the state dict; authors' files of networks that spandrel has itself are left to spandrel.
 """
 
 from __future__ import annotations
@@ -12,30 +12,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spandrel import ArchRegistry
 
-# A state dict with all the names of a row is of that arch.
-_SIGNS = {
-    'SPIN': (
-        ('conv_first.weight', 'blocks.0.cross_attention.to_token.weight'),
-        ('first_conv.weight', 'blocks.0.inter_layer.0.sp.weight'),
-    ),
-    'SAN': (
-        ('conv_first.weight', 'non_local.theta.weight', 'groups.0.attention.attention.0.weight'),
-        ('head.0.weight', 'non_local.non_local.theta.weight', 'RG.0.soca.conv_du.0.weight'),
-    ),
-    'RCAN': (('conv_first.weight', 'conv_after_body.weight', 'body.0.residual_group.0.rcab.3.attention.1.weight'),),
-}
+    from spinsr.convert.registry import ArchFormat
 
-IDS = {'SPIN': 'SPIN_spinsr', 'SAN': 'SAN_spinsr', 'RCAN': 'RCAN_spinsr'}
+# Tags of spandrel for the sizes of a network.
+_TAGS = {'num_feat': 'nf', 'num_block': 'nb', 'num_group': 'ng'}
 
 
 def install(registry: ArchRegistry | None = None, arch_args: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-    """Registers SPIN, SAN and RCAN with spandrel, as 'SPIN_spinsr', 'SAN_spinsr' and 'RCAN_spinsr'.
+    """Registers the networks that have an `ArchFormat` with spandrel: SPIN as 'SPIN_spinsr' and so on.
 
-    They are detected before what is in the registry; calling it again changes nothing.
+    They are detected before the networks in the registry; calling it again changes nothing.
 
     Args:
-        registry: Where to; None means spandrel's MAIN_REGISTRY, which every ModelLoader uses.
-        arch_args: By 'SPIN', 'SAN' or 'RCAN', arguments that no shape tells and that are not the default, as
+        registry: None means spandrel's MAIN_REGISTRY, which every ModelLoader uses.
+        arch_args: By network, arguments that no shape tells and that are not the default, as
             `{'SPIN': {'stoken_size': (12, 16)}}`.
 
     Raises:
@@ -46,48 +36,68 @@ def install(registry: ArchRegistry | None = None, arch_args: Mapping[str, Mappin
         import spandrel
     except ImportError as error:
         raise ImportError('spinsr.spandrel needs the package spandrel: pip install spandrel') from error
+    from spinsr.convert.registry import formats
+
     arch_args = arch_args or {}
-    if unknown := set(arch_args) - set(IDS):
-        raise ValueError(f'arch_args must be for {", ".join(IDS)}, got {", ".join(sorted(unknown))}')
+    known = {format.name: format for format in formats()}
+    if unknown := set(arch_args) - set(known):
+        raise ValueError(f'arch_args must be for {", ".join(known)}, got {", ".join(sorted(unknown))}')
     registry = spandrel.MAIN_REGISTRY if registry is None else registry
-    others = tuple(support.architecture.id for support in registry if support.architecture.id not in IDS.values())
+    ours = {_id(format) for format in known.values()}
+    others = tuple(support for support in registry if support.architecture.id not in ours)
+    before = tuple(support.architecture.id for support in others)
     supports = (
-        spandrel.ArchSupport.from_architecture(_architecture(arch, dict(arch_args.get(arch, {}))), before=others)
-        for arch in IDS
+        spandrel.ArchSupport.from_architecture(
+            _architecture(format, dict(arch_args.get(name, {})), others), before=before
+        )
+        for name, format in known.items()
     )
     registry.add(*supports, ignore_duplicates=True)
 
 
-def _architecture(arch: str, arch_args: dict[str, Any]) -> Any:
-    """An instance of a spandrel Architecture; the class is made here, for spandrel may be absent."""
+def _id(format: ArchFormat) -> str:
+    return f'{format.name}_spinsr'
+
+
+def _architecture(format: ArchFormat, arch_args: dict[str, Any], others: tuple) -> Any:
+    """An instance of a spandrel Architecture; the class is made here because spandrel may be absent."""
     import spandrel
 
-    from spinsr.archs import ARCH_REGISTRY
-    from spinsr.convert import convert_state_dict
+    from spinsr.convert import convert_state_dict, detect_arch
     from spinsr.convert.shapes import arch_args_of
+    from spinsr.convert.state_dicts import belongs_to
 
     def detect(state_dict: Mapping) -> bool:
-        return any(all(name in state_dict for name in sign) for sign in _SIGNS[arch])
+        try:
+            if not belongs_to(state_dict, format) or detect_arch(state_dict) != format.name:
+                return False
+        except (ValueError, TypeError):
+            return False
+        official = format.table.is_official(state_dict)
+        return not (official and any(support.architecture.detect(state_dict) for support in others))
 
     class Architecture(spandrel.Architecture):
         def load(self, state_dict: Mapping) -> spandrel.ImageModelDescriptor:
-            state_dict = convert_state_dict(state_dict, arch)
-            args = arch_args_of(state_dict, arch) | arch_args
-            tags = [f'{args["num_feat"]}nf', f'{args["num_block"]}nb']
+            state_dict = convert_state_dict(state_dict, format.name)
+            args = arch_args_of(state_dict, format.name) | arch_args
+            channels = args.get('num_in_ch', 3)
+            discouraged = format.tiling == 'discouraged'
+            sizes = format.sizes
             return spandrel.ImageModelDescriptor(
-                ARCH_REGISTRY.get('RCAN_spinsr' if arch == 'RCAN' else arch)(**args),
+                format.arch(**args),
                 state_dict,
                 architecture=self,
                 purpose='SR',
-                tags=tags if arch == 'SPIN' else [*tags, f'{args["num_group"]}ng'],
-                # Features are in the scale of 0..255 in RCAN and SAN, and superpixels need float32.
-                supports_half=False,
-                supports_bfloat16=False,
-                scale=args['upscale'],
-                input_channels=args['num_in_ch'],
-                output_channels=args['num_out_ch'],
-                # All three look at the whole image.
-                tiling=spandrel.ModelTiling.SUPPORTED if arch == 'RCAN' else spandrel.ModelTiling.DISCOURAGED,
+                tags=[f'{args[key]}{tag}' for key, tag in _TAGS.items() if key in args],
+                supports_half='fp16' in format.half,
+                supports_bfloat16='bf16' in format.half,
+                scale=args[format.scale_keyword],
+                input_channels=channels,
+                output_channels=args.get('num_out_ch', channels),
+                size_requirements=None
+                if sizes.pads
+                else spandrel.SizeRequirements(minimum=sizes.minimum, multiple_of=sizes.multiple),
+                tiling=spandrel.ModelTiling.DISCOURAGED if discouraged else spandrel.ModelTiling.SUPPORTED,
             )
 
-    return Architecture(id=IDS[arch], name=f'{arch} (spinsr)', detect=detect)
+    return Architecture(id=_id(format), name=f'{format.name} (spinsr)', detect=detect)

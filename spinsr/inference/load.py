@@ -1,66 +1,165 @@
-"""A network by name, with its weights."""
+"""A network by name or from its weights."""
 
 import inspect
 import logging
 import os
 import textwrap
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from spinsr.utils.text import nearest
-from spinsr.weights import default_weights
+from spinsr.utils.text import nearest, printable
+from spinsr.weights import DEFAULT_ARCH, DEFAULT_SCALE, default_weights
 
 logger = logging.getLogger('spinsr')
 
 
+@dataclass(frozen=True)
+class Network:
+    """A network to build, with everything that its weights file tells.
+
+    Attributes:
+        arch: Its name; the public name where the arch was not given.
+        cls: The class.
+        scale: Upscaling factor.
+        arguments: Further arguments: those given, and those read from the weights.
+        state_dict: The weights in our form; None leaves the random initialisation.
+        source: Where the weights are from, for errors.
+    """
+
+    arch: str
+    cls: type[nn.Module]
+    scale: int
+    arguments: dict[str, Any]
+    state_dict: dict[str, Tensor] | None
+    source: str = ''
+
+    def build(self, device: str | torch.device = 'cpu') -> nn.Module:
+        """The network in eval mode.
+
+        Raises:
+            ValueError, TypeError: The arguments do not fit together, or not the weights.
+        """
+        from spinsr.convert.registry import find_format, scale_keyword
+
+        try:
+            net = self.cls(**{scale_keyword(self.cls): self.scale}, **self.arguments)
+        except (ValueError, TypeError) as error:
+            format = find_format(self.cls)
+            unknown = ', '.join(key for key in format.untold if key not in self.arguments) if format else ''
+            if not self.source or not unknown:
+                raise
+            raise ValueError(f'{error}; {self.source} does not tell {unknown}: give them') from error
+        except Exception as error:  # archs of others do not check their arguments
+            raise ValueError(f'{self.arch} x{self.scale} cannot be built: {_reason(error)}') from error
+        if self.state_dict is None:
+            logger.warning('%s has no weights: the network is untrained', self.arch)
+        else:
+            try:
+                net.load_state_dict(self.state_dict)
+            except RuntimeError as error:
+                raise ValueError(f'{self.source} does not fit {self.arch} x{self.scale}: {_reason(error)}') from error
+        return net.to(device).eval()
+
+
 def load(
-    arch: str = 'SPIN',
-    scale: int = 4,
+    arch: str | None = None,
+    scale: int | None = None,
     weights: str | os.PathLike | Mapping | None = 'default',
     device: str | torch.device = 'cpu',
-    **arch_args,
+    **arch_args: Any,
 ) -> nn.Module:
     """Builds a network, with weights, ready for `upscale`.
 
     Args:
-        arch: 'SPIN', 'SAN', 'RCAN' (the one of spinsr), or any other name in BasicSR's ARCH_REGISTRY, with or without
-            the suffix `_basicsr`. `num_in_ch` and `num_out_ch` are 3 where the arch has no default of its own.
-        scale: Upscaling factor, the arch's `upscale` (or `scale`).
+        arch: A network of spinsr ('SPIN', 'SAN', 'RCAN', ...), or any other name in BasicSR's ARCH_REGISTRY, with or
+            without the suffix `_basicsr`. None detects a network of spinsr from the weights; without a file it is SPIN.
+            `num_in_ch` and `num_out_ch` are 3 where the arch has no default of its own. 'SPIN' with a switch of
+            `SPINVariant` builds that, and logs a warning.
+        scale: Upscaling factor, the arch's `upscale` (or `scale`). None takes that of the weights, else 4.
         weights: A .pth, .pt or .safetensors file, or a state dict: spinsr's or BasicSR's (`params_ema` before `params`)
             or the authors' own, which is converted. 'default' takes those that spinsr ships; None leaves the random
             initialisation.
         device: Where the network goes.
-        **arch_args: Further arguments of the arch; an unknown one is a TypeError.
+        **arch_args: Further arguments of the arch. For a network of spinsr only those that the shapes in the weights do
+            not tell are needed.
 
     Returns:
         The network in eval mode.
 
     Raises:
         ValueError: Unknown arch or scale, weights that do not fit, or no default weights for this arch and scale.
-        FileNotFoundError: No such weights file.
+        TypeError: The arch does not have an argument of this name.
+        FileNotFoundError: The weights file does not exist.
 
     Example:
         >>> net = load('SPIN', scale=2, weights=None, num_block=1, stoken_size=(12,))
         >>> net.upscale
         2
+        >>> load(weights=net.state_dict()).upscale
+        2
+    """
+    return resolve(arch, scale, weights, **arch_args).build(device)
+
+
+def resolve(
+    arch: str | None = None,
+    scale: int | None = None,
+    weights: str | os.PathLike | Mapping | None = 'default',
+    **arch_args: Any,
+) -> Network:
+    """Finds out which network `load` builds, without building it; the arguments are those of `load`.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError: As `load`.
     """
     from spinsr import convert
-    from spinsr.archs import ARCH_REGISTRY
 
-    name = 'RCAN_spinsr' if arch == 'RCAN' else arch
+    if weights is None or (isinstance(weights, str) and weights == 'default'):
+        arch, scale = arch or DEFAULT_ARCH, scale or DEFAULT_SCALE
+        network = _named(arch, scale, arch_args)
+        if weights is None:
+            return network
+        # The weights of SPIN serve its variants, too.
+        format = convert.find_format(network.cls.__base__) or convert.find_format(network.cls)
+        weights = default_weights(format.name if format else arch, scale)
+    source = 'the state dict' if isinstance(weights, Mapping) else printable(os.fspath(weights))
+    if arch is not None:
+        _named(arch, scale or DEFAULT_SCALE, arch_args)  # a misspelt name or argument shows before the file is read
+    checkpoint = weights if isinstance(weights, Mapping) else convert.read_checkpoint(weights)
+    try:
+        state_dict = convert.unwrap(checkpoint)
+        found = convert.detect_arch(state_dict) if arch is None else arch
+        network = replace(_named(found, scale or DEFAULT_SCALE, arch_args), source=source)
+        return _with_weights(network, state_dict, scale)
+    except (ValueError, TypeError) as error:
+        wanted = '' if arch is None else f' does not fit {arch}' + f' x{scale}' * (scale is not None)
+        raise ValueError(f'{source}{wanted}: {_reason(error)}') from error
+
+
+def _named(arch: str, scale: int, arch_args: Mapping[str, Any]) -> Network:
+    """A network without weights."""
+    from spinsr.archs import ARCH_REGISTRY
+    from spinsr.convert.registry import find_format, formats, scale_keyword
+    from spinsr.training.option_files import current_arch
+
+    arch = current_arch(arch, arch_args)
+    format = find_format(arch)
+    name = format.registered if format and arch == format.name else arch
     if name not in ARCH_REGISTRY and f'{name}_basicsr' in ARCH_REGISTRY:
         name += '_basicsr'
-    if name not in ARCH_REGISTRY:
-        names = ['RCAN', *(known for known, _ in ARCH_REGISTRY)]
-        hint = nearest(arch, names)
-        raise ValueError(f'arch must be SPIN, SAN, RCAN or a name in ARCH_REGISTRY, got {arch!r}; {hint}')
-    if isinstance(weights, str) and weights == 'default':
-        weights = default_weights(arch, scale)
-    cls = ARCH_REGISTRY.get(name)
-    keyword = _scale_keyword(cls)
+    if name in ARCH_REGISTRY:
+        cls = ARCH_REGISTRY.get(name)
+    elif format:  # of a project that does not register its networks in BasicSR
+        cls = format.arch
+    else:
+        names = [*(format.name for format in formats()), *(known for known, _ in ARCH_REGISTRY)]
+        ours = ', '.join(format.name for format in formats())
+        raise ValueError(f'arch must be {ours} or a name in ARCH_REGISTRY, got {arch!r}; {nearest(arch, names)}')
+    scale_keyword(cls)
     _check_keywords(cls, arch, arch_args)
     parameters = inspect.signature(cls).parameters
     asked = [
@@ -68,25 +167,41 @@ def load(
         for key in ('num_in_ch', 'num_out_ch')
         if key in parameters and parameters[key].default is inspect.Parameter.empty
     ]
+    return Network(arch, cls, scale, dict.fromkeys(asked, 3) | dict(arch_args), None)
+
+
+def _with_weights(network: Network, state_dict: dict[str, Tensor], scale: int | None) -> Network:
+    """The network with a bare state dict, and with the scale and the arguments that it tells."""
+    from spinsr import convert
+    from spinsr.convert.shapes import arch_args_of
+
+    format = convert.find_format(network.cls)
+    if format is None:
+        convert.check_finite(state_dict)
+        return replace(network, state_dict=state_dict)
     try:
-        net = cls(**{keyword: scale}, **(dict.fromkeys(asked, 3) | arch_args))
-    except (ValueError, TypeError):
-        raise
-    except Exception as error:  # archs of others do not check their arguments
-        raise ValueError(f'{arch} x{scale} cannot be built: {_reason(error)}') from error
-    if weights is None:
-        logger.warning('%s has no weights: the network is untrained', arch)
-    else:
-        state_dict = weights if isinstance(weights, Mapping) else convert.read_checkpoint(weights)
-        own = name.removesuffix('_spinsr') in convert.ARCHS
-        try:
-            net.load_state_dict(convert.convert_state_dict(state_dict, name) if own else convert.unwrap(state_dict))
-        except (ValueError, TypeError, RuntimeError) as error:
-            source = 'the state dict' if isinstance(weights, Mapping) else os.fspath(weights)
-            raise ValueError(
-                f'{source} does not fit {arch} x{scale}: {_content(state_dict, arch, scale) or _reason(error)}'
-            ) from error
-    return net.to(device).eval()
+        converted = convert.convert_state_dict(state_dict, format.name)
+        told = arch_args_of(converted, format.name, network.cls, network.arguments)
+    except ValueError as error:
+        raise ValueError(_other_network(state_dict, format.name) or str(error)) from error
+    found = told.pop(format.scale_keyword)
+    if scale is not None and scale != found:
+        raise ValueError(f'the file holds {format.name} x{found} weights')
+    return replace(network, scale=found, arguments=told | network.arguments, state_dict=converted)
+
+
+def _other_network(state_dict: dict[str, Tensor], arch: str) -> str:
+    """What a state dict holds, if it is another network than was asked for."""
+    from spinsr import convert
+    from spinsr.convert.shapes import arch_args_of
+
+    try:
+        if (found := convert.detect_arch(state_dict)) == arch:
+            return ''
+        told = arch_args_of(convert.convert_state_dict(state_dict, found), found)
+    except ValueError:
+        return ''
+    return f'the file holds {found} x{told[convert.get_format(found).scale_keyword]} weights'
 
 
 def _check_keywords(cls: type, arch: str, arch_args: Mapping[str, Any]) -> None:
@@ -98,30 +213,6 @@ def _check_keywords(cls: type, arch: str, arch_args: Mapping[str, Any]) -> None:
             raise TypeError(f'{arch} has no keyword {key!r}; {nearest(key, parameters)}')
 
 
-def _content(state_dict: Mapping, arch: str, scale: int) -> str:
-    """What a state dict is of, if it is of another network or scale than was asked for."""
-    from spinsr import convert
-    from spinsr.convert.state_dicts import upscale_of
-
-    try:
-        state_dict = convert.unwrap(state_dict)
-        name = convert.detect_arch(state_dict)
-        found = name, upscale_of(convert.convert_state_dict(state_dict, name))
-    except (ValueError, TypeError):
-        return ''
-    wanted = arch.removesuffix('_spinsr'), scale
-    return f'it is of {found[0]} x{found[1]}' if found != wanted else ''
-
-
 def _reason(error: Exception) -> str:
-    # Of another network every name may be wrong, and there are hundreds.
-    return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=' …')
-
-
-def _scale_keyword(arch: type[nn.Module]) -> str:
-    """What the arch calls its upscaling factor; BasicSR's archs do not agree on a name."""
-    keywords = inspect.signature(arch).parameters
-    for name in ('upscale', 'scale'):
-        if name in keywords:
-            return name
-    raise ValueError(f'{arch.__name__} takes neither upscale nor scale, so it is no network for super-resolution')
+    # For weights of another network every name may be wrong, and there are hundreds.
+    return printable(textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=' …'))

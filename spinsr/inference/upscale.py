@@ -286,7 +286,8 @@ def check_result(height: int, width: int, size: int, more: int = 0) -> None:
     """Makes sure that memory holds the result before hours of work.
 
     Args:
-        height, width: Of the image, for the message.
+        height: Of the image, for the message.
+        width: Of the image, for the message.
         size: Of the result, in bytes.
         more: Bytes that writing it takes beside it.
 
@@ -395,21 +396,22 @@ class _NoRoomForResultError(Exception):
 
 
 class _Floats:
-    """The network's output as it is, (1, C, H, W), float32."""
+    """The network's output as it is, (B, C, H, W), float32."""
 
     values: Tensor
 
     def start(self, height: int, width: int, channels: int) -> None:
-        self.shape = 1, channels, height, width
+        self.size = channels, height, width
         self.values = None
 
     def put(self, top: int, rows: Tensor) -> None:
-        """Takes rows that are final, (1, C, rows, W)."""
-        if rows.shape == self.shape:
+        """Takes rows that are final, (B, C, rows, W)."""
+        if rows.shape[1:] == self.size:
             self.values = rows
             return
         if self.values is None:
-            self.values = _allocated(lambda: rows.new_empty(self.shape), math.prod(self.shape) * 4)
+            shape = len(rows), *self.size
+            self.values = _allocated(lambda: rows.new_empty(shape), math.prod(shape) * 4)
         self.values[:, :, top : top + rows.shape[2]] = rows
 
     def clear(self) -> None:
@@ -487,7 +489,7 @@ def _in_tiles(
             if len(tops) * len(lefts) == 1:
                 result.put(0, y[..., : scale * size[0], : scale * size[1]])
                 return
-            band = y.new_zeros(1, y.shape[1], scale * height, scale * x.shape[3])
+            band = y.new_zeros(*y.shape[:2], scale * height, scale * x.shape[3])
             rows, columns = (_weights(*sizes, scale) for sizes in zip(x.shape[2:], (height, width), strict=True))
         y *= rows[top][:, None] * columns[left]
         band[..., scale * left : scale * (left + width)] += y

@@ -25,7 +25,7 @@ from spinsr.training import checkpoints, distillation, distributed, muon, progre
 from spinsr.training.grad_checkpointing import recompute_blocks
 from spinsr.training.sampling import cut_patches
 from spinsr.utils.errors import OptionError, TrainingError
-from spinsr.utils.validation import ABOVE_0, FLAG, SECTION, one_of, whole
+from spinsr.utils.validation import ABOVE_0, FLAG, SECTION, as_whole, one_of, whole
 
 # Sections of train whose losses SRModel does not have.
 _MORE_LOSSES = ('tv_opt', 'contrastive_opt', 'distill_opt')
@@ -107,6 +107,7 @@ class SpinsrModel(SRModel):
         for section, rules in self.OPTIONS.items():
             for name, rule in rules.items():
                 value = (opt.get(section) or {}).get(name, rule.default)
+                value = as_whole(value) if rule.is_whole else value
                 if not rule.holds(value):
                     raise OptionError(f'{section}:{name} must be {rule.wanted}, got {value!r}')
                 setattr(self, name, value)
@@ -228,9 +229,10 @@ class SpinsrModel(SRModel):
         arch = type(bare).__name__
         keys = (key for key, value in self.opt['path'].items() if value == load_path)
         where = next((key for key in keys if key.startswith('pretrain_network')), 'pretrain_network_g')
-        ours = type(bare).__module__.startswith('spinsr.archs.') and arch in convert.ARCHS
+        format = convert.find_format(type(bare))
         logger = get_root_logger()
         try:
+            checkpoints.verify(load_path)
             checkpoint = convert.read_checkpoint(load_path)
             if not isinstance(checkpoint, Mapping):
                 raise TypeError(f'a checkpoint must be a mapping, got {type(checkpoint).__name__}')
@@ -238,7 +240,7 @@ class SpinsrModel(SRModel):
                 logger.info(f'{load_path} has no {param_key}: its params are loaded.')
                 param_key = 'params'
             state = checkpoint.get(param_key, checkpoint)
-            state = _state_dict(state, arch, strict) if ours else convert.unwrap(state)
+            state = _state_dict(state, format.name, strict) if format else convert.unwrap(state)
             logger.info(f'Loading {arch} model from {load_path}, with param key: [{param_key}].')
             self._print_different_keys_loading(bare, state, strict)
             if net is getattr(self, 'net_g_ema', None):
@@ -264,6 +266,8 @@ class SpinsrModel(SRModel):
 
     def feed_data(self, data: Mapping[str, Any]) -> None:
         """Takes a batch: `lq`, `gt`, the names of the files that they came from and, for `distill_opt`, `teacher`."""
+        if hasattr(self, 'gt'):
+            del self.gt  # BasicSR keeps that of the batch before, and compares with it
         super().feed_data(data)
         self.targets = {'gt': self.gt} if 'gt' in data else {}
         if self.is_train and self.distill_opt and 'teacher' in data:
@@ -336,7 +340,7 @@ class SpinsrModel(SRModel):
                 f'the batch must be divisible by train:accumulate, got {len(self.lq)} images and {self.accumulate}'
             )
         batch = {'lq': self.lq, **self.targets}
-        chunks = {name: whole.chunk(self.accumulate) for name, whole in batch.items()}
+        chunks = {name: images.chunk(self.accumulate) for name, images in batch.items()}
         parts = [dict(zip(chunks, part, strict=True)) for part in zip(*chunks.values(), strict=True)]
         total: OrderedDict[str, Tensor] = OrderedDict()
         for index, part in enumerate(parts):

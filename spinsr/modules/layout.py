@@ -1,9 +1,8 @@
 """The two layouts: images (B, C, H, W) and tokens (B, H, W, C), which are channels-last images."""
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from spinsr.ops.backend import resolve_backend
+from spinsr.ops.common.backend import resolve_backend
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -18,8 +17,3 @@ def to_tokens(x: Tensor) -> Tensor:
 def to_image(x: Tensor) -> Tensor:
     """(B, H, W, C) -> (B, C, H, W), a channels-last view."""
     return x.permute(0, 3, 1, 2)
-
-
-def pointwise(linear: nn.Linear, x: Tensor) -> Tensor:
-    """A linear layer as the authors write it, a 1 x 1 convolution: (B, C, H, W) -> (B, D, H, W). For `reference`."""
-    return F.conv2d(x, linear.weight[..., None, None], linear.bias)

@@ -9,7 +9,8 @@ def pad_to(x: Tensor, height: int, width: int) -> Tensor:
 
     Args:
         x: (B, C, H, W), H, W >= 1.
-        height, width: What the sides must reach; a longer side stays as it is.
+        height: The height to reach; a larger one stays as it is.
+        width: The width to reach; a larger one stays as it is.
 
     Returns:
         (B, C, max(H, height), max(W, width)); `x` itself where nothing is missing.

@@ -4,7 +4,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spinsr import ops
-from spinsr.ops.backend import resolve_backend
 
 
 class Upsample(nn.Sequential):
@@ -43,8 +42,8 @@ class TokenUpsample(nn.ModuleList):
 
     def forward(self, x: Tensor, conv_last: nn.Conv2d) -> Tensor:
         """(B, C, H, W) channels-last -> (B, D, scale * H, scale * W), D the channels that `conv_last` makes."""
-        if resolve_backend() != 'reference' and _are_plain(*self, conv_last):
-            return _in_strips(x, list(self), conv_last, slope=0.1)
+        if _are_plain(*self, conv_last):
+            return _by_op(x, list(self), conv_last, slope=0.1)
         for conv in self:
             channels, x = x.shape[1], conv(x)
             x = F.leaky_relu_(F.pixel_shuffle(x, round((x.shape[1] // channels) ** 0.5)), 0.1)
@@ -62,13 +61,13 @@ def upsample_and_convolve(x: Tensor, upsample: nn.Sequential, conv_last: nn.Conv
     Returns:
         (B, D, scale * H, scale * W).
     """
-    if resolve_backend() != 'reference' and _are_plain(*upsample, conv_last):
-        return _in_strips(x, [layer for layer in upsample if isinstance(layer, nn.Conv2d)], conv_last)
+    if _are_plain(*upsample, conv_last):
+        return _by_op(x, [layer for layer in upsample if isinstance(layer, nn.Conv2d)], conv_last)
     return conv_last(upsample(x))
 
 
 def _are_plain(*layers: nn.Module) -> bool:
-    """Whether only weights matter: 3 x 3 convolutions as above, none wrapped or parametrised, nobody listening."""
+    """Whether only weights matter: 3 x 3 convolutions as above, none wrapped or parametrised, no hooks."""
     return all(
         (type(layer) is nn.PixelShuffle or (type(layer) is nn.Conv2d and _is_three_by_three(layer)))
         and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
@@ -81,7 +80,7 @@ def _is_three_by_three(conv: nn.Conv2d) -> bool:
     return sizes == ((3, 3), (1, 1), (1, 1), (1, 1), 1, 'zeros') and conv.bias is not None
 
 
-def _in_strips(x: Tensor, convs: list[nn.Conv2d], conv_last: nn.Conv2d, slope: float = 1.0) -> Tensor:
+def _by_op(x: Tensor, convs: list[nn.Conv2d], conv_last: nn.Conv2d, slope: float = 1.0) -> Tensor:
     stages = [(conv.weight, conv.bias) for conv in convs]
     return ops.upsampling_tail(x, stages, (conv_last.weight, conv_last.bias), slope)
 

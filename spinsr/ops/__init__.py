@@ -1,23 +1,21 @@
 """Superpixel attention and second-order statistics as plain functions on tensors; needs torch and nothing else.
 
 Pixels are tokens (B, H, W, C) throughout (channels-last). Every op has a `reference` backend, the dense formulation as
-the papers write it (in float64 the oracle of the tests), and a `torch` backend, sparse and fast on any device; the
-association, the pooling and the attention within superpixels and windows are Triton kernels too, `spinsr.ops.kernels`.
-The environment variable SPINSR_OPS_BACKEND or the argument `backend` chooses; see `spinsr.ops.backend`.
+the papers write it (in float64 the oracle of the tests), and a `torch` backend, sparse and fast on any device. The
+association, the pooling and the attention within superpixels and windows also have Triton kernels. The argument
+`backend` or the environment variable SPINSR_OPS_BACKEND chooses; see `spinsr.ops.common.backend`.
 """
 
-from spinsr.ops.association import Association, DenseAssociation, SparseAssociation, associate
-from spinsr.ops.attention import intra_superpixel_attention, superpixel_cross_attention
-from spinsr.ops.backend import BACKENDS, resolve_backend
+from spinsr.ops.association import Association, DenseAssociation, MixtureAssociation, SparseAssociation, associate
+from spinsr.ops.attention import intra_superpixel_attention, superpixel_cross_attention, window_attention
+from spinsr.ops.common.backend import BACKENDS, resolve_backend
+from spinsr.ops.common.grid import Grid, superpixel_grid
 from spinsr.ops.covariance import covariance, sqrtm_newton_schulz
-from spinsr.ops.feed_forward import gated_feed_forward
-from spinsr.ops.grid import Grid, superpixel_grid
-from spinsr.ops.mixture import MixtureAssociation
+from spinsr.ops.layers.feed_forward import gated_feed_forward
+from spinsr.ops.layers.projection import norm_project
+from spinsr.ops.layers.upsampler import upsampling_tail
 from spinsr.ops.pooling import pool
-from spinsr.ops.projection import norm_project
-from spinsr.ops.tail import upsampling_tail
 from spinsr.ops.top_n import top_n
-from spinsr.ops.windows import window_attention
 
 __all__ = [
     'BACKENDS',

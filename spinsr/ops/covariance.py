@@ -3,30 +3,36 @@
 import torch
 from torch import Tensor
 
-from spinsr.ops.backend import resolve_backend
-from spinsr.ops.parts import no_autocast
+from spinsr.ops.common.backend import check_features, dense_or_torch
+from spinsr.ops.common.precision import no_autocast
 
 
-def covariance(x: Tensor, backend: str | None = None) -> Tensor:
+def covariance(x: Tensor, *, backend: str | None = None) -> Tensor:
     """Covariance of the channels over all pixels: X (I - 11^T / N) X^T / N with X of shape C x N.
 
     The `torch` backend centres X instead of storing the N x N matrix: time O(C^2 N), memory O(C N).
 
     Args:
         x: Features (B, C, H, W), float32 or float64.
-        backend: See `spinsr.ops.backend`.
+        backend: See `spinsr.ops.common.backend`.
 
     Returns:
         (B, C, C), symmetric, positive semi-definite.
+
+    Raises:
+        ValueError: `x` is not of shape (B, C, H, W), or has no channels.
+        TypeError: `x` is not of a floating-point type.
 
     Example:
         >>> covariance(torch.rand(2, 8, 5, 7)).shape
         torch.Size([2, 8, 8])
     """
+    check_features(x, '(B, C, H, W)')
+    backend = dense_or_torch('covariance', backend, x.device)
     x = x.flatten(2)  # (B, C, N)
     n = x.shape[2]
     with no_autocast(x.device.type):
-        if resolve_backend(backend, x.device) == 'reference':
+        if backend == 'reference':
             centring = torch.eye(n, dtype=x.dtype, device=x.device) / n - 1 / n / n
             return x @ centring @ x.transpose(1, 2)
         x = x - x.mean(2, keepdim=True)

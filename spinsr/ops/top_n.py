@@ -3,16 +3,15 @@
 import torch
 from torch import Tensor
 
-from spinsr.ops.association import Association, DenseAssociation
-from spinsr.ops.grid import gather_incoming, patches
-from spinsr.ops.mixture import MixtureAssociation
+from spinsr.ops.association import Association, DenseAssociation, MixtureAssociation
+from spinsr.ops.common.grid import gather_incoming, patches
 
 
 def top_n(association: Association, n: int | None = None) -> Tensor:
     """Selects for each superpixel the pixels with the largest association.
 
     Ranked by the log-odds l_k - logsumexp over j != k of l_j, which order pixels as the association does but do not
-    saturate at 1, then by the pixel index: the same logits select the same pixels on every device. With the association
+    saturate at 1, then by the pixel index: the same logits select the same pixels on every device. With the kind
     'exponential' by its logarithm -|x_n - c_k|^2, which does not underflow.
 
     Args:
@@ -20,7 +19,7 @@ def top_n(association: Association, n: int | None = None) -> Tensor:
         n: Pixels a superpixel, >= 1; None means the area of a cell. Never more than the pixels within reach of the
             superpixel that has the fewest, which cuts the area of a cell only where a side of the image is below the
             cell. Where pixels belong to their cell alone, None means all of the cell; one that is a row or a column
-            shorter than the largest takes in the next (`spinsr.ops.grid.patches`).
+            shorter than the largest takes in the next (`spinsr.ops.common.grid.patches`).
 
     Returns:
         (B, K, T) int64, pixel indices in [0, H*W), ascending.
@@ -63,17 +62,17 @@ def _top_n_reference(log_odds: Tensor, n: int) -> Tensor:
     top = log_odds.topk(n, -1)
     tied = (log_odds >= top.values[..., -1:]).sum(-1) > n
     indices = top.indices
-    if tied.any():
+    if not tied.is_meta and tied.any():
         indices[tied] = log_odds[tied].sort(dim=-1, descending=True, stable=True).indices[..., :n]
     return indices.sort(-1).values
 
 
 def _top_n_mixture(association: MixtureAssociation, n: int) -> Tensor:
-    """The best of the pixels so far and of the next part, part by part."""
+    """The best of the pixels so far and of the next chunk, chunk by chunk."""
     best = None
-    for part in association.parts():
-        log_odds = association.log_odds_of(part).transpose(1, 2)  # (B, K, pixels)
-        pixels = torch.arange(part.start, part.stop, device=log_odds.device)
+    for chunk in association.chunks():
+        log_odds = association.log_odds_of(chunk).transpose(1, 2)  # (B, K, pixels)
+        pixels = torch.arange(chunk.start, chunk.stop, device=log_odds.device)
         if _must_sort(log_odds):
             pixels = pixels.expand_as(log_odds)
             if best is not None:

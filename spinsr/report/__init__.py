@@ -1,7 +1,7 @@
-"""One HTML page about a network: what it makes of a folder of images, how good that is, and how it was trained.
+"""One HTML page about a network: its results on a folder of images, their scores, and its training curves.
 
-The page needs no other file and no network. `pictures` makes what it shows, `curves` draws a training, `page` writes
-the HTML, with page.css and page.js in it.
+The page is self-contained. `pictures` makes its pictures, `curves` draws a training, `page` renders the template
+page.html with page.css and page.js in it.
 """
 
 import copy
@@ -45,8 +45,8 @@ def make_report(
     """Makes the page of a network and a folder.
 
     Args:
-        folder: Low-resolution images, or a benchmark as for `spinsr.evaluation.benchmark.evaluate`: a folder
-            that has one called HR. A benchmark is scored as a whole.
+        folder: Low-resolution images, or a benchmark as for `spinsr.evaluation.benchmark.evaluate`: a folder that has
+            one called HR. A benchmark is scored as a whole.
         net: From `spinsr.load`, or any module from (1, 3, H, W) to (1, 3, scale*H, scale*W) in [0, 1].
         log: A TensorBoard log, tb_logger/NAME, whose curves are drawn.
         weights: What the page calls the weights.
@@ -60,17 +60,17 @@ def make_report(
         HTML.
 
     Raises:
-        ValueError: There is no such folder, it holds no images, or one that cannot be used; no image can be shown; the
-            network takes no RGB images or gives no numbers; there is no such block; `shown` is below 1; or the log
-            is none.
-        ImportError: There is a log, and the package tensorboard is missing.
+        ValueError: The folder does not exist, holds no images, or an image in it cannot be used; no image can be shown;
+            the network does not accept RGB images or returns NaN; the block does not exist; `shown` is below 1; or
+            `log` is not a TensorBoard log.
+        ImportError: `log` is given and the package tensorboard is missing.
     """
     folder = Path(folder)
     if shown < 1:
         raise ValueError(f'shown must be at least 1, got {shown=}')
     if isinstance(net, SPIN) and not 0 <= block < len(net.blocks):
         raise ValueError(f'the block must be 0 to {len(net.blocks) - 1}, got {block}')
-    # What is mistyped shows before the work.
+    # Before the work, so that typing errors show at once.
     series = curves.read_log(log) if log is not None else []
     protocols = curves.read_protocols(log) if log is not None else {}
     method, scale = type(net).__name__, upscaling.scale_of(net)
@@ -182,7 +182,7 @@ def _cost(net: nn.Module, scale: int) -> dict[str, str]:
 
 
 def _details(net: nn.Module, weights: str, arch_args: Mapping[str, Any], scale: int) -> dict[str, str]:
-    # As in `spinsr.inference.upscale`: what has no parameters runs on the CPU.
+    # As in `spinsr.inference.upscale`: a network without parameters runs on the CPU.
     parameter = next(net.parameters(), torch.empty(0))
     details = {'Network': f'{type(net).__name__} ×{scale}'} | ({'Weights': weights} if weights else {})
     if arch_args:

@@ -3,14 +3,13 @@
 import math
 import os
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from markupsafe import Markup, escape
 
 from spinsr.evaluation.benchmark import PROTOCOLS
-from spinsr.evaluation.plot import round_step
 from spinsr.training import option_files
 from spinsr.utils.errors import OptionError
 
@@ -37,7 +36,7 @@ class Series(NamedTuple):
 def read_log(folder: str | os.PathLike) -> list[Series]:
     """Losses and validation metrics of a training, from the event files that BasicSR writes to tb_logger/NAME.
 
-    Values that are not finite are left out, and so is what a training that was taken up again has computed twice.
+    Values that are not finite are left out, and of iterations that a resumed training repeated the later ones count.
 
     Raises:
         ImportError: The package tensorboard is missing.
@@ -78,8 +77,7 @@ def read_protocols(folder: str | os.PathLike) -> dict[str, str]:
         folder: The log, tb_logger/NAME; the option file is looked for in ../../experiments/NAME.
 
     Returns:
-        Metric -> a name in `spinsr.evaluation.benchmark.PROTOCOLS`, or the rules in words; empty where no such file
-        exists.
+        Metric -> a name in `spinsr.evaluation.benchmark.PROTOCOLS`, or the rules in words; empty without the file.
 
     Raises:
         OptionError: The file is damaged.
@@ -110,7 +108,7 @@ def _protocol(rules: Mapping[str, Any], scale: Any) -> str:
     return ', '.join([str(kind), *(f'{key} {value}' for key, value in rules.items())])
 
 
-def chart(series: Series, protocols: Mapping[str, str]) -> tuple[str, str, str]:
+def chart(series: Series, protocols: Mapping[str, str]) -> tuple[str, str, Markup]:
     """One curve: its title, what it says in words, and its drawing, an <svg>.
 
     Args:
@@ -142,7 +140,7 @@ def _thinned(series: Series) -> tuple[np.ndarray, np.ndarray, int]:
     return series.steps[ends - 1], means, size
 
 
-def _draw(steps: np.ndarray, values: np.ndarray, label: str) -> str:
+def _draw(steps: np.ndarray, values: np.ndarray, label: str) -> Markup:
     left, top = MARGIN[:2]
     right, bottom = SIZE[0] - MARGIN[2], SIZE[1] - MARGIN[3]
     first, final = int(steps[0]), max(int(steps[-1]), int(steps[0]) + 1)
@@ -172,12 +170,18 @@ def _draw(steps: np.ndarray, values: np.ndarray, label: str) -> str:
     parts.append(f'<text x="{(left + right) / 2}" y="{SIZE[1] - 6}" text-anchor="middle">iterations</text>')
     parts.append(f'<polyline points="{points}"/>')
     parts.append(f'<circle cx="{x(steps[-1])}" cy="{y(values[-1])}" r="3.5"/></svg>')
-    return ''.join(parts)
+    return Markup(''.join(parts))
 
 
 def _spans_powers(values: np.ndarray) -> bool:
     """Whether the axis is logarithmic: of a loss, which falls steeply at first, the rest would be a flat line."""
     return 0 < 4 * values.min() < values.max()
+
+
+def round_step(span: float, lines: int) -> float:
+    """A step of 1, 2 or 5 times a power of ten that divides a span into at most so many parts."""
+    power = 10 ** math.floor(math.log10(span / lines))
+    return next(digit * power for digit in (1, 2, 5, 10) if span / (digit * power) <= lines)
 
 
 def _steps(low: float, high: float) -> list[tuple[float, str]]:

@@ -47,7 +47,7 @@ def create_train_val_dataloader(
         if phase.partition('_')[0] == 'val':
             val_set = ExactDataset(build_dataset(dataset_opt), opt['manual_seed'])
             if len(val_set) == 0:
-                raise OptionError(f'datasets:{phase}: there is no image in {dataset_opt.get("dataroot_gt")}')
+                raise OptionError(f'datasets:{phase}: no image found in {dataset_opt.get("dataroot_gt")}')
             val_loaders.append(_without_generator(build_dataloader(val_set, dataset_opt, num_gpu=opt['num_gpu'])))
             logger.info(f'Number of val images/folders in {dataset_opt["name"]}: {len(val_set)}')
 
@@ -92,7 +92,7 @@ def _train_loader(opt: dict[str, Any], logger: Logger) -> tuple[DataLoader, Plac
         dataset_opt['persistent_workers'] = False
     train_set = ExactDataset(build_dataset(dataset_opt), opt['manual_seed'])
     if len(train_set) == 0:
-        raise OptionError(f'datasets:train: there is no image in {dataset_opt.get("dataroot_gt")}')
+        raise OptionError(f'datasets:train: no image found in {dataset_opt.get("dataroot_gt")}')
     ratio = enlarge_ratio(opt, len(train_set))
     if ratio != (dataset_opt.get('dataset_enlarge_ratio') or 1):
         logger.info(f'The {len(train_set)} training images are fewer than a batch: dataset_enlarge_ratio is {ratio}.')

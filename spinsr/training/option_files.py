@@ -5,6 +5,7 @@ where it stands.
 """
 
 import difflib
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
@@ -17,11 +18,18 @@ from spinsr import weights
 from spinsr.utils.errors import OptionError
 from spinsr.utils.text import nearest
 
+logger = logging.getLogger('spinsr')
+
 # YAML 1.1 reads a number with an exponent as text unless it has both a point and a signed exponent: 2.0e-4, not 2e-4.
 _INTEGER = re.compile(r'[-+]?\d+')
 _FLOAT = re.compile(r'[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?')
-# What belongs to a run rather than to an experiment: --force_yml sets it also where the option file leaves it out.
+# Far beyond any option file; what is larger would take minutes, or Python's whole stack.
+_MOST_BYTES, _DEEPEST, _MOST_VALUES, _MOST_DIGITS = 1 << 20, 50, 100_000, 18
+# Options of a run rather than of an experiment: --force_yml sets them even if the option file does not have them.
 _ADDED = ('train:time_limit',)
+# Arguments that SPIN had before SPINVariant took them over.
+SPIN_SWITCHES = ('interaction', 'aggregation', 'top_n', 'differentiable', 'association', 'position_weight')
+SPIN_SWITCHES += ('own_values',)
 
 
 def folder() -> Path:
@@ -38,7 +46,7 @@ def shipped() -> dict[str, Path]:
 
 
 def find(name: str | Path) -> Path:
-    """The option file for what -opt says: an existing file, else a shipped one.
+    """Finds the option file that -opt names: an existing file, else a shipped one.
 
     A leading `options/` is dropped for the look-up, so the checkout's command works from everywhere. A name without a
     folder finds a file in one, too.
@@ -47,7 +55,7 @@ def find(name: str | Path) -> Path:
         name: A path, or the name of a shipped option file.
 
     Raises:
-        OptionError: If it is neither; the line names the nearest shipped one.
+        OptionError: It is neither; the message names the nearest shipped one.
     """
     path = Path(os.path.expanduser(name))
     if path.is_file():
@@ -64,17 +72,17 @@ def find(name: str | Path) -> Path:
 
 
 def load(name: str | Path, forced: Iterable[str] = ()) -> tuple[Path, dict[str, Any]]:
-    """An option file as the commands take it: with its forced values, and shipped weights found by their name.
+    """Reads an option file, sets its forced values, and finds shipped weights by their name.
 
     `pretrain_network_*` may be the name of a file that spinsr ships, SPIN_x4.safetensors; a file of that name in the
-    working directory comes first.
+    working directory comes first. Networks of older option files get their current type; see `current_arch`.
 
     Args:
         name: A path, or the name of a shipped option file.
         forced: The entries of --force_yml.
 
     Returns:
-        Where the option file is, and its content.
+        The path of the option file, and its content.
 
     Raises:
         OptionError: As `find`, `read` and `force`.
@@ -82,12 +90,29 @@ def load(name: str | Path, forced: Iterable[str] = ()) -> tuple[Path, dict[str, 
     path = find(name)
     options = read(path)
     force(options, forced)
+    for key, network in options.items():
+        if str(key).startswith('network_') and isinstance(network, MutableMapping) and 'type' in network:
+            network['type'] = current_arch(network['type'], network)
     section = options.get('path')
     for key, value in section.items() if isinstance(section, MutableMapping) else ():
         if str(key).startswith('pretrain_network') and isinstance(value, str):
             if not os.path.isfile(os.path.expanduser(value)):
                 section[key] = str(weights.shipped().get(value, value))
     return path, options
+
+
+def current_arch(arch: Any, arguments: Iterable[str]) -> Any:
+    """'SPINVariant' for a SPIN with one of the variants' switches, with a warning in the log; any other arch unchanged.
+
+    Args:
+        arch: The `type` of a network section, or the name given to `spinsr.load`.
+        arguments: Names of the network's arguments.
+    """
+    switches = [key for key in arguments if key in SPIN_SWITCHES]
+    if arch != 'SPIN' or not switches:
+        return arch
+    logger.warning('SPIN no longer has the argument %s; use SPINVariant (type: SPINVariant)', ', '.join(switches))
+    return 'SPINVariant'
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -97,21 +122,120 @@ def read(path: str | Path) -> dict[str, Any]:
         path: The file.
 
     Raises:
-        OptionError: If it is not YAML, or not a mapping.
+        OptionError: It is not YAML, not a mapping, too large or too deeply nested; a key occurs twice or is not text.
     """
     try:
-        with open(path, encoding='utf-8') as file:
-            options = yaml.safe_load(file)
-    except yaml.YAMLError as error:
-        mark = getattr(error, 'problem_mark', None)
-        line = f', line {mark.line + 1}' if mark else ''
-        problem = getattr(error, 'problem', None) or error
-        raise OptionError(f'{path}{line}: not YAML: {problem}') from error
+        with open(path, 'rb') as file:
+            content = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise OptionError(f'option file {path} cannot be read: {error.strerror or error}') from error
+    if len(content) > _MOST_BYTES:
+        raise OptionError(f'option file {path} is larger than {_MOST_BYTES // 1024} KB')
+    try:
+        options = _parse(content.decode('utf-8-sig'), f'option file {path}')
     except UnicodeDecodeError as error:
-        raise OptionError(f'{path}: not a text file: {error}') from error
+        raise OptionError(f'option file {path} is not a text file in UTF-8: {error}') from error
     if not isinstance(options, dict):
-        raise OptionError(f'{path}: an option file is a YAML mapping (key: value), got {type(options).__name__}')
+        raise OptionError(f'option file {path} must be a YAML mapping (key: value), got {type(options).__name__}')
     return options
+
+
+def _parse(text: str, where: str) -> Any:
+    """The value of a YAML text.
+
+    Args:
+        text: The text.
+        where: How errors name it.
+
+    Raises:
+        OptionError: As `read`.
+    """
+    try:
+        # The nesting first, without recursion: what follows calls itself for each level.
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise OptionError(f'{_line(where, event)}: nested more than {_DEEPEST} levels deep')
+        loader = _Loader(text)
+        loader.where = where
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        loader.check(node, {})
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        problem = ' '.join(str(getattr(error, 'problem', None) or error).split())
+        raise OptionError(f'{_line(where, error)}: not valid YAML: {problem}') from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which also refuses duplicate keys, keys that are not text, and values that Python refuses."""
+
+    where = ''
+
+    def check(self, node: yaml.Node, counts: dict[int, int]) -> int:
+        """How many values a node holds, each alias counted as what it stands for; checks its keys.
+
+        Args:
+            node: The node, before anything is constructed: a merge (<<) writes keys into it.
+            counts: What is known of other nodes, by id; 0 while a node is being counted.
+
+        Raises:
+            OptionError: Too many values, a value that contains itself, a duplicate key, or one that is not text.
+        """
+        if id(node) in counts:
+            if counts[id(node)] == 0:
+                raise OptionError(f'{_line(self.where, node)}: the value of an anchor contains itself')
+            return counts[id(node)]
+        counts[id(node)] = 0
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        count = counts[id(node)] = 1 + sum(self.check(part, counts) for part in parts)
+        if count > _MOST_VALUES:
+            raise OptionError(f'{_line(self.where, node)}: more than {_MOST_VALUES} values, aliases counted in full')
+        if isinstance(node, yaml.MappingNode):
+            self._check_keys(node)
+        return count
+
+    def _check_keys(self, node: yaml.MappingNode) -> None:
+        lines: dict[str, int] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == 'tag:yaml.org,2002:merge':
+                continue
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if not isinstance(key, str):
+                raise OptionError(f'{self.where}, line {line}: a key must be text, got {_short(key)}; put it in quotes')
+            if key in lines:
+                raise OptionError(
+                    f'{self.where}, line {line}: duplicate key {_short(key)} (first at line {lines[key]})'
+                )
+            lines[key] = line
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+        except (ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
+            if isinstance(error, OptionError):
+                raise
+            kind = node.tag.rpartition(':')[2]
+            raise OptionError(f'{_line(self.where, node)}: not a valid {kind}: {_short(node.value)}') from error
+        if type(value) is int and abs(value) >= 10**_MOST_DIGITS:
+            raise OptionError(f'{_line(self.where, node)}: a number of more than {_MOST_DIGITS} digits')
+        return value
+
+
+def _line(where: str, part: Any) -> str:
+    """Where a part of a YAML text is: `option file my.yml, line 12`."""
+    mark = getattr(part, 'problem_mark', None) or getattr(part, 'start_mark', None)
+    return f'{where}, line {mark.line + 1}' if mark else where
+
+
+def _short(value: Any) -> str:
+    """A value for an error line, shortened."""
+    text = value if isinstance(value, str) else repr(value)
+    return repr(text[:40] + '…') if len(text) > 40 else repr(value)
 
 
 def force(options: MutableMapping[str, Any], entries: Iterable[str]) -> None:
@@ -122,12 +246,12 @@ def force(options: MutableMapping[str, Any], entries: Iterable[str]) -> None:
         entries: `section:key=value`; the key must exist in the option file, or be `train:time_limit`.
 
     Raises:
-        OptionError: If an entry has no '=', or its key does not exist; the line names the nearest key.
+        OptionError: An entry has no '=', or its key does not exist; the message names the nearest key.
     """
     for entry in entries:
         key, equals, value = entry.partition('=')
         if not equals:
-            raise OptionError(f'--force_yml takes section:key=value, got {entry!r}')
+            raise OptionError(f'--force_yml must be section:key=value, got {entry!r}')
         *sections, last = key.strip().split(':')
         section: Any = options
         for name in sections:
@@ -147,7 +271,7 @@ def _keys(options: Mapping[str, Any], prefix: str = '') -> Iterator[str]:
 
 
 def parse_value(text: str) -> Any:
-    """The value that a forced text means: None, a bool, an int, a float (1e-3 too), a list, else the text itself.
+    """Reads the value of a forced text: None, a bool, an int, a float (1e-3 too), a list, else the text itself.
 
     Example:
         >>> parse_value('1e-3'), parse_value('[2, 1e-1]'), parse_value('~')
@@ -160,14 +284,13 @@ def parse_value(text: str) -> Any:
         return text.lower() == 'true'
     number = text.removeprefix('!!float').strip()
     if _INTEGER.fullmatch(text):
+        if len(text.lstrip('+-')) > _MOST_DIGITS:
+            raise OptionError(f'a number of more than {_MOST_DIGITS} digits: {text[:20]}…')
         return int(text)
     if _FLOAT.fullmatch(number):
         return float(number)
     if text.startswith('[') and text.endswith(']'):
-        try:
-            values = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise OptionError(f'not a list: {text}') from error
+        values = _parse(text, f'list {_short(text)}')
         return [parse_value(value) if isinstance(value, str) else value for value in values]
     return text
 

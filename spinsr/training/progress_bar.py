@@ -1,4 +1,4 @@
-"""What a training shows: a progress bar on a terminal, BasicSR's log lines elsewhere, a summary at the end."""
+"""The output of a training: a progress bar on a terminal, BasicSR's log lines elsewhere, a summary at the end."""
 
 import contextlib
 import logging
@@ -10,18 +10,53 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from spinsr.utils.patching import replaced
+
 # BasicSR's name for its logger.
 LOGGER = 'basicsr'
 
 
+class _Header(str):
+    """A message that is for the log file only."""
+
+
+@contextlib.contextmanager
+def headers_to_file(pipeline: Any) -> Iterator[None]:
+    """Keeps BasicSR's banner and its list of all options off the terminal; they go to the log file.
+
+    Args:
+        pipeline: The module basicsr.train or basicsr.test.
+    """
+    get_env_info, dict2str, get_root_logger = pipeline.get_env_info, pipeline.dict2str, pipeline.get_root_logger
+
+    def get_logger(*args: Any, **keywords: Any) -> logging.Logger:
+        logger = get_root_logger(*args, **keywords)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.addFilter(_is_no_header)
+        return logger
+
+    with replaced(
+        pipeline,
+        get_env_info=lambda: _Header(get_env_info()),
+        dict2str=lambda *args: _Header(dict2str(*args)),
+        get_root_logger=get_logger,
+    ):
+        yield
+
+
+def _is_no_header(record: logging.LogRecord) -> bool:
+    return not isinstance(record.msg, _Header)
+
+
 class Progress:
-    """The progress bar of a training; nothing where stderr is no terminal.
+    """The progress bar of a training; nothing if stderr is not a terminal.
 
     Args:
         total: Iterations of the whole training.
         done: Iterations of earlier runs.
         name: The experiment.
-        shown: Whether this process shows it; None for where stderr is a terminal.
+        shown: Whether this process shows it; None if stderr is a terminal.
     """
 
     def __init__(self, total: int, done: int, name: str, shown: bool | None = None) -> None:

@@ -238,6 +238,33 @@ def end_at_sigterm(name: str) -> None:
         signal.signal(signal.SIGTERM, end)
 
 
+def end_at_ctrl_c(name: str) -> None:
+    """Lets Ctrl-C end the program in one line, with status 130, until `obey_ctrl_c`.
+
+    Args:
+        name: The program's, for the message.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.stderr.write(f'\n{name}: interrupted\n')
+        sys.stderr.flush()
+        os._exit(130)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in the background
+        signal.signal(signal.SIGINT, end)
+        _ends_at_ctrl_c.append(end)
+
+
+# The handler of `end_at_ctrl_c`, while Ctrl-C has one.
+_ends_at_ctrl_c: list[Callable[[int, FrameType | None], None]] = []
+
+
+def obey_ctrl_c() -> None:
+    """Lets Ctrl-C raise KeyboardInterrupt again after `end_at_ctrl_c`."""
+    if _ends_at_ctrl_c and signal.getsignal(signal.SIGINT) is _ends_at_ctrl_c.pop():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _has_peers() -> bool:
     """Whether a launcher has started other processes of this training; they do not know each other yet."""
     return any(int(os.environ.get(name) or 1) > 1 for name in ('WORLD_SIZE', 'SLURM_NTASKS'))
@@ -267,8 +294,8 @@ class Unterminated:
 
     def __init__(self, loader: Any, stop: Stop) -> None:
         self.loader, self.stop = loader, stop
-        self._guarded = loader.num_workers > 0 and hasattr(signal, 'sigwaitinfo')  # neither macOS nor Windows has it
-        if self._guarded:
+        self._guarded = loader.num_workers > 0 and hasattr(signal, 'sigwaitinfo')
+        if loader.num_workers > 0:
             loader.worker_init_fn = functools.partial(_init_worker, loader.worker_init_fn)
 
     def __iter__(self) -> Iterator[Any]:
@@ -279,7 +306,10 @@ class Unterminated:
 
 
 def _init_worker(own: Callable[[int], None] | None, worker: int) -> None:
-    threading.Thread(target=_obey_parent, daemon=True).start()
+    # Ctrl-C reaches all processes of a terminal, and each worker would print a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):  # neither macOS nor Windows has it
+        threading.Thread(target=_obey_parent, daemon=True).start()
     if own is not None:
         own(worker)
 

@@ -1,8 +1,8 @@
-"""What goes wrong because of something a person can mend: said in one line, without a traceback."""
+"""User-facing errors: one line, no traceback."""
 
 
 class UserError(Exception):
-    """Bad input, or a machine that cannot do what was asked; the message is one line for the person at the terminal."""
+    """Bad input, or a machine that cannot do what was asked; the message is one line."""
 
 
 class DataError(UserError, ValueError):
@@ -14,7 +14,7 @@ class DataError(UserError, ValueError):
 
 
 class TrainingError(UserError, RuntimeError):
-    """Training that cannot go on."""
+    """Training cannot continue."""
 
 
 class CheckpointError(UserError, ValueError):
@@ -22,4 +22,4 @@ class CheckpointError(UserError, ValueError):
 
 
 class OptionError(UserError, ValueError):
-    """A mistake in an option file or a flag, said in one line for the person who wrote it."""
+    """A mistake in an option file or a flag; the message is one line."""

@@ -36,7 +36,7 @@ def peak_resident() -> int | None:
 
 
 def _left_in_container() -> int | None:
-    """Limit of the control group less what cannot be dropped from it, which the file cache can; None without a limit."""
+    """Limit of the control group minus what it cannot drop, as it could the file cache; None without a limit."""
     for limit, key in (('memory.max', 'anon'), ('memory/memory.limit_in_bytes', 'total_rss')):  # version 2, version 1
         path = _CGROUPS / limit
         try:

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+# What is built where neither a network nor weights are named.
+DEFAULT_ARCH, DEFAULT_SCALE = 'SPIN', 4
 
 
 def shipped() -> dict[str, Path]:
@@ -10,11 +12,11 @@ def shipped() -> dict[str, Path]:
     return {path.name: path for path in sorted(FOLDER.glob('*.safetensors'))}
 
 
-def default_weights(arch: str = 'SPIN', scale: int = 4) -> Path:
+def default_weights(arch: str = DEFAULT_ARCH, scale: int = DEFAULT_SCALE) -> Path:
     """The file of the weights that spinsr ships for an arch and a scale.
 
     Raises:
-        ValueError: There is none; the message says what there is.
+        ValueError: spinsr ships none; the message lists the shipped ones.
     """
     files = shipped()
     name = f'{arch}_x{scale}.safetensors'

@@ -8,7 +8,7 @@ import spinsr
 from spinsr import ops
 from spinsr.analysis.superpixels import draw, draw_boundaries, each_block, enlarge, find_superpixels, write_pictures
 from spinsr.data import image_file
-from spinsr.ops.attention import attention_reference
+from spinsr.ops.attention.reference import attention_reference
 
 TINY = {'num_feat': 8, 'num_block': 2, 'qk_dim': 4, 'mlp_dim': 8, 'stoken_size': (4, 3), 'num_iter': 2}
 SIZES = {'one_pixel': (1, 1), 'one_row': (1, 9), 'odd': (13, 11), 'divisible': (12, 8), 'side_below_cell': (2, 14)}
@@ -250,28 +250,28 @@ def test_without_cross_attention_there_is_no_attention_to_show():
 
 def test_other_networks_are_an_error():
     rcan = spinsr.load('RCAN', 2, None, num_feat=4, num_group=1, num_block=1, squeeze_factor=2)
-    with pytest.raises(TypeError, match='superpixels are of SPIN, the network is RCAN'):
+    with pytest.raises(TypeError, match='superpixels need a SPIN, got RCAN'):
         find_superpixels(picture(4, 4), rcan)
 
 
 def test_a_network_of_grey_images_is_an_error():
     net = spinsr.load('SPIN', 2, None, **TINY, num_in_ch=1, num_out_ch=1)
-    with pytest.raises(ValueError, match='the network must take RGB images, got one of 1 channels'):
+    with pytest.raises(ValueError, match='the network must accept RGB images, got one for 1 channels'):
         find_superpixels(np.zeros((8, 8), np.uint8), net)
 
 
 def test_a_network_that_gives_no_numbers_is_an_error():
     net = network()
     torch.nn.init.constant_(net.conv_first.bias, float('nan'))
-    with pytest.raises(ValueError, match='got NaN or infinity before block=0'):
+    with pytest.raises(ValueError, match='contains NaN or infinity before block=0'):
         find_superpixels(picture(4, 4), net, 1)
 
 
 @pytest.mark.parametrize(
     ('error', 'expected', 'message'),
     [
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError, r'memory runs out .* 12x8 \(HxW\)'),
-        (torch.OutOfMemoryError(), MemoryError, 'pixels: OutOfMemoryError$'),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError, r'out of memory .* 12x8 \(HxW\)'),
+        (torch.OutOfMemoryError(), MemoryError, 'image: OutOfMemoryError$'),
         (RuntimeError('something else'), RuntimeError, '^something else$'),
     ],
     ids=['memory', 'wordless', 'other'],

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spinsr.archs.emt_arch import EMT, PixelMixer, StripedWindowAttention, constants_of, shift
+from spinsr.archs.emt_arch import EMT, PixelMixer, StripedWindowAttention, _fixed_kernels, shift
 
 SMALL = {
     'num_feat': 20,
@@ -75,10 +75,10 @@ def test_only_every_second_layer_is_shifted():
 
 
 def fixed_kernels(name: str) -> torch.Tensor:
-    """The authors' kernels for 20 channels, which `constants_of` makes."""
+    """The authors' kernels for 20 channels, which `_fixed_kernels` makes."""
     prefix = 'body.0.sa_list.0.' if name == 'token_mixer.mask' else 'body.0.mlp_list.0.'
     weights = {'body.0.sa_list.0.norm.weight': torch.ones(20), 'body.0.mlp_list.0.fc1.weight': torch.ones(40, 20, 1, 1)}
-    return constants_of(weights)[prefix + name].double()
+    return _fixed_kernels(weights)[prefix + name].double()
 
 
 def test_shift_is_a_convolution_with_the_fixed_kernels(assert_close):

@@ -19,6 +19,16 @@ WITH_MEAN = ['EMT', 'RCAN_spinsr', 'SAN']
 
 SIZES = {'1x1': (1, 1), '1x7': (1, 7), '5x1': (5, 1), '2x2': (2, 2), '3x4': (3, 4), '23x37': (23, 37)}
 each_arch = pytest.mark.parametrize('name', REGISTERED)
+
+
+def fast_for(*names: str):
+    """Each arch; the named ones in the fast suite, the others in the slow one."""
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize(
+        'name', [name if name in names else pytest.param(name, marks=slow) for name in REGISTERED]
+    )
+
+
 each_scale = pytest.mark.parametrize(('name', 'scale'), SCALES, ids=[f'{name}-x{scale}' for name, scale in SCALES])
 each_size = pytest.mark.parametrize('size', SIZES.values(), ids=SIZES.keys())
 HALF_TYPES = pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=['bfloat16', 'float16'])
@@ -45,33 +55,26 @@ def gradients(net: nn.Module, x: Tensor) -> list[Tensor]:
     return [parameter.grad for parameter in net.parameters()]
 
 
-def test_the_names():
-    assert {'SPIN', 'SAN', 'RCAN_spinsr'} <= set(REGISTERED)
-
-
 def test_basicsr_keeps_its_own_rcan():
     assert ARCH_REGISTRY.get('RCAN').__module__ == 'basicsr.archs.rcan_arch'
 
 
-@each_size
 @each_scale
-def test_output_has_the_size_and_the_input_stays(name, scale, size):
-    net, x = build(name, scale), torch.rand(2, 3, *size)
-    before = x.clone()
-    y = net(x)
-    assert y.shape == (2, 3, scale * size[0], scale * size[1])
-    assert y.isfinite().all()
-    assert torch.equal(x, before)
+def test_output_has_the_size(name, scale):
+    assert build(name, scale)(torch.rand(2, 3, 5, 3)).shape == (2, 3, 5 * scale, 3 * scale)
 
 
 @each_size
 @each_arch
-def test_backends_give_the_same_image(name, size, monkeypatch, assert_close):
+def test_backends_with_and_without_gradients_give_the_same_image(name, size, monkeypatch, assert_close):
     net, x = away_from_zero(build(name).double()), torch.rand(2, 3, *size, dtype=torch.float64)
+    before, y = x.clone(), net(x)
     with torch.inference_mode():
-        y = net(x)
+        assert_close(net(x), y)
         monkeypatch.setenv('SPINSR_OPS_BACKEND', 'reference')
-        assert_close(y, net(x))
+        assert_close(net(x), y)
+    assert y.shape == (2, 3, 2 * size[0], 2 * size[1])
+    assert torch.equal(x, before)
 
 
 @each_arch
@@ -82,8 +85,7 @@ def test_non_contiguous_input(name, assert_close):
     assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize('size', [(1, 1), (9, 14)], ids=['1x1', '9x14'])
-@pytest.mark.parametrize('value', [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(('value', 'size'), [(0.5, (1, 1)), (0.0, (9, 14))], ids=['1x1', '9x14'])
 @each_arch
 def test_flat_image_has_finite_output_and_gradients(name, value, size):
     net, x = build(name), torch.full((1, 3, *size), value, requires_grad=True)
@@ -92,13 +94,6 @@ def test_flat_image_has_finite_output_and_gradients(name, value, size):
     assert y.isfinite().all()
     assert x.grad.isfinite().all()
     assert [n for n, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
-
-
-@each_arch
-def test_every_parameter_is_in_the_graph(name):
-    net = build(name)
-    net(torch.rand(1, 3, 9, 14)).sum().backward()
-    assert [n for n, p in net.named_parameters() if p.grad is None] == []
 
 
 @each_arch
@@ -114,26 +109,17 @@ def test_every_parameter_matters(name):
 @HALF_TYPES
 @pytest.mark.parametrize('size', [(1, 1), (9, 14)], ids=['1x1', '9x14'])
 @each_arch
-def test_autocast_stays_finite(name, size, dtype):
+def test_autocast_stays_near_float32_with_finite_gradients(name, size, dtype):
     net, x = away_from_zero(build(name)), torch.rand(2, 3, *size, requires_grad=True)
     with torch.autocast('cpu', dtype):
         y = net(x)
         loss = (y.float() - 0.5).abs().mean()
     loss.backward()
-    assert y.isfinite().all()
+    with torch.no_grad():
+        exact = net(x)
+    assert (y - exact).norm() < 0.02 * exact.norm()
     assert x.grad.isfinite().all()
     assert [n for n, p in net.named_parameters() if not p.grad.isfinite().all()] == []
-
-
-@HALF_TYPES
-@each_arch
-def test_autocast_stays_near_float32(name, dtype):
-    net, x = away_from_zero(build(name)), torch.rand(2, 3, 9, 14)
-    with torch.inference_mode():
-        exact = net(x)
-        with torch.autocast('cpu', dtype):
-            y = net(x)
-    assert (y - exact).norm() < 0.02 * exact.norm()
 
 
 @each_arch
@@ -150,15 +136,8 @@ def test_training_works_after_inference_at_the_same_size(name):
     assert all(gradient.isfinite().all() for gradient in gradients(net.train(), x))
 
 
-@each_arch
-def test_output_without_gradients_is_the_output_with_them(name, assert_close):
-    net, x = away_from_zero(build(name).double()), torch.rand(2, 3, 13, 17, dtype=torch.float64)
-    y = net(x)
-    with torch.inference_mode():
-        assert_close(net(x), y)
-
-
-@each_arch
+# Only gathers and scatters are likely to differ from run to run.
+@fast_for('SPIN', 'SPINVariant')
 def test_gradients_are_deterministic_on_several_threads(name):
     net, x = away_from_zero(build(name)), torch.rand(2, 3, 33, 37)
     before = torch.get_num_threads()
@@ -186,34 +165,30 @@ def test_unknown_keyword_is_a_type_error(name):
 
 
 BAD_ARGUMENTS = [
+    ('SPIN', {'num_in_ch': 1}, 'num_in_ch=1, num_out_ch=3'),
     ('SPIN', {'num_feat': 15}, 'num_feat=15.*num_heads=2'),
-    ('SPIN', {'qk_dim': 7}, 'qk_dim=7'),
     ('SPIN', {'num_feat': 6}, 'num_feat=6'),
+    ('SPIN', {'qk_dim': 7}, 'qk_dim=7'),
     ('SPIN', {'num_heads': 0}, 'num_heads=0'),
+    ('SPIN', {'num_block': 2.0}, 'num_block=2.0'),
+    ('SPIN', {'num_block': -1, 'stoken_size': None}, 'num_block=-1'),
     ('SPIN', {'stoken_size': (4,)}, r'stoken_size=\(4,\), num_block=2'),
     ('SPIN', {'stoken_size': (4, 0)}, r'stoken_size=\(4, 0\)'),
+    ('SPIN', {'stoken_size': (12, 16.5)}, r'stoken_size=\(12, 16.5\)'),
+    ('SPIN', {'stoken_size': '12'}, "stoken_size='12'"),
+    ('SPIN', {'stoken_size': 12}, 'stoken_size=12'),
     ('SPIN', {'num_iter': 0}, 'num_iter=0'),
-    ('SPIN', {'num_iter': 2.5}, 'whole numbers of at least 1, .*num_iter=2.5'),
-    ('SPIN', {'num_block': 2.0}, 'num_block must be a whole number, got num_block=2.0'),
-    ('SPIN', {'num_block': 2, 'stoken_size': '12'}, "whole numbers of at least 1, got stoken_size='12'"),
-    ('SPIN', {'num_block': 2, 'stoken_size': (12, 16.5)}, r'whole numbers of at least 1, got stoken_size=\(12, 16.5\)'),
-    ('SPIN', {'differentiable': 'no'}, "differentiable must be true or false, got 'no'"),
-    ('SPIN', {'num_out_ch': 1}, 'num_in_ch=3, num_out_ch=1'),
-    ('SPIN', {'upscale': 5}, 'upscale.*5'),
     ('SPIN', {'upscale': 8}, 'upscale.*8'),
-    ('SAN', {'upscale': 0}, 'upscale.*0'),
-    ('SAN', {'upscale': 5}, 'upscale.*5'),
-    ('SAN', {'num_feat': 7, 'squeeze_factor': 4}, 'num_feat=7'),
+    ('SAN', {'num_out_ch': 1}, 'num_out_ch=1'),
+    ('SAN', {'num_feat': 7}, 'num_feat=7'),
     ('SAN', {'squeeze_factor': 17}, 'squeeze_factor=17'),
     ('SAN', {'squeeze_factor': 0}, 'squeeze_factor=0'),
-    ('SAN', {'num_out_ch': 1}, 'num_out_ch=1'),
-    ('SAN', {'rgb_mean': (0.5,)}, r'rgb_mean=\(0.5,\)'),
-    ('RCAN_spinsr', {'upscale': 0}, '(upscale|scale).*0'),
-    ('RCAN_spinsr', {'upscale': 5}, '(upscale|scale).*5'),
-    ('RCAN_spinsr', {'squeeze_factor': 17}, 'squeeze_factor=17'),
-    ('RCAN_spinsr', {'squeeze_factor': 0}, 'squeeze_factor=0'),
+    ('SAN', {'rgb_mean': (0.5,)}, r'rgb_mean=\(0.5,\), num_in_ch=3'),
+    ('SAN', {'upscale': 5}, 'upscale.*5'),
     ('RCAN_spinsr', {'num_in_ch': 1}, 'num_in_ch=1'),
-    ('RCAN_spinsr', {'rgb_mean': (0.5,)}, r'rgb_mean=\(0.5,\)'),
+    ('RCAN_spinsr', {'squeeze_factor': 17}, 'squeeze_factor=17'),
+    ('RCAN_spinsr', {'rgb_mean': (0.5,)}, r'rgb_mean=\(0.5,\), num_in_ch=3'),
+    ('RCAN_spinsr', {'upscale': 0}, 'upscale.*0'),
 ]
 
 
@@ -278,17 +253,18 @@ def test_mean_is_the_authors_bit_for_bit(name, official):
 
 
 @pytest.mark.parametrize('name', WITH_MEAN)
-def test_mean_is_a_buffer_and_no_parameter(name):
+def test_mean_is_a_buffer_and_not_a_parameter(name):
     net = build(name, img_range=2, rgb_mean=(0.25, 0.5, 1))
     assert net.state_dict()['mean'].flatten().tolist() == [0.5, 1, 2]
     assert 'mean' not in dict(net.named_parameters())
     assert net.double().mean.dtype == torch.float64
 
 
-@pytest.mark.parametrize('scale', [2, 3, 4, 8])
+@pytest.mark.parametrize('scale', [3, 8])
 def test_weights_of_basicsrs_rcan_load_and_give_its_image(scale):
-    theirs = ARCH_REGISTRY.get('RCAN')(num_in_ch=3, num_out_ch=3, **NETWORKS['RCAN_spinsr'].small, upscale=scale)
-    ours = build('RCAN_spinsr', scale)
+    arguments = {'num_feat': 12, 'num_group': 1, 'num_block': 3, 'squeeze_factor': 5, 'res_scale': 0.5}
+    theirs = ARCH_REGISTRY.get('RCAN')(num_in_ch=3, num_out_ch=3, **arguments, upscale=scale)
+    ours = build('RCAN_spinsr', scale, **arguments)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     x = torch.rand(2, 3, 9, 14)
     torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-5)
@@ -309,6 +285,45 @@ def test_the_mean_is_subtracted_and_added(name, assert_close):
     assert_close(net(x), (net.mean / net.img_range).expand(1, 3, 10, 14))
 
 
+@pytest.mark.parametrize('name', WITH_MEAN)
+def test_img_range_is_a_unit(name, assert_close):
+    """Weights that undo the range of 0..255 make the network with a range of 0..1."""
+    net, other = (away_from_zero(build(name, img_range=img_range)).double().eval() for img_range in (255.0, 1.0))
+    state_dict = net.state_dict()
+    state_dict['mean'] = state_dict['mean'] / 255
+    state_dict['conv_first.weight'] = state_dict['conv_first.weight'] * 255
+    state_dict['conv_last.weight'], state_dict['conv_last.bias'] = (
+        state_dict[f'conv_last.{end}'] / 255 for end in ('weight', 'bias')
+    )
+    other.load_state_dict(state_dict)
+    x = torch.rand(1, 3, 9, 14, dtype=torch.float64)
+    assert_close(other(x), net(x))
+
+
+@pytest.mark.parametrize('name', ['SPIN', 'SAN', 'RCAN_spinsr'])
+def test_images_of_one_channel(name, assert_close):
+    """The same as three equal channels whose weights share those of the one."""
+    mean = {'rgb_mean': (0.5,)} if name in WITH_MEAN else {}
+    net = away_from_zero(build(name, num_in_ch=1, num_out_ch=1, **mean)).double()
+    wide = build(name, **{key: 3 * value for key, value in mean.items()}).double()
+    state_dict = net.state_dict()
+    state_dict['conv_first.weight'] = state_dict['conv_first.weight'].expand(-1, 3, -1, -1) / 3
+    state_dict['conv_last.weight'] = state_dict['conv_last.weight'].expand(3, -1, -1, -1)
+    state_dict['conv_last.bias'] = state_dict['conv_last.bias'].expand(3)
+    if mean:
+        state_dict['mean'] = state_dict['mean'].expand(-1, 3, -1, -1)
+    wide.load_state_dict(state_dict)
+    x = torch.rand(2, 1, 9, 14, dtype=torch.float64)
+    assert_close(wide(x.expand(-1, 3, -1, -1)), net(x).expand(-1, 3, -1, -1))
+
+
+@pytest.mark.parametrize('num_block', [1, 6, 12])
+def test_cells_are_those_of_the_paper_in_turn(num_block):
+    with torch.device('meta'):
+        net = ARCH_REGISTRY.get('SPIN')(num_block=num_block)
+    assert [block.aggregation.stoken_size for block in net.blocks] == ([12, 16, 20, 24] * 3)[:num_block]
+
+
 def test_gamma_of_san_weighs_the_share_source_skip():
     net, x = away_from_zero(build('SAN')), torch.rand(1, 3, 9, 14)
     before = net(x)
@@ -316,8 +331,8 @@ def test_gamma_of_san_weighs_the_share_source_skip():
     assert not torch.allclose(net(x), before, atol=1e-3)
 
 
+@HALF_TYPES
 @each_arch
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=['fp16', 'bf16'])
 def test_runs_with_half_weights(name, dtype):
     net = build(name).to(dtype).eval()
     with torch.no_grad():
@@ -344,7 +359,7 @@ def compare(compiled, net, sizes, assert_close) -> None:
             assert_close(compiled(x), net(x))
 
 
-@each_arch
+@fast_for('SPIN', 'SAN', 'RCAN_spinsr')
 @COMPILED_SIZES
 def test_compiles_without_a_graph_break(name, sizes, compiled, assert_close):
     net = away_from_zero(build(name)).double()
@@ -359,7 +374,8 @@ def test_compiles_to_the_same_result(name, compiled, assert_close):
     compare(compiled(net, backend='inductor'), net, [(9, 14)], assert_close)
 
 
-@each_arch
+# Only these two leave autocast inside.
+@fast_for('SPIN', 'SAN')
 def test_compiles_under_autocast(name, compiled):
     net, x = build(name), torch.rand(1, 3, 9, 14)
     with torch.autocast('cpu', torch.bfloat16):
@@ -368,7 +384,7 @@ def test_compiles_under_autocast(name, compiled):
     assert (out.float() - plain.float()).abs().mean() < 0.02
 
 
-@each_arch
+@fast_for('SPIN', 'SAN', 'RCAN_spinsr')
 def test_exports(name, assert_close):
     # No other test has 10x15: the exporter is the first to ask for its tables, and must leave none of its own behind.
     net, x = away_from_zero(build(name)).double().eval(), torch.rand(1, 3, 10, 15, dtype=torch.float64)

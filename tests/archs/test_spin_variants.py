@@ -1,14 +1,25 @@
-"""SPIN's variants: what each one changes, and that each is as good a network as SPIN itself."""
+"""SPINVariant: what each switch changes, which combinations it refuses, and option files from before it existed."""
 
+import inspect
 import io
+import logging
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
+import spinsr
+from spinsr.analysis.superpixels import draw, find_superpixels
 from spinsr.archs.spin_arch import SPIN
+from spinsr.archs.spin_variants_arch import SPINVariant
+from spinsr.check import memory
 from spinsr.convert import convert_state_dict
 from spinsr.ops import DenseAssociation, MixtureAssociation, SparseAssociation, superpixel_grid
+from spinsr.training import option_files
+
+from ..networks import NETWORKS
 
 SMALL = {'num_feat': 8, 'num_block': 2, 'num_heads': 2, 'qk_dim': 4, 'mlp_dim': 8, 'stoken_size': (4, 3), 'upscale': 2}
 VARIANTS = {
@@ -18,17 +29,25 @@ VARIANTS = {
     'mixture': {'aggregation': 'mixture'},
     'patch': {'aggregation': 'patch'},
     'top_n': {'top_n': 5},
-    'one_round': {'num_iter': 1},
     'parallel_mixture': {'interaction': 'parallel', 'aggregation': 'mixture', 'top_n': 20},
     'only_intra_patch': {'interaction': 'only_intra', 'aggregation': 'patch'},
+    'exponential_patch': {'aggregation': 'patch', 'association': 'exponential'},
+    'differentiable': {'differentiable': True},
+    'exponential': {'association': 'exponential'},
+    'positions': {'position_weight': 2.5},
+    'ignored_values': {'own_values': 'ignored'},
 }
-SIZES = {'1x1': (1, 1), '1x7': (1, 7), '5x2': (5, 2), '13x11': (13, 11)}
-each_variant = pytest.mark.parametrize('variant', VARIANTS.values(), ids=VARIANTS.keys())
-each_size = pytest.mark.parametrize('size', SIZES.values(), ids=SIZES.keys())
 
 
-def network(**arguments) -> SPIN:
-    return SPIN(**{**SMALL, **arguments}).double()
+def each_of(*names: str):
+    return pytest.mark.parametrize('variant', [VARIANTS[name] for name in names], ids=names)
+
+
+each_variant = each_of(*VARIANTS)
+
+
+def network(**arguments) -> SPINVariant:
+    return SPINVariant(**{**SMALL, **arguments}).double()
 
 
 def image(*size: int) -> Tensor:
@@ -40,7 +59,16 @@ def gradients(net: nn.Module, x: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum(), list(net.parameters())))
 
 
-@each_size
+def test_without_switches_it_is_spin():
+    torch.manual_seed(0)
+    net, x = network(), image(13, 11)
+    torch.manual_seed(0)
+    spin = SPIN(**SMALL).double()
+    assert list(net.state_dict()) == list(spin.state_dict())
+    assert torch.equal(net(x), spin(x))
+
+
+@pytest.mark.parametrize('size', [(1, 1), (13, 11)], ids=['1x1', '13x11'])
 @each_variant
 def test_backends_agree_on_image_and_gradients(variant, size, monkeypatch, assert_close):
     net, x = network(**variant), image(*size)
@@ -59,30 +87,37 @@ def test_every_parameter_matters_and_loads_into_its_like(variant):
     torch.save(net.state_dict(), file)
     file.seek(0)
     twin = network(**variant)
-    twin.load_state_dict(convert_state_dict(torch.load(file, weights_only=True), 'SPIN'), strict=True)
+    twin.load_state_dict(convert_state_dict(torch.load(file, weights_only=True), 'SPINVariant'), strict=True)
     assert torch.equal(net(x), twin(x))
 
 
-@each_variant
+@each_of(*(name for name in VARIANTS if name != 'differentiable'))
 def test_a_variant_is_another_function(variant):
     plain, net, x = network(), network(**variant), image(13, 11)
     net.load_state_dict({name: value for name, value in plain.state_dict().items() if name in net.state_dict()})
     assert not torch.allclose(net(x), plain(x), atol=1e-6)
 
 
-@each_variant
+def test_differentiable_changes_the_gradients_and_not_the_image():
+    plain, net, x = network(), network(differentiable=True), image(13, 11)
+    net.load_state_dict(plain.state_dict())
+    assert torch.equal(net(x), plain(x))
+    assert not torch.allclose(gradients(net, x)[0], gradients(plain, x)[0], rtol=1e-4)
+
+
+@each_of('mixture', 'exponential_patch')
 def test_gradients_repeat_bit_for_bit(variant):
     net, x = network(**variant), image(13, 11)
     assert all(torch.equal(*pair) for pair in zip(gradients(net, x), gradients(net, x), strict=True))
 
 
-@each_variant
+@each_of('mixture', 'exponential_patch')
 def test_batch_equals_single_images(variant, assert_close):
     net, x = network(**variant), image(13, 11)
     assert_close(net(x), torch.cat([net(one) for one in x.split(1)]))
 
 
-@each_variant
+@each_of('parallel_mixture', 'only_intra_patch')
 def test_block_passes_gradcheck_where_the_association_is_fixed(variant, monkeypatch):
     """The association is a constant to autograd, as in the authors' code, but not to finite differences."""
     block = network(**variant, num_heads=1).blocks[0]
@@ -92,7 +127,7 @@ def test_block_passes_gradcheck_where_the_association_is_fixed(variant, monkeypa
     assert torch.autograd.gradcheck(block, x.requires_grad_(), fast_mode=True)
 
 
-@each_variant
+@each_of('mixture', 'exponential_patch', 'differentiable', 'exponential', 'positions')
 def test_half_types_and_flat_images_stay_finite(variant):
     net, x = network(**variant).float(), torch.full((1, 3, 9, 7), 0.5, requires_grad=True)
     with torch.autocast('cpu', torch.bfloat16):
@@ -102,15 +137,10 @@ def test_half_types_and_flat_images_stay_finite(variant):
     assert x.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    'name',
-    [
-        'mixture',
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ('parallel', 'only_cross', 'only_intra', 'patch')),
-    ],
-)
-def test_compiles_without_a_graph_break(name, compiled, assert_close):
-    net, x = network(**VARIANTS[name], num_block=1, stoken_size=(4,)), image(9, 13)
+@pytest.mark.slow
+@each_of('mixture', 'parallel', 'only_cross', 'only_intra', 'patch')
+def test_compiles_without_a_graph_break(variant, compiled, assert_close):
+    net, x = network(**variant, num_block=1, stoken_size=(4,)), image(9, 13)
     faster = compiled(net)
     assert_close(faster(x), net(x))
     assert_close(gradients(faster, x), gradients(net, x))
@@ -143,24 +173,15 @@ def test_parallel_adds_what_each_branch_adds(assert_close):
 
 
 @pytest.mark.parametrize(
-    'equations',
-    [{}, {'position_weight': 1.0}, {'differentiable': True}],
-    ids=['exponential', 'positions', 'differentiable'],
+    'equations', [{'position_weight': 1.0}, {'differentiable': True}], ids=['positions', 'differentiable']
 )
 @pytest.mark.parametrize('interaction', ['sequential', 'only_cross'])
 def test_exponential_weighs_the_pixels_of_a_patch(interaction, equations):
-    patch = {'aggregation': 'patch', 'interaction': interaction}
-    less = {'association': 'exponential'} if equations else {}
-    torch.manual_seed(0)
-    plain = network(**patch, **less)
-    net, x = network(**patch, association='exponential', **equations), image(13, 11)
+    patch = {'aggregation': 'patch', 'interaction': interaction, 'association': 'exponential'}
+    plain, net, x = network(**patch), network(**patch, **equations), image(13, 11)
     net.load_state_dict(plain.state_dict())
     found, without = (torch.cat([one.flatten() for one in gradients(each, x)]) for each in (net, plain))
     assert not torch.allclose(found, without, rtol=1e-6)
-
-
-def test_parallel_has_the_names_of_spin():
-    assert list(network(interaction='parallel').state_dict()) == list(network().state_dict())
 
 
 @pytest.mark.parametrize(('kept', 'gone'), [('cross', 'intra'), ('intra', 'cross')])
@@ -179,32 +200,45 @@ def test_a_patch_sees_no_pixel_of_another_patch_in_ispa():
     assert torch.equal(changed, grid.labels == 4)
 
 
-@pytest.mark.parametrize('num_block', [1, 4, 6, 8, 10, 12])
-def test_cells_are_those_of_the_paper_in_turn(num_block):
-    with torch.device('meta'):
-        cells = [block.aggregation.stoken_size for block in SPIN(num_block=num_block).blocks]
-    assert cells == ([12, 16, 20, 24] * 3)[:num_block]
+def test_superpixels_can_be_drawn():
+    net = network(association='exponential', position_weight=2.5, own_values='ignored').float()
+    pixels = np.random.default_rng(0).integers(0, 256, (17, 21, 3), np.uint8)
+    found = find_superpixels(pixels, net, block=1)
+    shares = found.association_of(8, 10)
+    assert shares.sum() == pytest.approx(1)
+    assert found.labels[8, 10] == shares.argmax()
+    assert all(np.isfinite(picture).all() for picture in draw(found, pixel=(8, 10), superpixel=2).values())
+
+
+def test_memory_is_estimated_with_the_gradients_of_the_association():
+    section = {'type': 'SPINVariant', **SMALL}
+    constant, through = (
+        memory.training_bytes({**section, 'differentiable': flag}, 1, 24, 24) for flag in (False, True)
+    )
+    # Two blocks of three rounds, 9 weights of 4 bytes a pixel each.
+    assert through - constant > 2 * 3 * 9 * 4 * 24**2
 
 
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        ({'stoken_size': (12, 16, 20)}, r'stoken_size=\(12, 16, 20\), num_block=2'),
-        ({'stoken_size': (12, 16, 20, 24), 'num_block': 8}, 'must have num_block numbers, or be left out'),
-        ({'stoken_size': None, 'num_block': -1}, r'stoken_size=\(\), num_block=-1'),
-        ({'interaction': 'both'}, "sequential, parallel, only_cross, only_intra, got 'both'"),
-        ({'aggregation': None}, 'superpixel, mixture, patch, got None'),
+        ({'interaction': 'both'}, "sequential, parallel, only_cross, only_intra, got interaction='both'"),
+        ({'aggregation': None}, 'superpixel, mixture, patch, got aggregation=None'),
         ({'top_n': 0}, 'top_n=0'),
-        ({'top_n': 'all'}, "top_n='all'"),
-        ({'top_n': 9, 'aggregation': 'patch'}, "no use with patches .*aggregation='patch'"),
-        ({'top_n': 9, 'interaction': 'only_cross'}, "interaction='only_cross'"),
-        ({'own_values': 'ignored', 'interaction': 'only_cross'}, "own_values has no use .*interaction='only_cross'"),
-        ({'differentiable': True, 'interaction': 'only_intra'}, "differentiable has no use .*'only_intra'"),
-        ({'differentiable': True, 'aggregation': 'patch'}, 'no use with patches.*differentiable=True'),
-        ({'position_weight': 1.0, 'aggregation': 'patch'}, 'no use with patches.*position_weight=1.0'),
+        ({'differentiable': 'no'}, "true or false, got differentiable='no'"),
+        ({'association': 'linear'}, "association='linear'"),
+        ({'position_weight': -0.5}, 'position_weight=-0.5'),
+        ({'position_weight': '1e0'}, "position_weight='1e0'"),
+        ({'own_values': 'some'}, "own_values='some'"),
+        ({'differentiable': True, 'aggregation': 'mixture'}, 'differentiable=True'),
+        ({'top_n': 9, 'aggregation': 'patch'}, "^top_n would have no effect .*aggregation='patch'"),
+        ({'top_n': 9, 'interaction': 'only_cross'}, "^top_n would .*interaction='only_cross'"),
+        ({'own_values': 'ignored', 'interaction': 'only_cross'}, "^own_values would .*interaction='only_cross'"),
+        ({'differentiable': True, 'interaction': 'only_intra'}, "^differentiable would .*interaction='only_intra'"),
+        ({'differentiable': True, 'aggregation': 'patch'}, '^differentiable would .*remove it$'),
         (
-            {'association': 'exponential', 'aggregation': 'patch', 'interaction': 'only_intra'},
-            "no use with patches.*interaction='only_intra'.*association='exponential'",
+            {'aggregation': 'patch', 'interaction': 'only_intra', 'association': 'exponential', 'position_weight': 1.0},
+            "^association and position_weight would .*association='exponential'; remove them$",
         ),
     ],
     ids=lambda value: '-'.join(f'{k}={v}' for k, v in value.items()) if isinstance(value, dict) else '',
@@ -212,3 +246,45 @@ def test_cells_are_those_of_the_paper_in_turn(num_block):
 def test_bad_arguments_are_refused_with_the_value(arguments, message):
     with pytest.raises(ValueError, match=message):
         network(**arguments)
+
+
+def test_the_switches_of_older_option_files_are_those_of_the_variant():
+    keys = inspect.signature(SPINVariant).parameters.keys() - inspect.signature(SPIN).parameters.keys()
+    assert keys == set(option_files.SPIN_SWITCHES)
+
+
+@pytest.mark.parametrize(
+    ('network_g', 'type_now'),
+    [
+        ({'type': 'SPIN', 'aggregation': 'patch'}, 'SPINVariant'),
+        ({'type': 'SPIN', 'num_iter': 5}, 'SPIN'),
+        ({'type': 'EDSR', 'top_n': 5}, 'EDSR'),
+    ],
+    ids=['switch', 'without', 'other'],
+)
+def test_an_older_option_file_gets_the_variant(network_g, type_now, tmp_path, caplog):
+    path = tmp_path / 'old.yml'
+    path.write_text(yaml.safe_dump({'name': 'old', 'network_g': network_g, 'network_s': None}))
+    with caplog.at_level(logging.WARNING, logger='spinsr'):
+        _, options = option_files.load(path)
+    assert options['network_g'] == network_g | {'type': type_now}
+    assert ('use SPINVariant (type: SPINVariant)' in caplog.text) == (network_g['type'] != type_now)
+
+
+def test_load_gives_spin_with_a_switch_as_the_variant_with_the_shipped_weights(caplog):
+    with caplog.at_level(logging.WARNING, logger='spinsr'):
+        net = spinsr.load('SPIN', 2, position_weight=1.0)
+    assert 'position_weight; use SPINVariant' in caplog.text
+    state_dict = spinsr.load('SPIN', 2).state_dict()
+    assert all(torch.equal(value, state_dict[name]) for name, value in net.state_dict().items())
+    assert type(net) is SPINVariant
+
+
+def test_weights_of_the_authors_load_into_a_variant(official):
+    spin = official('spin_official_heads2_x2')
+    net = SPINVariant(**spin.arguments, interaction='parallel')
+    net.load_state_dict(convert_state_dict(spin.weights, 'SPINVariant'))
+
+
+def test_the_network_under_test_has_every_switch():
+    assert set(option_files.SPIN_SWITCHES) - set(NETWORKS['SPINVariant'].small) == {'aggregation'}

@@ -140,7 +140,7 @@ def transparent(place):
         (wrong_size, ['error 1.png (24x28 HxW) is not x2 of its LR image 1.png (12x12 HxW) (and 1 more)']),
         (no_lr, ["error 1.png of * has no LR image 1.png in * (filename_tmpl: '{}')"]),
         (more_lr, ['error 9.png of * has no partner in *']),
-        (no_images, ['error there is not an image in *']),
+        (no_images, ['error no image found in *']),
         (deep_grey, ['warning 0.tiff of * has more than 8 bits a channel: BasicSR reads 8 (and 5 more)']),
         (deep_colour, ['warning 0.tiff of * has more than 8 bits a channel: BasicSR reads 8 (and 5 more)']),
         (transparent, ['warning 0.webp of * is transparent: only its colours are read (and 5 more)']),
@@ -277,7 +277,7 @@ def empty(place):
         (add_a_name, ['8 of *lr.lmdb is missing, but meta_info.txt names it', '8 of *hr.lmdb is missing*']),
         (drop_a_name, ['1 of *hr.lmdb has no partner in *lr.lmdb (and 1 more)']),
         (unreadable, ['cannot be read: *']),
-        (empty, ['there is not an image in *']),
+        (empty, ['no image found in *']),
     ],
     ids=lambda value: getattr(value, '__name__', ''),
 )

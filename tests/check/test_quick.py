@@ -17,7 +17,7 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 
-from spinsr.check import files, is_training, quick, stop_at_error
+from spinsr.check import files, is_training, quick, stop_at_error, with_whole_numbers
 from spinsr.check.finding import Finding, error, note, warning
 from spinsr.models.registration import register
 from spinsr.models.spinsr_model import SpinsrModel
@@ -27,9 +27,35 @@ from spinsr.utils.errors import OptionError
 register()
 
 GOOD = changed(TRAIN, {'val:val_freq': 2, 'datasets:val:dataroot_gt': 'val/hr'})
+# As BasicSR's own option files write numbers: val_freq: !!float 5e3.
+WHOLE_FLOATS = {
+    'train:total_iter': 4.0,
+    'train:warmup_iter': -1.0,
+    'train:scheduler:milestones': [2.0, 3.0],
+    'val:val_freq': 2.0,
+    'val:metrics:psnr:crop_border': 2.0,
+    'logger:print_freq': 1.0,
+    'logger:save_checkpoint_freq': 2.0,
+    'datasets:train:gt_size': 16.0,
+    'datasets:train:batch_size_per_gpu': 2.0,
+    'network_g:num_feat': 8.0,
+    'scale': 2.0,
+    'manual_seed': 0.0,
+}
+NIQE = {'niqe': {'type': 'calculate_niqe', 'crop_border': 0}}
+WITHOUT_HR = {'datasets:test_1:type': 'SingleImageDataset', 'val:metrics': NIQE}
 COSINE = {'type': 'CosineAnnealingRestartLR', 'periods': [4], 'restart_weights': [1], 'eta_min': 1e-7}
 
 MUON = {'type': 'Muon', 'lr': 0.01, 'adam': {'lr': 1e-3, 'betas': [0.9, 0.99], 'params': ['conv_first', 'conv_last']}}
+
+
+GAN = {
+    'model_type': 'SRGANModel',
+    'network_d': {'type': 'VGGStyleDiscriminator', 'num_in_ch': 3, 'num_feat': 8},
+    'train:optim_d': {'type': 'Adam', 'lr': 1e-4},
+    'train:gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla', 'loss_weight': 0.1},
+    'datasets:train:gt_size': 128,
+}
 
 
 def grows(**changes):
@@ -73,6 +99,12 @@ def matching(found, line):
         (changed(GOOD, {**DISTILLATION, 'train:pixel_opt': None, 'datasets:train:read_gt': False}), True),
         (changed(GOOD, {**DISTILLATION, 'train:distill_iters': 2, 'train:pixel_after': 2}), True),
         (changed(GOOD, {'train:time_limit': '2h30m'}), True),
+        (changed(GOOD, WHOLE_FLOATS), True),
+        (changed(GOOD, grows(gt_sizes=[8.0, 16.0], iters=[2.0, 2.0])), True),
+        (changed(GOOD, GAN), True),
+        (changed(without(TEST, 'val:suffix'), {'val:save_img': False}), False),
+        (changed(without(TEST, 'datasets:test_1:dataroot_gt'), WITHOUT_HR), False),
+        (changed(GOOD, {'datasets:val:name': 'a/b'}), True),
     ],
     ids=[
         'train',
@@ -91,6 +123,12 @@ def matching(found, line):
         'teacher-alone',
         'teacher-then-hr',
         'time-limit',
+        'whole-floats',
+        'whole-floats-of-growth',
+        'gan',
+        'no-suffix-without-pictures',
+        'metric-without-reference',
+        'set-below',
     ],
 )
 def test_a_good_file_has_no_finding(options, is_train):
@@ -127,7 +165,7 @@ for changes, line, name in [
     ({'network_g:type': 'RCANspinsr'}, "did you mean 'RCAN_spinsr'", 'arch'),
     ({'network_g:stoken_sise': 4}, "network_g:stoken_sise: SPIN has no keyword 'stoken_sise'; did you", 'arch-key'),
     ({'network_g:num_feat': '8'}, "network_g:num_feat: must be a number, got '8'", 'arch-kind'),
-    ({'network_g:stoken_size': 4}, 'network_g: stoken_size must have num_block numbers', 'arch-list'),
+    ({'network_g:stoken_size': 4}, 'network_g: stoken_size must be a list', 'arch-list'),
     ({'network_g:stoken_size': [12, 12]}, 'network_g: stoken_size must have num_block', 'arch-values'),
     ({'network_g:upscale': 5}, 'upscale must be 2, 3 or 4, got 5', 'arch-upscale'),
     ({'network_d': {'type': 'VGGStyleDiscriminator'}}, "needs the keyword 'num_in_ch'", 'arch-missing'),
@@ -187,7 +225,7 @@ for changes, line, name in [
     ({'datasets:train:persistent_workers': True}, 'needs workers, and there are none', 'persistent'),
     ({'datasets:val:filename_tmpl': 'x4'}, 'must be text with {} in it', 'template'),
     ({'datasets:val:io_backend': {'type': 'lmbd'}}, "disk, lmdb or memcached, got 'lmbd'", 'backend'),
-    ({'datasets:val:io_backend:path': 'x'}, 'io_backend:path: disk has no further keys', 'backend-key'),
+    ({'datasets:val:io_backend:path': 'x'}, "io_backend:path: disk has no key 'path'", 'backend-key'),
     ({'datasets:val:io_backend': {'type': 'lmdb'}}, 'must end with .lmdb, as io_backend:type is lmdb', 'no-lmdb'),
     ({'datasets:val:dataroot_gt': 'x.lmdb'}, 'must be a folder, no .lmdb', 'lmdb-on-disk'),
     ({'datasets:train:gt_size': 15}, 'must be a multiple of the scale, got 15 for scale 2', 'gt_size'),
@@ -244,6 +282,38 @@ for changes, line, name in [
     ({'num_gpu': 1}, 'use num_gpu: auto or 0', 'no-gpu'),
     ({'num_gpu': 'all'}, "num_gpu: must be 'auto' or a whole number", 'num_gpu-text'),
     ({'num_gpu': -1}, 'got -1', 'num_gpu-negative'),
+    ({'name': '../precious'}, 'name: must be the name of a folder: text without /', 'name-above'),
+    ({'name': 'a/b'}, 'name: must be the name of a folder: text without /', 'name-below'),
+    ({'name': '/a'}, 'name: must be the name of a folder: text without /', 'name-absolute'),
+    ({'name': '..'}, 'name: must be the name of a folder', 'name-dots'),
+    ({'name': 'a' * 200}, 'name: must be the name of a folder', 'name-long'),
+    ({'name': 'a\nb'}, 'name: must be the name of a folder', 'name-of-two-lines'),
+    ({'datasets:val:name': '../x'}, 'datasets:val:name: must be text that is not an absolute path', 'set-above'),
+    ({'datasets:val:name': '/x'}, 'datasets:val:name: must be text that is not an absolute path', 'set-absolute'),
+    ({'val:suffix': '/../../x'}, 'val:suffix: must be text without /', 'suffix-elsewhere'),
+    ({'datasets:val:type': 'SingleImageDataset'}, 'SingleImageDataset has no HR images to compare', 'no-hr'),
+    ({'val:val_freq': 2.5}, 'val:val_freq: must be a whole number of at least 1, got 2.5', 'half-an-iteration'),
+    ({'manual_seed': 2**32}, 'manual_seed: must be a whole number from 0 to 4294967295', 'seed-large'),
+    ({'logger:wandb': 'p'}, 'logger:wandb: must be a section', 'wandb-text'),
+    ({'dist_params': 'nccl'}, 'dist_params: must be a section', 'dist-text'),
+    ({'datasets:val:filename_tmpl': {}}, 'filename_tmpl: must be text with {} in it', 'template-mapping'),
+    ({'datasets:val:filename_tmpl': '{}{}'}, 'filename_tmpl: must be text with {} in it', 'template-twice'),
+    ({'datasets:val:filename_tmpl': '{x}{}'}, 'filename_tmpl: must be text with {} in it', 'template-named'),
+    (
+        {'datasets:val:io_backend': {'type': 'lmdb', 'map_sze': 1}},
+        "io_backend:map_sze: lmdb has no key 'map_sze'; did you mean 'map_size'",
+        'lmdb-key',
+    ),
+    ({'model_type': 'RealESRNetModel'}, 'model_type: RealESRNetModel runs on CUDA devices only', 'cuda-only'),
+    ({'model_type': 'RealESRGANModel'}, 'model_type: RealESRGANModel runs on CUDA devices only', 'cuda-only-gan'),
+    ({'model_type': 'SRGANModel'}, "SRGANModel needs the section 'network_d'", 'gan-without-discriminator'),
+    (
+        {**GAN, 'network_d': {**GAN['network_d'], 'input_size': 100}},
+        'network_d: VGGStyleDiscriminator fails',
+        'discriminator-value',
+    ),
+    ({**GAN, 'datasets:train:gt_size': 64}, 'network_d:input_size: must be gt_size, 64, got 128', 'discriminator-size'),
+    ({'network_g:type': 'MyNet'}, "'MyNet' is not registered; --import MODULE registers", 'arch-of-another-package'),
 ]:
     ERRORS.append(pytest.param(changed(GOOD, changes), line, id=name))
 ERRORS.append(
@@ -408,6 +478,14 @@ def test_text_that_is_no_number(text):
     assert lines(changed(GOOD, {'datasets:train:name': text}), 'error') == []
 
 
+def test_whole_floats_become_integers_where_an_integer_is_wanted():
+    options = with_whole_numbers(changed(TRAIN, {**WHOLE_FLOATS, 'train:optim_g:lr': 1.0, 'val:val_freq': 2.5}))
+    assert (options['train']['total_iter'], type(options['train']['total_iter'])) == (4, int)
+    assert [type(step) for step in options['train']['scheduler']['milestones']] == [int, int]
+    assert type(options['network_g']['num_feat']) is type(options['val']['metrics']['psnr']['crop_border']) is int
+    assert type(options['train']['optim_g']['lr']) is type(options['val']['val_freq']) is float
+
+
 def test_all_errors_are_found_at_once():
     changes = {'train:optim_g:lr': '2e-4', 'network_g:num_fet': 8, 'path:model': 'x', 'val:metrics:psnr:crop': 2}
     found = [finding.key for finding in quick(changed(GOOD, changes), is_train=True)]
@@ -453,6 +531,10 @@ def data(tmp_path, monkeypatch):
     (tmp_path / 'hr').mkdir()
     (tmp_path / 'lr').mkdir()
     (tmp_path / 'half.lmdb').mkdir()
+    (tmp_path / 'empty_line.txt').write_text('0.png (24,24,3)\n\n')
+    (tmp_path / 'bom.txt').write_bytes(b'\xef\xbb\xbf0.png (24,24,3)\n')
+    (tmp_path / 'latin.txt').write_bytes(b'\xe4.png\n')
+    (tmp_path / 'none.txt').touch()
 
 
 @pytest.mark.parametrize(
@@ -485,6 +567,10 @@ def data(tmp_path, monkeypatch):
             'train it first: python -m spinsr.train -opt train_SAN_x2.yml',
         ),
         ({'path:resume_state': 'a.state'}, True, 'resume_state: a.state does not exist'),
+        ({'datasets:val:meta_info_file': 'empty_line.txt'}, False, 'empty_line.txt, line 2 is empty, which BasicSR'),
+        ({'datasets:val:meta_info_file': 'bom.txt'}, False, 'bom.txt begins with a byte order mark'),
+        ({'datasets:val:meta_info_file': 'latin.txt'}, False, 'latin.txt is not a text file in UTF-8'),
+        ({'datasets:val:meta_info_file': 'none.txt'}, False, 'none.txt is empty'),
         ({}, False, ''),
         ({'path:pretrain_network_g': 'a.pth'}, True, ''),
         ({'path:resume_state': 'a.state', 'auto_resume': True}, False, ''),
@@ -501,6 +587,10 @@ def data(tmp_path, monkeypatch):
         'no-shipped-weights',
         'weights-of-a-shipped-file',
         'state',
+        'list-with-an-empty-line',
+        'list-with-a-byte-order-mark',
+        'list-in-another-encoding',
+        'empty-list',
         'all-there',
         'weights-of-a-resume',
         'auto-resume',

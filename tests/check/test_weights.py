@@ -18,6 +18,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 from spinsr.check.weights import weights
 from spinsr.models.registration import register
 from spinsr.models.spinsr_model import SpinsrModel
+from spinsr.training import checkpoints
 
 register()
 
@@ -70,7 +71,7 @@ def test_weights_of_each_network_fit(place, name):
         (lambda: {'params': {'x': torch.zeros(1)}}, {'path:strict_load_g': False}, 'nothing in it has the name'),
         (lambda: {'params': network(upscale=3)}, {'path:strict_load_g': False}, 'note path:pretrain_network_g: 2 of '),
         (lambda: {'params': network()}, {'path:param_key_g': 'params_ema'}, 'warning path:param_key_g: a.pth has no'),
-        (lambda: [1, 2], {}, 'a.pth is no checkpoint: it holds a list'),
+        (lambda: [1, 2], {}, 'a.pth is not a checkpoint: it holds a list'),
         (lambda: {'params': print}, {}, 'could run code'),
     ],
     ids=['shape', 'scale', 'lacks', 'other', 'nothing-fits', 'some-fit', 'no-ema', 'list', 'code'],
@@ -83,7 +84,7 @@ def test_weights_that_do_not_fit(place, content, changes, line):
 
 def test_of_the_names_of_another_network_some_are_shown(place):
     (line,) = said(changed(TRAIN, save({'params': {f'x{number}': torch.zeros(1) for number in range(999)}})))
-    assert '999 names belong to no SPIN: x0, ' in line
+    assert '999 unexpected keys for SPIN: x0, ' in line
     assert len(line) < 400
 
 
@@ -109,7 +110,7 @@ def test_a_home_that_does_not_exist_is_no_file(place):
 
 def test_no_checkpoint(place):
     (place / 'a.pth').write_text('text')
-    assert 'is no readable checkpoint' in said(changed(TRAIN, {'path:pretrain_network_g': 'a.pth'}))[0]
+    assert 'cannot read checkpoint' in said(changed(TRAIN, {'path:pretrain_network_g': 'a.pth'}))[0]
 
 
 @pytest.mark.parametrize(('key', 'count'), [('params', 1), ('params_ema', 0)])
@@ -135,25 +136,71 @@ OF_MUON = {**STATE, 'optimizers': [Muon([torch.ones(2, 2)]).state_dict()]}
 OF_ADAM = {**STATE, 'optimizers': [torch.optim.Adam([torch.ones(2, 2)]).state_dict()]}
 
 
+STATES = 'experiments/tiny/training_states'
+MALFORMED = 'error path:resume_state: experiments/tiny/training_states/2.state is not a training state: '
+
+
+def save_state(folder, content):
+    """A state of iteration 2 or of its own, beside the network of iteration 2."""
+    for name in ('models', 'training_states'):
+        (folder / 'experiments' / 'tiny' / name).mkdir(parents=True)
+    checkpoints.write(folder / 'experiments/tiny/models/net_g_2.pth', {})
+    path = f'{STATES}/{content.get("iter", 2) if isinstance(content.get("iter"), int) else 2}.state'
+    checkpoints.write(folder / path, copy.deepcopy(content))
+    return path
+
+
 @pytest.mark.parametrize(
     ('state', 'lines'),
     [
         (STATE, []),
         (OF_ADAM, []),
         (OF_MUON, ['error train:optim_g:type: must be that of the state to resume, Muon, got Adam']),
-        ({**STATE, 'iter': 3}, ['error path:resume_state: is of iteration 3, whose network experiments/tiny/models/']),
-        ({**STATE, 'iter': 4}, ['warning path:resume_state: is of iteration 4, and total_iter is 4', 'error ']),
-        ({'iter': 2}, ['error path:resume_state: a.state is no training state']),
+        ({**STATE, 'iter': 3}, ['error path:resume_state: experiments/tiny/models/net_g_3.pth is missing']),
+        ({'iter': 2}, [f'{MALFORMED}it has no epoch, optimizers, schedulers']),
+        ({**STATE, 'iter': '2'}, [f'{MALFORMED}iter is a str']),
+        ({**STATE, 'optimizers': {}}, [f'{MALFORMED}optimizers is a dict']),
+        ({**STATE, 'optimizers': [{'state': {}}]}, [f'{MALFORMED}an optimizer has no param_groups']),
+        ({**STATE, 'networks': ['net_g_2.pth']}, [f'{MALFORMED}networks must name the network files']),
+        ({**STATE, 'networks': {'../models/net_g_2.pth': 'ab'}}, [f'{MALFORMED}networks must name the network files']),
+        ({**STATE, 'networks': {'net_g_2.pth': 3}}, [f'{MALFORMED}networks must name the network files']),
+        (
+            {**STATE, 'networks': {'net_g_2.pth': 'ab'}},
+            ['error path:resume_state: experiments/tiny/models/net_g_2.pth is damaged, or not the file'],
+        ),
     ],
-    ids=['fits', 'adam', 'muon', 'no-network', 'over', 'no-state'],
+    ids=['fits', 'adam', 'muon', 'no-network', 'no-state', 'iter-text', 'optimizers-mapping', 'no-groups']
+    + ['networks-list', 'networks-elsewhere', 'networks-number', 'networks-of-another'],
 )
 def test_state(place, state, lines):
-    models = place / 'experiments' / 'tiny' / 'models'
-    models.mkdir(parents=True)
-    torch.save({}, models / 'net_g_2.pth')
-    torch.save(copy.deepcopy(state), 'a.state')
+    path = save_state(place, state)
     # It does not fit, and is not read.
-    options = changed(TRAIN, {**save([1]), 'path:resume_state': 'a.state'})
-    found = said(options)
+    found = said(changed(TRAIN, {**save([1]), 'path:resume_state': path}))
     assert len(found) == len(lines)
     assert all(text.startswith(line) for text, line in zip(found, lines, strict=True)), found
+
+
+def test_state_after_the_last_iteration(place):
+    path = save_state(place, {**STATE, 'iter': 2})
+    (line,) = said(changed(TRAIN, {'path:resume_state': path, 'train:total_iter': 2}))
+    assert line.startswith('warning path:resume_state: is the state of iteration 2, and total_iter is 2')
+
+
+def test_state_of_another_experiment_is_looked_for_beside_its_networks(place):
+    path = save_state(place, STATE)
+    assert said(changed(TRAIN, {'path:resume_state': path, 'name': 'other'})) == []
+
+
+@pytest.mark.parametrize('kind', ['state', 'weights'])
+def test_file_with_a_flipped_bit_in_its_directory_is_damaged(place, kind):
+    path, changes = save_state(place, OF_ADAM), {}
+    if kind == 'weights':
+        path = 'a.pth'
+        checkpoints.write(place / path, {'params': network()})
+    content = bytearray((place / path).read_bytes())
+    at = content.rindex(b'PK\1\2') + 38  # the attributes of the last record
+    content[at] ^= 0x10
+    (place / path).write_bytes(content)
+    changes = {'path:resume_state' if kind == 'state' else 'path:pretrain_network_g': path}
+    (line,) = said(changed(TRAIN, changes))
+    assert f'{path} is damaged' in line

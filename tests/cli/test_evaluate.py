@@ -146,7 +146,7 @@ def test_images_made_elsewhere(here, capsys, folder):
     assert run('--sr', 'Old net', '--scale', '2', '--benchmark', 'Mine', '--json', 'out.json') == 0
     captured = capsys.readouterr()
     assert '| Old net | Mine ' in captured.out
-    assert captured.err.count('spin_published is for unrounded outputs') == 1
+    assert captured.err.count('skipped, spin_published needs unrounded outputs') == 1
     (result,) = json.loads((here / 'out.json').read_text())
     assert list(result['protocols']) == ['y_crop_scale', 'ntire', 'rgb']
     assert result['protocols']['rgb']['psnr'] == pytest.approx(20 * np.log10(255 / 4), abs=1e-9)

@@ -58,7 +58,7 @@ def test_second_run_skips_and_overwrite_does_not(look, capfd):
     assert [look('a.png -o out'), look('a.png -o out'), look('a.png -o out --overwrite')] == [0, 0, 0]
     assert capfd.readouterr().out.splitlines()[1::2] == [
         'out: 2 done, 0 skipped',
-        'out: 0 done, 2 skipped (--overwrite makes them anew)',
+        'out: 0 done, 2 skipped (--overwrite replaces them)',
         'out: 2 done, 0 skipped',
     ]
 
@@ -67,7 +67,7 @@ def test_second_run_skips_and_overwrite_does_not(look, capfd):
     ('arguments', 'message'),
     [
         ('b.png -o out', 'b.png is missing'),
-        ('a.png -o net.pth', 'the output must be a folder, net.pth is none'),
+        ('a.png -o net.pth', 'output path is not a directory: net.pth'),
         ('a.png -o out --block 2', 'the block must be 0 to 1, got 2'),
         ('a.png -o out --pixel 11 0', 'the pixel must be inside the image of 11x14 (HxW), got y=11, x=0'),
         ('a.png -o out --block 0 1 --superpixel 1', 'the superpixel must be 0 to 0 (block 1 has 1x1), got 1'),

@@ -111,7 +111,7 @@ def test_bad_input_is_one_line_and_exit_status_1(upscale, capfd, arguments, mess
 def test_misspelt_keyword_of_the_network_has_its_nearest(upscale, capfd):
     assert main(['upscale', 'photos', '-o', 'out', '--weights', 'net.pth', '--arch-args', 'num_blok=1']) == 1
     assert capfd.readouterr().err == (
-        "spinsr upscale: error: SPIN has no keyword 'num_blok'; did you mean 'num_block'?\n"
+        "spinsr upscale: error: net.pth: RCAN has no keyword 'num_blok'; did you mean 'num_block'?\n"
     )
 
 

@@ -94,7 +94,7 @@ def test_finished_with_other_images_is_an_error(tmp_path, writer):
 
 def test_a_folder_that_is_no_lmdb_is_an_error(tmp_path, writer):
     (tmp_path / 'x.lmdb').mkdir()
-    with pytest.raises(ValueError, match='x.lmdb exists and is no finished LMDB'):
+    with pytest.raises(ValueError, match='x.lmdb exists and is not a finished LMDB'):
         writer()
 
 

@@ -56,5 +56,5 @@ def test_missing_scikit_image_says_what_to_install(tmp_path, monkeypatch):
 
 def test_a_missing_photograph_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(sample, 'photograph_folder', lambda: tmp_path)
-    with pytest.raises(ValueError, match='astronaut.png is missing; install scikit-image anew'):
+    with pytest.raises(ValueError, match='astronaut.png is missing; reinstall scikit-image'):
         sample.prepare_sample(tmp_path / 'out')

@@ -6,7 +6,6 @@ import io
 import json
 import math
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -37,7 +36,6 @@ from ..tiny_benchmark import SIZES, photo, write_benchmark
 
 from basicsr.metrics import calculate_psnr, calculate_ssim  # isort: skip  # after spinsr
 
-BENCHMARK = Path(__file__).resolve().parents[3] / 'shared' / 'data' / 'benchmark'
 each_protocol = pytest.mark.parametrize('protocol', PROTOCOLS)
 
 
@@ -574,10 +572,8 @@ def test_missing_pyiqa_is_said(monkeypatch):
 @pytest.mark.parametrize(
     ('scale', 'psnr', 'ssim'), [(2, 33.673, 0.9303), (3, 30.403, 0.8689), (4, 28.429, 0.8111)], ids=['x2', 'x3', 'x4']
 )
-def test_bicubic_on_set5(scale, psnr, ssim):
-    if not BENCHMARK.is_dir():
-        pytest.skip(f'needs {BENCHMARK}')
-    (result,) = evaluate([BENCHMARK / 'Set5'], [scale], evaluation.upsample, protocols=['y_crop_scale'])
+def test_bicubic_on_set5(benchmark_folder, scale, psnr, ssim):
+    (result,) = evaluate([benchmark_folder / 'Set5'], [scale], evaluation.upsample, protocols=['y_crop_scale'])
     entry = result['protocols']['y_crop_scale']
     assert (round(entry['psnr'], 3), round(entry['ssim'], 4)) == (psnr, ssim)
 

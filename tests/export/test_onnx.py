@@ -8,13 +8,15 @@ from safetensors.torch import load_file
 
 from spinsr import cli
 from spinsr.archs import ARCH_REGISTRY
-from spinsr.export.onnx import export_file, onnx, to_onnx
+from spinsr.export import onnx
+from spinsr.export.onnx import export_file, to_onnx
 from spinsr.ops import associate, top_n
 
 NETWORKS = {
     'SPIN': dict(num_feat=8, num_block=1, stoken_size=(8,), qk_dim=4, mlp_dim=8, upscale=2),
     'SAN': dict(num_feat=8, num_group=1, num_block=1, squeeze_factor=4, upscale=2),
     'RCAN': dict(num_feat=8, num_group=1, num_block=1, squeeze_factor=4, upscale=2),
+    'RDBESA': dict(num_feat=8, num_block=1, squeeze_factor=4, upscale=2),
 }
 SPIN_SIZE = (21, 34)  # no multiple of the cells
 each_arch = pytest.mark.parametrize('arch', NETWORKS)
@@ -59,8 +61,15 @@ def run(path, x):
 
 @pytest.mark.parametrize(
     ('arch', 'size'),
-    [('SPIN', SPIN_SIZE), ('SAN', (4, 5)), ('SAN', (33, 20)), ('RCAN', (2, 3)), ('RCAN', (33, 20))],
-    ids=['SPIN-21x34', 'SAN-4x5', 'SAN-33x20', 'RCAN-2x3', 'RCAN-33x20'],
+    [
+        ('SPIN', SPIN_SIZE),
+        ('SAN', (4, 5)),
+        ('SAN', (33, 20)),
+        ('RCAN', (2, 3)),
+        ('RCAN', (33, 20)),
+        ('RDBESA', (15, 31)),
+    ],
+    ids=['SPIN-21x34', 'SAN-4x5', 'SAN-33x20', 'RCAN-2x3', 'RCAN-33x20', 'RDBESA-15x31'],
 )
 def test_onnx_gives_what_torch_gives(arch, size, exported):
     net, path, _ = exported(arch)
@@ -75,6 +84,7 @@ def test_onnx_gives_what_torch_gives(arch, size, exported):
         ('SPIN', SPIN_SIZE, None, [1, 3, *SPIN_SIZE]),
         ('SAN', None, (4, 1000), [1, 3, 'H', 'W']),
         ('RCAN', None, (2, None), [1, 3, 'H', 'W']),
+        ('RDBESA', None, (15, None), [1, 3, 'H', 'W']),
     ],
     ids=NETWORKS,
 )
@@ -328,7 +338,7 @@ def test_bad_input_is_one_line_and_exit_status_1(name, flags, message, checkpoin
 def test_weights_of_another_network(exported, tmp_path, capsys):
     torch.save({'params': {'weight': torch.zeros(3)}}, tmp_path / 'net.pth')
     assert cli.main(['export', str(tmp_path / 'net.pth'), str(tmp_path / 'net.onnx')]) == 1
-    assert 'these are not the weights of' in capsys.readouterr().err
+    assert 'do not belong to a known network' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('size', ['9', '9x', '0x4', 'axb'])

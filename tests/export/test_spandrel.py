@@ -5,7 +5,7 @@ import spandrel
 import torch
 
 from spinsr.archs import ARCH_REGISTRY
-from spinsr.convert import to_basicsr, to_official, write_checkpoint
+from spinsr.convert import formats, to_basicsr, to_official, write_checkpoint
 from spinsr.convert.shapes import arch_args_of
 from spinsr.export.spandrel import install
 
@@ -13,6 +13,8 @@ NETWORKS = {
     'SPIN': dict(num_feat=16, num_block=3, stoken_size=(12, 16, 20), qk_dim=12, mlp_dim=20, upscale=3),
     'SAN': dict(num_feat=16, num_group=2, num_block=1, squeeze_factor=4, upscale=2),
     'RCAN': dict(num_feat=10, num_group=2, num_block=3, squeeze_factor=3, upscale=4),
+    'RLFN': dict(num_feat=8, num_mid=12, num_block=2, num_esa=4, upscale=2),
+    'RDBESA': dict(num_feat=16, num_block=2, squeeze_factor=4, upscale=3),
 }
 FORMS = {
     'ours': lambda state_dict, arch: state_dict,
@@ -24,6 +26,7 @@ CASES = [
     *((arch, 'ours', f'{arch}_spinsr') for arch in NETWORKS),
     ('SPIN', 'official', 'SPIN_spinsr'),
     ('SAN', 'official', 'SAN_spinsr'),
+    ('RLFN', 'official', 'RLFN_spinsr'),
     ('RCAN', 'basicsr', 'RCAN_spinsr'),
     ('RCAN', 'official', 'RCAN'),
 ]
@@ -60,7 +63,7 @@ def test_loader_gives_our_network(arch, form, name, ending, loader, tmp_path, as
 
 @each_arch
 def test_grey_networks_are_taken(arch, loader, assert_close):
-    grey = {} if arch == 'SPIN' else {'rgb_mean': (0.5,)}
+    grey = {'rgb_mean': (0.5,)} if arch in ('SAN', 'RCAN') else {}
     net, x = build(arch, num_in_ch=1, num_out_ch=1, **grey), torch.rand(1, 1, 13, 9)
     model = loader.load_from_state_dict(net.state_dict())
     assert (model.input_channels, model.output_channels) == (1, 1)
@@ -83,12 +86,12 @@ def test_installs_for_every_loader_and_only_once(monkeypatch):
     before = len(main)
     install()
     install()
-    assert len(main) == before + 3
+    assert len(main) == before + len(formats())
 
 
 @each_arch
 def test_no_other_arch_detects_ours_first(arch, loader):
-    first = [support.architecture.id for support in loader.registry.architectures('detection')][:3]
+    first = [support.architecture.id for support in loader.registry.architectures('detection')][: len(formats())]
     assert f'{arch}_spinsr' in first
 
 
@@ -119,5 +122,5 @@ def test_sizes_are_told_from_shapes(arch):
 def test_incomplete_state_dict_is_named():
     state_dict = build('SPIN').state_dict()
     del state_dict['convs.1.bias']
-    with pytest.raises(ValueError, match='lacks 1 tensors: convs.1.bias'):
+    with pytest.raises(ValueError, match='lacks 1 tensor: convs.1.bias'):
         arch_args_of(state_dict, 'SPIN')

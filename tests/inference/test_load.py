@@ -51,7 +51,7 @@ def test_untrained_network_is_said_to_be_untrained(caplog):
 
 
 def test_unknown_arch_is_refused_with_the_name():
-    with pytest.raises(ValueError, match="SPIN, SAN, RCAN .* got 'SPINN'"):
+    with pytest.raises(ValueError, match="SAN.* got 'SPINN'"):
         spinsr.load('SPINN', weights=None)
 
 
@@ -110,7 +110,7 @@ def test_official_weights_are_converted(name, official, tmp_path, image, assert_
 def test_weights_of_another_scale_are_refused_with_the_file(tmp_path):
     path = tmp_path / 'x2.pth'
     torch.save(spinsr.load('SPIN', scale=2, weights=None, **SMALL['SPIN']).state_dict(), path)
-    with pytest.raises(ValueError, match=r'x2\.pth does not fit SPIN x3: it is of SPIN x2$'):
+    with pytest.raises(ValueError, match=r'x2\.pth does not fit SPIN x3: the file holds SPIN x2 weights$'):
         spinsr.load('SPIN', scale=3, weights=path, **SMALL['SPIN'])
 
 
@@ -122,7 +122,9 @@ def test_weights_of_another_scale_are_refused_as_a_state_dict():
 
 def test_weights_of_an_unknown_network_are_refused_with_some_of_their_names(tmp_path):
     torch.save({f'layers.{index}.weight': torch.zeros(1) for index in range(100)}, tmp_path / 'other.pth')
-    with pytest.raises(ValueError, match=r'other\.pth does not fit SPIN x2: .* belong to no SPIN: layers') as error:
+    with pytest.raises(
+        ValueError, match=r'other\.pth does not fit SPIN x2: 100 unexpected keys for SPIN: layers'
+    ) as error:
         spinsr.load('SPIN', scale=2, weights=tmp_path / 'other.pth', **SMALL['SPIN'])
     assert len(str(error.value)) < 400 + len(str(tmp_path))
 
@@ -163,7 +165,11 @@ def test_arch_without_a_scale_is_refused():
 
 @pytest.mark.parametrize(
     ('arch', 'scale', 'content'),
-    [('SAN', 4, 'it is of SPIN x4'), ('SPIN', 2, 'it is of SPIN x4'), ('RCAN', 4, 'it is of SPIN x4')],
+    [
+        ('SAN', 4, 'the file holds SPIN x4 weights'),
+        ('SPIN', 2, 'the file holds SPIN x4 weights'),
+        ('RCAN', 4, 'the file holds SPIN x4 weights'),
+    ],
 )
 def test_weights_of_another_network_are_named_for_what_they_are(tmp_path, arch, scale, content):
     path = tmp_path / 'net.pth'
@@ -175,3 +181,43 @@ def test_weights_of_another_network_are_named_for_what_they_are(tmp_path, arch, 
 def test_unknown_arch_is_refused_with_the_nearest_name():
     with pytest.raises(ValueError, match="got 'spin'; did you mean 'SPIN'"):
         spinsr.load('spin')
+
+
+def test_without_a_name_the_weights_tell_the_network(tmp_path, image):
+    net = spinsr.load('RDBESA', 3, None, **SMALL['RDBESA'])
+    torch.save({'model': {f'module.{key}': value for key, value in net.state_dict().items()}}, tmp_path / 'net.pth')
+    other = spinsr.load(weights=tmp_path / 'net.pth')
+    assert type(other) is type(net)
+    assert np.array_equal(spinsr.upscale(image, net), spinsr.upscale(image, other))
+
+
+@pytest.mark.parametrize('name', ['spin_official_tiny_x4', 'rcan_official_tiny_drift_x2', 'zoo/rlfn_x2'])
+def test_without_a_name_the_authors_weights_tell_the_network(name, official, assert_close):
+    official = official(name)
+    cells = {'stoken_size': official.arguments['stoken_size']} if official.arch == 'SPIN' else {}
+    net = spinsr.load(weights=official.weights, **cells)
+    with torch.inference_mode():
+        assert_close(net(official.images[0]), official.results[0], torch.float32)
+
+
+def test_without_a_name_unknown_weights_are_refused():
+    with pytest.raises(ValueError, match='the state dict: the weights do not belong to a known network: a, b'):
+        spinsr.load(weights={'a': torch.zeros(1), 'b': torch.zeros(1)})
+
+
+def test_arguments_that_no_shape_tells_are_named_where_the_defaults_do_not_fit():
+    weights = spinsr.load('EMT', 2, None, **SMALL['EMT']).state_dict()
+    with pytest.raises(ValueError, match='the state dict does not tell num_heads, window_size, shift_size'):
+        spinsr.load(weights=weights)
+
+
+def test_without_anything_it_is_spin_x4(monkeypatch, tmp_path):
+    monkeypatch.setattr('spinsr.weights.FOLDER', tmp_path)
+    with pytest.raises(ValueError, match='no weights for SPIN x4'):
+        spinsr.load()
+
+
+def test_a_given_argument_that_contradicts_the_weights_is_refused():
+    weights = spinsr.load('RDBESA', 2, None, **SMALL['RDBESA']).state_dict()
+    with pytest.raises(ValueError, match=r'RDBESA: .* must have the shape'):
+        spinsr.load('RDBESA', weights=weights, num_feat=24)

@@ -93,7 +93,7 @@ def test_warm_start_from_a_network_with_other_parts(tmp_path):
     ('content', 'line'),
     [
         pytest.param({'params': {'more.weight': torch.ones(1)}}, 'more.weight', id='other-names'),
-        pytest.param({'params': print}, 'no readable checkpoint', id='code'),
+        pytest.param({'params': print}, 'cannot read checkpoint', id='code'),
     ],
 )
 def test_a_file_of_something_else_is_an_error(tmp_path, content, line):

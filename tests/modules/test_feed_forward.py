@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spinsr.modules.feed_forward import FeedForward
+from spinsr.modules.spin import FeedForward
 
 SHAPES = {'one_pixel': (1, 1, 1), 'one_row': (1, 1, 7), 'odd': (1, 5, 9), 'batch': (3, 4, 3), 'large': (2, 67, 71)}
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from spinsr.modules.layout import pointwise, to_image, to_tokens
-from spinsr.modules.projection import project
+from spinsr.modules.layout import to_image, to_tokens
+from spinsr.modules.spin import project
 
 WIDTHS = (3, 5, 4)
 SHAPES = {'one_pixel': (1, 1, 1), 'one_row': (1, 1, 7), 'odd': (1, 5, 9), 'batch': (3, 4, 3)}
@@ -39,8 +39,3 @@ def test_layouts_are_each_others_inverse(backend):
     assert torch.equal(to_image(tokens), x)
     assert tokens.shape == (2, 5, 9, 6)
     assert tokens.is_contiguous() == (backend == 'torch')
-
-
-def test_pointwise_is_the_linear_layer(assert_close):
-    linear, x = nn.Linear(6, 4).double(), torch.randn(2, 6, 5, 9, dtype=torch.float64)
-    assert_close(pointwise(linear, x), to_image(linear(x.permute(0, 2, 3, 1))))

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spinsr.modules.region_non_local import RegionNonLocal
+from spinsr.modules.san import RegionNonLocal
 
 BACKENDS = pytest.mark.parametrize('backend', ['reference', 'torch'])
 SIZES = {

@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from spinsr import ops
-from spinsr.modules.second_order_attention import SecondOrderChannelAttention
+from spinsr.modules.san import SecondOrderChannelAttention
 
 SHAPES = {'one_row': (1, 8, 1, 7), 'one_column': (2, 8, 5, 1), 'odd': (1, 8, 5, 9), 'batch': (3, 8, 4, 6)}
 
 
 def by_formula(net, x, seen):
-    root = ops.sqrtm_newton_schulz(ops.covariance(seen, 'reference'))
+    root = ops.sqrtm_newton_schulz(ops.covariance(seen, backend='reference'))
     return x * net.attention(root.mean(1)[..., None, None])
 
 
@@ -34,7 +34,7 @@ def test_sees_the_central_thousand(height, width, rows, columns, assert_close):
     x[:, 0, :3] *= 30
     with torch.no_grad():
         seen = x[:, :, rows, columns]
-        root = ops.sqrtm_newton_schulz(ops.covariance(seen, 'torch'))
+        root = ops.sqrtm_newton_schulz(ops.covariance(seen, backend='torch'))
         expected = x * net.attention(root.mean(1)[..., None, None])
         assert_close(net(x), expected)
 

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from spinsr import ops
-from spinsr.modules.intra_superpixel_attention import IntraSuperpixelAttention
-from spinsr.modules.local_attention import LocalAttention
-from spinsr.modules.superpixel_aggregation import SuperpixelAggregation
-from spinsr.modules.superpixel_cross_attention import SuperpixelCrossAttention
+from spinsr.modules.spin import (
+    IntraSuperpixelAttention,
+    LocalAttention,
+    SuperpixelAggregation,
+    SuperpixelCrossAttention,
+)
 
 SIZES = {'one_pixel': (1, 1), 'one_row': (1, 7), 'one_column': (5, 1), 'below_cell': (3, 3), 'odd': (9, 13)}
 MODULES = {
@@ -57,7 +59,7 @@ def test_aggregation_hands_on_its_arguments(num_iter):
 
 @pytest.mark.parametrize(
     'switches',
-    [{'differentiable': True}, {'association': 'exponential'}, {'position_weight': 2.5}],
+    [{'differentiable': True}, {'kind': 'exponential'}, {'position_weight': 2.5}],
     ids=lambda switches: next(iter(switches)),
 )
 def test_aggregation_hands_on_its_switches(switches):

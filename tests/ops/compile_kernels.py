@@ -13,14 +13,16 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from spinsr.ops.kernels import association, attention, pooling, rows
-from spinsr.ops.kernels.launch import NUM_WARPS
+from spinsr.ops.association import kernels as association
+from spinsr.ops.attention import gather_kernels as rows
+from spinsr.ops.attention import kernels as attention
+from spinsr.ops.common.triton_launch import NUM_WARPS
+from spinsr.ops.pooling import kernels as pooling
 
-INDICES = ('p_rows', 'p_places', 'p_starts', 'p_neighbors', 'p_incoming', 'p_pixels')
-HALF = ('p_q', 'p_k', 'p_v', 'p_x', 'p_own', 'p_out', 'p_grad_x')
+INDICES = ('p_rows', 'p_places', 'p_starts', 'p_neighbors', 'p_pixels')
+HALF = ('p_q', 'p_k', 'p_v', 'p_x', 'p_out')
 C = {'C': 40, 'BLOCK_C': 64, 'TYPE': tl.float32}
 CELL = {**C, 'BLOCK_P': association.BLOCK_P}
-ROUND = {**CELL, 'HAS_PADDING': True}
 ROWS = {
     'HEADS': 2,
     'D': 12,
@@ -31,25 +33,20 @@ ROWS = {
     'BLOCK_D': 16,
     'BLOCK_E': 32,
 }
-COLLECT = {'C': 40, 'BLOCK_C': 64, 'EPS': 1e-16, 'HAS_MEAN': True}
 JOBS = {
-    'first_round': (association.associate_fwd_kernel, {**ROUND, 'IS_LAST': False}, ()),
-    'last_round': (association.associate_fwd_kernel, {**ROUND, 'IS_LAST': True}, ()),
-    'collect': (association.collect_fwd_kernel, COLLECT, ()),
-    'pool': (pooling.pool_fwd_kernel, CELL, HALF),
-    'pool_backward': (pooling.pool_bwd_kernel, {**ROUND, 'EPS': 1e-16}, HALF),
+    'first_round': (association.associate_fwd_kernel, {**CELL, 'IS_LAST': False}, ()),
+    'last_round': (association.associate_fwd_kernel, {**CELL, 'IS_LAST': True}, ()),
+    'pool': (pooling.pool_kernel, {**CELL, 'IS_BACKWARD': False}, HALF),
+    'pool_backward': (pooling.pool_kernel, {**CELL, 'IS_BACKWARD': True}, HALF),
     'attend': (attention.attend_rows_fwd_kernel, ROWS, HALF),
-    'attend_backward_q': (attention.attend_rows_q_bwd_kernel, ROWS, HALF),
-    'attend_backward_kv': (attention.attend_rows_kv_bwd_kernel, ROWS, HALF),
-    'add_rows': (rows.add_rows_fwd_kernel, {**C, 'HAS_OWN': True, 'IS_MEAN': True, 'BLOCK_R': rows.BLOCK_R}, HALF),
+    'attend_backward': (attention.attend_rows_bwd_kernel, ROWS, HALF),
+    'add_rows': (rows.add_rows_fwd_kernel, {'TYPE': tl.float32, 'BLOCK_C': 64, 'BLOCK_R': rows.BLOCK_R}, HALF),
 }
 
 
 def type_of(name: str, half: tuple[str, ...]) -> str:
     if not name.startswith('p_'):
         return 'i32'
-    if name.startswith('p_is_'):
-        return '*i1'
     return '*i64' if name in INDICES else '*bf16' if name in half else '*fp32'
 
 

@@ -1,4 +1,4 @@
-"""The shapes and part sizes that every op is tested on, and a watch on the tensors that it makes."""
+"""The shapes and chunk sizes that every op is tested on, and a watch on the tensors that it makes."""
 
 from typing import NamedTuple
 
@@ -76,29 +76,15 @@ def largest_tensor():
     return LargestTensor
 
 
-# Sizes in place of those that suit a cache: the small cases then have several parts, and parts that are not full.
-PART_SIZES = {
-    'few': {
-        'parts.PIXELS_AT_ONCE': 7,
-        'tail.PIXELS_AT_ONCE': 1,
-        'pieces.WEIGHTS_A_THREAD': 40,
-        'pieces.SIDE': 3,
-        'attention.FEW_WEIGHTS': 0,
-    },
-    'several': {
-        'parts.PIXELS_AT_ONCE': 50,
-        'tail.PIXELS_AT_ONCE': 700,
-        'pieces.WEIGHTS_A_THREAD': 600,
-        'pieces.SIDE': 16,
-        'attention.FEW_WEIGHTS': 0,
-    },
-    'whole': {},
-    # As on a GPU: the formulas that know of no parts.
+# Sizes in place of those that suit a cache: the small cases then have several chunks, and chunks that are not full.
+CHUNK_SIZES = {
+    'few': {'common.chunking.ROWS': 7, 'layers.upsampler.PIXELS': 1, 'attention.chunked.WEIGHTS': 40},
+    'several': {'common.chunking.ROWS': 50, 'layers.upsampler.PIXELS': 700, 'attention.chunked.WEIGHTS': 600},
+    # As on a GPU, where nothing is cut.
     'uncut': {
-        'projection.in_parts': lambda *tensors: False,
-        'feed_forward.in_parts': lambda *tensors: False,
-        'tail.in_parts': lambda *tensors: False,
-        'attention.on_cpu': lambda x: False,
+        'common.chunking.in_full_precision_on_cpu': lambda *tensors: False,
+        'layers.upsampler.in_full_precision_on_cpu': lambda *tensors: False,
+        'attention.chunked.on_cpu': lambda x: False,
     },
 }
 
@@ -108,13 +94,19 @@ def _cut(sizes, monkeypatch):
         monkeypatch.setattr(f'spinsr.ops.{name}', value)
 
 
-@pytest.fixture(params=PART_SIZES.values(), ids=PART_SIZES.keys())
-def part_sizes(request, monkeypatch):
-    """Work on the CPU in parts of each size."""
-    _cut(request.param, monkeypatch)
+@pytest.fixture(params=['few', 'uncut'])
+def chunk_size(request, monkeypatch):
+    """Work on the CPU in the smallest chunks, and in one."""
+    _cut(CHUNK_SIZES[request.param], monkeypatch)
 
 
 @pytest.fixture
 def few_at_once(monkeypatch):
-    """Work on the CPU in the smallest parts."""
-    _cut(PART_SIZES['few'], monkeypatch)
+    """Work on the CPU in the smallest chunks."""
+    _cut(CHUNK_SIZES['few'], monkeypatch)
+
+
+@pytest.fixture
+def cut_by(monkeypatch):
+    """Work on the CPU in chunks of a named size."""
+    return lambda name: _cut(CHUNK_SIZES[name], monkeypatch)

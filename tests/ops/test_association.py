@@ -43,7 +43,7 @@ def test_equals_the_authors_code(number, backend, assert_close):
 @pytest.mark.parametrize('num_iter', [1, 2, 3, 5])
 def test_sparse_equals_reference(case, num_iter, assert_close):
     x = case.features(5) + 3  # away from 0, so that the centring by the mean matters
-    sparse, dense = (associate(x, case.cell, num_iter, backend) for backend in ('torch', 'reference'))
+    sparse, dense = (associate(x, case.cell, num_iter, backend=backend) for backend in ('torch', 'reference'))
     assert_close(sparse.dense(), dense.dense())
     assert_close(sparse.dense_log_odds(), dense.dense_log_odds())
 

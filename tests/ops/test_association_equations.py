@@ -8,12 +8,12 @@ import torch
 from spinsr.ops import associate, pool, top_n
 
 BACKENDS = pytest.mark.parametrize('backend', ['reference', 'torch'])
-KINDS = pytest.mark.parametrize('association', ['softmax', 'exponential'])
+KINDS = pytest.mark.parametrize('kind', ['softmax', 'exponential'])
 SWITCHES = {
     'softmax': {},
     'softmax-positions': {'position_weight': 2.5},
-    'exponential': {'association': 'exponential'},
-    'exponential-positions': {'association': 'exponential', 'position_weight': 2.5},
+    'exponential': {'kind': 'exponential'},
+    'exponential-positions': {'kind': 'exponential', 'position_weight': 2.5},
 }
 each_switch = pytest.mark.parametrize('switches', SWITCHES.values(), ids=SWITCHES.keys())
 GRADCHECKED = ['one_pixel', 'one_row', 'one_column', 'cells_of_one_pixel', 'non_divisible_batch']
@@ -27,8 +27,8 @@ def weights_and_tokens(case, backend, switches, num_iter=3):
     """x -> the weights and what SPCA pools with them, with gradients through the association."""
 
     def run(x):
-        association = associate(x, case.cell, num_iter, backend, differentiable=True, **switches)
-        pooled = pool((2 * x).sin(), association, backend)
+        association = associate(x, case.cell, num_iter, backend=backend, differentiable=True, **switches)
+        pooled = pool((2 * x).sin(), association, backend=backend)
         return torch.cat([association.dense().flatten(), pooled.flatten()])
 
     return run
@@ -37,7 +37,7 @@ def weights_and_tokens(case, backend, switches, num_iter=3):
 @BACKENDS
 def test_exponential_by_hand(backend, assert_close):
     # Three cells of a pixel; the outer two are not neighbours. One round: the centroids are the pixels.
-    association = associate(row(0, 1, 3), cell=1, num_iter=1, backend=backend, association='exponential')
+    association = associate(row(0, 1, 3), cell=1, num_iter=1, backend=backend, kind='exponential')
     one, four = math.exp(-1), math.exp(-4)
     expected = torch.tensor([[1, one, 0], [one, 1, four], [0, four, 1]], dtype=torch.float64)
     assert_close(association.dense_log_odds().exp(), expected[None])
@@ -48,7 +48,7 @@ def test_exponential_by_hand(backend, assert_close):
 
 @BACKENDS
 def test_exponential_moves_its_centroids_by_equation_4(backend, assert_close):
-    association = associate(row(0, 1, 3), cell=1, num_iter=2, backend=backend, association='exponential')
+    association = associate(row(0, 1, 3), cell=1, num_iter=2, backend=backend, kind='exponential')
     one, four = math.exp(-1), math.exp(-4)
     first, last = one / (1 + one), (four + 3) / (four + 1)
     middle = (1 + 3 * four) / (one + 1 + four)
@@ -59,7 +59,7 @@ def test_exponential_moves_its_centroids_by_equation_4(backend, assert_close):
 @BACKENDS
 def test_positions_by_hand(backend, assert_close):
     # Two cells of two pixels, all alike: only the position counts, in cells, beside the centres at 1/4 and 5/4.
-    association = associate(row(7, 7, 7, 7), 2, 1, backend, association='exponential', position_weight=3.0)
+    association = associate(row(7, 7, 7, 7), 2, 1, backend=backend, kind='exponential', position_weight=3.0)
     distances = 3 * torch.tensor([[[-0.25, 0.25, 0.75, 1.25], [-1.25, -0.75, -0.25, 0.25]]]).double()
     assert_close(association.dense_log_odds(), -distances.square())
 
@@ -85,18 +85,18 @@ def test_gradcheck(backend, switches, name, one_case):
 
 @KINDS
 @BACKENDS
-def test_gradcheck_of_every_entry(backend, association, one_case):
+def test_gradcheck_of_every_entry(backend, kind, one_case):
     case = one_case('one_row')._replace(batch=2)
     x = case.features(2).requires_grad_()
-    assert torch.autograd.gradcheck(weights_and_tokens(case, backend, {'association': association}), x)
+    assert torch.autograd.gradcheck(weights_and_tokens(case, backend, {'kind': kind}), x)
 
 
 @KINDS
 @BACKENDS
-def test_gradcheck_where_all_distances_tie(backend, association, one_case):
+def test_gradcheck_where_all_distances_tie(backend, kind, one_case):
     case = one_case('one_row')
     x = torch.full((1, 1, 9, 2), 0.7, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(weights_and_tokens(case, backend, {'association': association}), x)
+    assert torch.autograd.gradcheck(weights_and_tokens(case, backend, {'kind': kind}), x)
 
 
 @each_switch
@@ -108,8 +108,8 @@ def test_sparse_equals_reference(case, switches, forward_backward, assert_close)
 
 @pytest.mark.parametrize('num_iter', [1, 2, 5])
 @KINDS
-def test_sparse_equals_reference_after_other_rounds(association, num_iter, one_case, forward_backward, assert_close):
-    case, switches = one_case('non_divisible_batch'), {'association': association}
+def test_sparse_equals_reference_after_other_rounds(kind, num_iter, one_case, forward_backward, assert_close):
+    case, switches = one_case('non_divisible_batch'), {'kind': kind}
     x = case.features(4)
     results = [
         forward_backward(weights_and_tokens(case, backend, switches, num_iter), x) for backend in ('torch', 'reference')
@@ -139,7 +139,7 @@ def test_order_and_shares_of_the_pixels_equal_the_reference(case, switches, asse
 
 @BACKENDS
 def test_exponential_ranks_by_distance_and_then_by_pixel(backend):
-    association = associate(row(0, 2, 2, 2, 9, 5), 3, 1, backend, association='exponential')
+    association = associate(row(0, 2, 2, 2, 9, 5), 3, 1, backend=backend, kind='exponential')
     # The centroids are 4/3 and 16/3: |x - c| is 4/3, 2/3 three times, ..., and 16/3, 10/3 three times, 11/3, 1/3.
     assert top_n(association, 2).tolist() == [[[1, 2], [1, 5]]]
     assert top_n(association, 4).tolist() == [[[0, 1, 2, 3], [1, 2, 3, 5]]]
@@ -147,11 +147,11 @@ def test_exponential_ranks_by_distance_and_then_by_pixel(backend):
 
 @KINDS
 @BACKENDS
-def test_gradients_do_not_change_the_result(backend, association, one_case):
+def test_gradients_do_not_change_the_result(backend, kind, one_case):
     case = one_case('odd')
     x = case.features(4).requires_grad_()
     constant, with_gradient = (
-        associate(x, case.cell, backend=backend, association=association, differentiable=differentiable)
+        associate(x, case.cell, backend=backend, kind=kind, differentiable=differentiable)
         for differentiable in (False, True)
     )
     assert torch.equal(with_gradient.dense(), constant.dense())
@@ -176,7 +176,7 @@ def test_gradients_flow_through_the_centroids_of_earlier_rounds(backend, one_cas
     x = case.features(2).requires_grad_()
 
     def gradient(num_iter):
-        association = associate(x, case.cell, num_iter, backend, differentiable=True)
+        association = associate(x, case.cell, num_iter, backend=backend, differentiable=True)
         (gradient,) = torch.autograd.grad(association.dense()[0, 0, 0], x)
         return gradient
 
@@ -188,9 +188,9 @@ def test_gradients_flow_through_the_centroids_of_earlier_rounds(backend, one_cas
 def test_a_superpixel_whose_every_association_underflows_keeps_its_mean(backend, assert_close):
     # Each cell has half of its pixels far on either side of its mean: exp(-d^2) is 0 everywhere, in float64 too.
     x = row(0, 200, 1000, 1200).requires_grad_()
-    association = associate(x, 2, 2, backend, association='exponential', differentiable=True)
+    association = associate(x, 2, 2, backend=backend, kind='exponential', differentiable=True)
     assert not association.dense_log_odds().exp().any()
-    pooled = pool(x, association, backend)
+    pooled = pool(x, association, backend=backend)
     assert pooled.isfinite().all()
     assert_close(association.dense().sum(-1), torch.ones(1, 2), torch.float64)
     (gradient,) = torch.autograd.grad(pooled.sum(), x)
@@ -202,7 +202,7 @@ def test_a_pixel_far_from_all_superpixels_has_no_weight_and_no_gradient(backend)
     x = torch.cat([torch.rand(8), torch.tensor([1e4]), torch.rand(3)]).view(1, 1, 12, 1).repeat(1, 3, 1, 1)
     x[:, :2, 8] = 0.5
     x.requires_grad_()
-    association = associate(x, 3, 4, backend, association='exponential', differentiable=True)
+    association = associate(x, 3, 4, backend=backend, kind='exponential', differentiable=True)
     weights = association.dense()
     assert not weights[..., 2 * 12 + 8].any()
     (gradient,) = torch.autograd.grad((weights * torch.rand_like(weights)).sum(), x)
@@ -226,7 +226,7 @@ def test_saturated_associations_have_finite_gradients(backend, switches, scale, 
 @BACKENDS
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=['bfloat16', 'float16'])
 def test_half_types_and_autocast_compute_in_float32(dtype, backend, one_case):
-    case, switches = one_case('odd'), {'association': 'exponential', 'position_weight': 2.5, 'differentiable': True}
+    case, switches = one_case('odd'), {'kind': 'exponential', 'position_weight': 2.5, 'differentiable': True}
     x = case.features(5, dtype).requires_grad_()
     expected = associate(x.float(), case.cell, backend=backend, **switches)
     with torch.autocast('cpu', dtype):
@@ -248,7 +248,7 @@ def bytes_kept(side, switches):
     tables = associate(x.detach(), 4).grid  # built and held beforehand: they are no part of a step
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         association = associate(x, 4, differentiable=True, backend='torch', **switches)
-        out = pool(x, association, 'torch')
+        out = pool(x, association, backend='torch')
     indices = {t.untyped_storage().data_ptr() for t in vars(tables).values() if isinstance(t, torch.Tensor)}
     assert out.requires_grad
     return sum(size for place, size in kept.items() if place not in indices)
@@ -267,17 +267,17 @@ def test_sparse_stores_nothing_of_pixels_times_superpixels(switches, largest_ten
     x = torch.randn(1, 96, 96, 8, requires_grad=True)
     with largest_tensor() as largest:
         association = associate(x, cell=4, differentiable=True, backend='torch', **switches)
-        pool(x, association, 'torch').sum().backward()
+        pool(x, association, backend='torch').sum().backward()
     assert 0 < largest.elements < 96 * 96 * 24 * 24 / 4
 
 
 @KINDS
-def test_gradients_repeat_on_several_threads(association):
+def test_gradients_repeat_on_several_threads(kind):
     x = torch.randn(2, 33, 37, 8, requires_grad=True)
 
     def gradient():
-        shares = associate(x, 4, backend='torch', association=association, differentiable=True)
-        return torch.autograd.grad(pool(x, shares, 'torch').square().sum(), x)[0]
+        shares = associate(x, 4, backend='torch', kind=kind, differentiable=True)
+        return torch.autograd.grad(pool(x, shares, backend='torch').square().sum(), x)[0]
 
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -292,7 +292,7 @@ def test_gradients_repeat_on_several_threads(association):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        ({'association': 'exp'}, "must be one of softmax, exponential, got association='exp'"),
+        ({'kind': 'exp'}, "must be one of softmax, exponential, got kind='exp'"),
         ({'position_weight': -1.0}, 'position_weight=-1.0'),
         ({'position_weight': math.nan}, 'position_weight=nan'),
         ({'position_weight': math.inf}, 'position_weight=inf'),

@@ -25,11 +25,11 @@ def intra_inputs(case, widths, dtype=torch.float64):
 
 
 def cross(backend, num_heads=1):
-    return lambda q, k, v, tokens: superpixel_cross_attention(q, k, v, tokens, num_heads, backend)
+    return lambda q, k, v, tokens: superpixel_cross_attention(q, k, v, tokens, num_heads, backend=backend)
 
 
 def intra(indices, backend, num_heads=1):
-    return lambda q, k, v: intra_superpixel_attention(q, k, v, indices, num_heads, backend)
+    return lambda q, k, v: intra_superpixel_attention(q, k, v, indices, num_heads, backend=backend)
 
 
 def column(*values):

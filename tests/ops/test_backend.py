@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spinsr import ops
-from spinsr.ops import backend
+from spinsr.ops.common import backend
 
 CALLS = {
     'associate': lambda name: ops.associate(torch.rand(1, 4, 4, 3), 2, backend=name),

@@ -24,32 +24,32 @@ def x(request):
 @BACKENDS
 def test_covariance_by_hand(backend, assert_close):
     x = torch.tensor([[0.0, 2.0], [1.0, 5.0]]).double().view(1, 2, 1, 2)
-    assert_close(covariance(x, backend), torch.tensor([[[1.0, 2.0], [2.0, 4.0]]]).double())
+    assert_close(covariance(x, backend=backend), torch.tensor([[[1.0, 2.0], [2.0, 4.0]]]).double())
 
 
 def test_reference_gradcheck():
     x = torch.randn(2, 3, 2, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: covariance(x, 'reference'), x)
+    assert torch.autograd.gradcheck(lambda x: covariance(x, backend='reference'), x)
 
 
 def test_centred_equals_reference(x, forward_backward, assert_close):
     assert_close(
-        forward_backward(lambda x: covariance(x, 'torch'), x),
-        forward_backward(lambda x: covariance(x, 'reference'), x),
+        forward_backward(lambda x: covariance(x, backend='torch'), x),
+        forward_backward(lambda x: covariance(x, backend='reference'), x),
     )
 
 
 def test_centred_takes_channels_last(x, forward_backward, assert_close):
     assert_close(
-        forward_backward(lambda x: covariance(x, 'torch'), x.to(memory_format=torch.channels_last)),
-        forward_backward(lambda x: covariance(x, 'reference'), x),
+        forward_backward(lambda x: covariance(x, backend='torch'), x.to(memory_format=torch.channels_last)),
+        forward_backward(lambda x: covariance(x, backend='reference'), x),
     )
 
 
 def test_centred_in_float32(x, forward_backward, assert_close):
     assert_close(
-        forward_backward(lambda x: covariance(x, 'torch'), x.float()),
-        forward_backward(lambda x: covariance(x, 'reference'), x.float().double()),
+        forward_backward(lambda x: covariance(x, backend='torch'), x.float()),
+        forward_backward(lambda x: covariance(x, backend='reference'), x.float().double()),
         torch.float32,
     )
 
@@ -57,7 +57,7 @@ def test_centred_in_float32(x, forward_backward, assert_close):
 def test_centred_stores_nothing_of_pixels_times_pixels(largest_tensor):
     x = torch.randn(1, 4, 48, 48, requires_grad=True)
     with largest_tensor() as largest:
-        covariance(x, 'torch').sum().backward()
+        covariance(x, backend='torch').sum().backward()
     assert 0 < largest.elements < 48**4
 
 

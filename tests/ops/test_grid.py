@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from spinsr.ops import superpixel_grid
-from spinsr.ops.grid import gather_incoming, to_cells
+from spinsr.ops.common.grid import gather_incoming, to_cells
 
 CPU = torch.device('cpu')
 

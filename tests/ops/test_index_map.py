@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from spinsr.ops.index_map import IndexMap
+from spinsr.ops.common.index_map import IndexMap
 
 INDICES = {
     'one': ([0], 1),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spinsr.ops import DenseAssociation, MixtureAssociation, SparseAssociation, associate, pool, superpixel_grid, top_n
-from spinsr.ops.grid import patches
+from spinsr.ops.common.grid import patches
 
 BACKENDS = pytest.mark.parametrize('backend', ['reference', 'torch'])
 CPU = torch.device('cpu')
@@ -15,7 +15,7 @@ CPU = torch.device('cpu')
 @pytest.fixture(params=[(None, 20), (None, 2**20), (0, None), (2, None)], ids=['all_in_parts', 'all', 'patch', '5x5'])
 def reach(request, monkeypatch):
     reach, weights_at_once = request.param
-    monkeypatch.setattr('spinsr.ops.mixture.WEIGHTS_AT_ONCE', weights_at_once)
+    monkeypatch.setattr('spinsr.ops.association.types.WEIGHTS', weights_at_once)
     return reach
 
 
@@ -48,7 +48,7 @@ def test_patches_by_hand(backend):
 
 def test_fast_equals_reference(case, reach, forward_backward, assert_close):
     x, y = case.features(5) + 3, case.features(4)
-    fast, dense = (associate(x, case.cell, 3, backend, reach) for backend in ('torch', 'reference'))
+    fast, dense = (associate(x, case.cell, 3, reach, backend=backend) for backend in ('torch', 'reference'))
     assert isinstance(fast, MixtureAssociation if reach is None else SparseAssociation)
     assert isinstance(dense, DenseAssociation)
     assert_close(fast.dense(), dense.dense())
@@ -104,7 +104,7 @@ def test_no_gradient_reaches_what_was_associated(backend, reach):
 
 
 def test_mixture_stores_nothing_of_pixels_times_superpixels(largest_tensor, monkeypatch):
-    monkeypatch.setattr('spinsr.ops.mixture.WEIGHTS_AT_ONCE', 2**14)
+    monkeypatch.setattr('spinsr.ops.association.types.WEIGHTS', 2**14)
     x, y = torch.randn(1, 64, 64, 8), torch.randn(1, 64, 64, 8, requires_grad=True)
     with largest_tensor() as largest:
         association = associate(x, cell=4, reach=None)
@@ -137,7 +137,7 @@ def test_reach_below_zero_is_refused(reach):
         associate(torch.rand(1, 4, 4, 3), 2, reach=reach)
 
 
-@pytest.mark.parametrize('options', [{'differentiable': True}, {'association': 'exponential'}], ids=['gradient', 'exp'])
+@pytest.mark.parametrize('options', [{'differentiable': True}, {'kind': 'exponential'}], ids=['gradient', 'exp'])
 @BACKENDS
 def test_mixture_is_the_constant_softmax(options, backend):
     with pytest.raises(ValueError, match="a mixture .* must be a constant 'softmax'"):
@@ -148,7 +148,7 @@ def test_mixture_is_the_constant_softmax(options, backend):
 @pytest.mark.parametrize('reach', [0, 2])
 def test_other_reaches_take_the_equations_as_printed(reach, backend, one_case, assert_close):
     x, y = one_case('non_divisible_batch').features(3), one_case('non_divisible_batch').features(2)
-    options = {'differentiable': True, 'association': 'exponential', 'position_weight': 1.5}
+    options = {'differentiable': True, 'kind': 'exponential', 'position_weight': 1.5}
 
     def pooled(x, backend):
         return pool(y, associate(x, 4, backend=backend, reach=reach, **options))

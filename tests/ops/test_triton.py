@@ -1,5 +1,6 @@
 """The Triton kernels against the reference: compiled where there is a GPU, else interpreted on the CPU."""
 
+import logging
 import os
 import re
 import subprocess
@@ -8,13 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip('triton', reason='triton is not installed')
 
 import spinsr
 from spinsr.ops import associate, intra_superpixel_attention, pool, superpixel_cross_attention, top_n, window_attention
-from spinsr.ops.kernels import association, attention, launch, pooling, rows
+from spinsr.ops.association import kernels as association
+from spinsr.ops.attention import gather_kernels as rows
+from spinsr.ops.attention import kernels as attention
+from spinsr.ops.common import backend
+from spinsr.ops.common import triton_launch as launch
+from spinsr.ops.pooling import kernels as pooling
 
 from ..networks import SMALL
 
@@ -34,7 +41,8 @@ def pool_by(case, num_heads=1, dtype=torch.float64):
     """backend -> pool as a function of x, with an association made from features in `dtype`."""
     x = features(case, 3, dtype)
     sparse, dense = associate(x, case.cell, backend='torch'), associate(x.double(), case.cell, backend='reference')
-    return lambda backend: lambda x: pool(x, dense if backend == 'reference' else sparse, backend)
+    associations = {'triton': sparse, 'reference': dense}
+    return lambda backend: lambda x: pool(x, associations[backend], backend=backend)
 
 
 def intra_by(case, num_heads=1, dtype=torch.float64):
@@ -42,14 +50,16 @@ def intra_by(case, num_heads=1, dtype=torch.float64):
     indices = top_n(associate(features(case, 3), case.cell, backend='torch'))
 
     def attend(backend):
-        return lambda *qkv: intra_superpixel_attention(*(x.flatten(1, 2) for x in qkv), indices, num_heads, backend)
+        return lambda *qkv: intra_superpixel_attention(
+            *(x.flatten(1, 2) for x in qkv), indices, num_heads, backend=backend
+        )
 
     return attend
 
 
 def window_by(case, num_heads=1, dtype=torch.float64):
     """backend -> window attention as a function of q, k, v (B, H, W, channels)."""
-    return lambda backend: lambda *qkv: window_attention(*qkv, case.cell, 1, num_heads, backend)
+    return lambda backend: lambda *qkv: window_attention(*qkv, case.cell, 1, num_heads, backend=backend)
 
 
 def inputs_of(op, case, dtype=torch.float64, widths=(4, 6)):
@@ -77,7 +87,7 @@ def test_kernels_are_compiled_on_a_gpu_and_else_interpreted():
     ('target', 'value', 'message'),
     [
         ('triton.__version__', '3.4.0', 'needs triton 3.5 .+ got 3.4.0'),
-        ('spinsr.ops.kernels.launch.INTERPRETED', not launch.INTERPRETED, 'was changed after'),
+        ('spinsr.ops.common.triton_launch.INTERPRETED', not launch.INTERPRETED, 'was changed after'),
     ],
     ids=['old_triton', 'late_variable'],
 )
@@ -97,7 +107,7 @@ def test_association_equals_reference(case, assert_close):
 @pytest.mark.parametrize('num_iter', [1, 2])
 def test_association_equals_reference_after_other_rounds(num_iter, one_case, assert_close):
     x = features(one_case('non_contiguous'), 5) + 3
-    sparse, dense = (associate(x, 4, num_iter, backend) for backend in BACKENDS)
+    sparse, dense = (associate(x, 4, num_iter, backend=backend) for backend in BACKENDS)
     assert_close(sparse.dense(), dense.dense())
     assert_close(sparse.dense_log_odds(), dense.dense_log_odds())
 
@@ -108,7 +118,8 @@ def test_association_is_stored_as_by_torch(name, one_case, assert_close):
     x = features(case, 5)
     kernel, torch_ = (associate(x, case.cell, backend=backend) for backend in ('triton', 'torch'))
     assert_close(kernel.weights, torch_.weights)
-    assert_close(kernel.log_odds, torch_.log_odds)
+    in_padding = kernel.grid.marked_pixels()[:, None] < 0
+    assert_close(*(a.log_odds.masked_fill(in_padding, 0.0) for a in (kernel, torch_)))
 
 
 def test_association_with_positions_equals_reference(one_case, assert_close):
@@ -117,25 +128,13 @@ def test_association_with_positions_equals_reference(one_case, assert_close):
     assert_close(sparse.dense(), dense.dense())
 
 
-@pytest.mark.parametrize('association', ['softmax', 'exponential'])
-def test_differentiable_association_has_its_gradient(association, one_case, forward_backward, assert_close):
-    case = one_case('side_below_cell')
-    x = features(case, 5)
-
-    def pooled(backend):
-        switches = {'association': association, 'differentiable': True}
-        return lambda x: pool(x, associate(x, case.cell, backend=backend, **switches), backend)
-
-    assert_close(*(forward_backward(pooled(backend), x) for backend in BACKENDS))
-
-
 def test_attention_where_only_ignored_pixels_keep_their_values(one_case, forward_backward, assert_close):
     case = one_case('non_divisible_batch')
     indices = top_n(associate(features(case, 3), case.cell, backend='torch'), 3)
     inputs = [features(case, channels).flatten(1, 2) for channels in (4, 4, 6)]
 
     def attend(backend):
-        return lambda q, k, v: intra_superpixel_attention(q, k, v, indices, 2, backend, own_values='ignored')
+        return lambda q, k, v: intra_superpixel_attention(q, k, v, indices, 2, backend=backend, own_values='ignored')
 
     assert_close(*(forward_backward(attend(backend), *inputs) for backend in BACKENDS))
 
@@ -236,9 +235,9 @@ def test_pool_of_half_types_averages_in_the_type_of_the_association(dtype, one_c
     case = one_case('side_below_cell')
     association, x = associate(features(case, 3, dtype), case.cell, backend='torch'), features(case, 5, dtype)
     with torch.autocast(DEVICE.type, dtype):
-        pooled = pool(x.requires_grad_(), association, 'triton')
+        pooled = pool(x.requires_grad_(), association, backend='triton')
     assert pooled.dtype == torch.float32
-    assert torch.equal(pooled, pool(x.float(), association, 'triton'))
+    assert torch.equal(pooled, pool(x.float(), association, backend='triton'))
     assert torch.autograd.grad(pooled.sum(), x)[0].dtype == dtype
 
 
@@ -293,50 +292,76 @@ def test_channels_that_heads_do_not_divide_are_refused(op, one_case):
         op(case, num_heads=3)('triton')(*inputs_of(op, case))
 
 
-def test_cross_attention_is_that_of_torch():
+def test_network_variable_lets_an_op_without_kernels_run_as_torch(monkeypatch, caplog):
     inputs = [torch.randn(1, n, 8, device=DEVICE) for n in (60, 60, 60, 6)]
-    assert torch.equal(*(superpixel_cross_attention(*inputs, backend=backend) for backend in ('triton', 'torch')))
+    expected = superpixel_cross_attention(*inputs, backend='torch')
+    backend._log.cache_clear()
+    monkeypatch.setenv('SPINSR_OPS_BACKEND', 'triton')
+    with caplog.at_level(logging.INFO, logger='spinsr.ops'):
+        found = [superpixel_cross_attention(*inputs) for _ in range(2)]
+    assert all(torch.equal(x, expected) for x in found)
+    assert [record.levelno for record in caplog.records] == [logging.INFO]
+    assert 'superpixel_cross_attention has no Triton kernels' in caplog.text
 
 
-@pytest.mark.parametrize('reach', [None, 0, 2], ids=['all', 'patch', '5x5'])
-def test_other_reaches_than_the_3x3_cells_are_torchs(reach, one_case):
-    x = features(one_case('non_divisible_batch'), 3)
-    found = {backend: associate(x, 4, backend=backend, reach=reach) for backend in ('triton', 'torch')}
-    assert torch.equal(*(association.dense() for association in found.values()))
-    assert torch.equal(*(pool(x, association, backend) for backend, association in found.items()))
+SPARSE = {'reach': 2}, {'reach': 0}, {'reach': None}, {'kind': 'exponential'}, {'differentiable': True}
+
+
+@pytest.mark.parametrize('options', SPARSE, ids=['5x5', 'patch', 'all', 'exponential', 'differentiable'])
+def test_association_without_a_kernel_is_refused(options, one_case):
+    x = features(one_case('one_cell'), 3).requires_grad_()
+    with pytest.raises(RuntimeError, match="'triton' cannot run: associate has .+ reach 1 only, got kind="):
+        associate(x, 4, backend='triton', **options)
+    association = associate(x, 4, backend='torch', **options)
+    if options != {'kind': 'exponential'}:
+        with pytest.raises(RuntimeError, match="'triton' cannot run: .*kernels"):
+            pool(x, association, backend='triton')
+
+
+def test_pooling_of_a_dense_association_is_refused(one_case):
+    x = features(one_case('one_cell'), 3)
+    with pytest.raises(RuntimeError, match='got a DenseAssociation'):
+        pool(x, associate(x, 4, backend='reference'), backend='triton')
+
+
+@OPS
+def test_forward_mode_derivative_is_refused(op, one_case):
+    case = one_case('one_cell')
+    function, inputs = op(case)('triton'), inputs_of(op, case)
+    with pytest.raises(NotImplementedError, match='forward-mode'):
+        torch.func.jvp(function, tuple(inputs), tuple(torch.ones_like(x) for x in inputs))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match='forward-mode'):
+        function(*inputs[:-1], forward_ad.make_dual(inputs[-1], torch.ones_like(inputs[-1])))
 
 
 def op_arguments(name, case, dtype=torch.float32):
     """A custom op and arguments for it."""
     sparse = associate(features(case, 3, dtype), case.cell, backend='torch')
     grid, x = sparse.grid, features(case, 5, dtype).flatten(1, 2).contiguous()
-    maps = (grid.neighbors, grid.is_neighbor, grid.incoming, grid.pixels, grid.is_pixel)
-    groups = top_n(sparse)[0]
-    row_map = rows.RowMap.build(groups, grid.num_pixels)
+    pixels = grid.marked_pixels()
+    row_map = rows.RowMap.build(top_n(sparse)[0], grid.num_pixels)
     to_rows = (row_map.rows, row_map.places, row_map.starts)
-    q, k, v = (torch.randn(2, grid.num_pixels, c, dtype=dtype, device=DEVICE) for c in (4, 4, 3))
-    mean, centroids = x.mean(1), torch.randn(case.batch, grid.num_cells, 5, dtype=dtype, device=DEVICE)
+    q, k, v = (torch.randn(grid.num_pixels, c, dtype=dtype, device=DEVICE) for c in (8, 8, 6))
     if name == 'associate':
-        return association.associate_rounds, (x, mean, centroids, *maps, 2)
+        centroids = torch.randn(case.batch, grid.num_cells, 5, dtype=dtype, device=DEVICE)
+        neighbors = grid.neighbors.masked_fill(~grid.is_neighbor, -1)
+        return association.associate_rounds, (x, x.mean(1), centroids, neighbors, grid.incoming, pixels, 2)
     if name == 'pool':
-        return pooling.pool_mean, (x.requires_grad_(), sparse.weights, *maps)
+        return pooling.cell_sums, (x.requires_grad_(), sparse.weights, pixels)
     if name == 'pool_backward':
-        pooled, mass = pooling.pool_mean(x, sparse.weights, *maps)
-        neighbors, _, _, *pixels = maps
-        arguments = (pooled, mass, sparse.weights, neighbors, *pixels, grid.num_pixels, torch.bfloat16)
-        return pooling.pool_mean_backward, arguments
+        sums = pooling.cell_sums(x, sparse.weights, pixels)
+        return pooling.cell_sums_backward, (sums, sparse.weights, pixels, grid.num_pixels, torch.bfloat16)
     if name == 'attend_rows':
-        return attention.attend_rows, (*(x.requires_grad_() for x in (q, k, v)), *to_rows)
-    out, lse = attention.attend_rows(q, k, v, *to_rows)
+        return attention.attend_rows, (*(x.requires_grad_() for x in (q, k, v)), *to_rows, 2)
+    out, lse = attention.attend_rows(q, k, v, *to_rows, 2)
     if name == 'attend_rows_backward':
         return attention.attend_rows_backward, (out, q, k, v, out.clone(), lse, *to_rows)
-    assert name == 'mean_rows'
-    own = torch.randn(grid.num_pixels, 6, dtype=dtype, device=DEVICE)
-    return rows.mean_rows, (out.requires_grad_(), own.requires_grad_(), *to_rows)
+    assert name == 'add_rows'
+    return rows.add_rows, (out.requires_grad_(), *to_rows)
 
 
 @pytest.mark.parametrize(
-    'name', ['associate', 'pool', 'pool_backward', 'attend_rows', 'attend_rows_backward', 'mean_rows']
+    'name', ['associate', 'pool', 'pool_backward', 'attend_rows', 'attend_rows_backward', 'add_rows']
 )
 def test_custom_op_is_registered_as_torch_wants_it(name, one_case):
     op, arguments = op_arguments(name, one_case('one_row'))
@@ -347,7 +372,7 @@ def test_custom_op_is_registered_as_torch_wants_it(name, one_case):
 def test_second_derivative_is_refused(one_case):
     x = features(one_case('one_row'), 5).requires_grad_()
     association = associate(x, 4, backend='torch')
-    (grad,) = torch.autograd.grad(pool(x, association, 'triton').square().sum(), x, create_graph=True)
+    (grad,) = torch.autograd.grad(pool(x, association, backend='triton').square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError):
         grad.sum().backward()
 
@@ -366,7 +391,7 @@ class OpNames(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     ('op', 'expected'),
-    [(pool_by, {'pool'}), (intra_by, {'attend_rows', 'mean_rows'}), (window_by, {'attend_rows', 'mean_rows'})],
+    [(pool_by, {'pool'}), (intra_by, {'attend_rows', 'add_rows'}), (window_by, {'attend_rows', 'add_rows'})],
     ids=['pool', 'intra', 'window'],
 )
 def test_runs_the_kernels_when_asked(op, expected, one_case):
@@ -385,7 +410,7 @@ def test_environment_brings_the_kernels_into_the_modules(monkeypatch):
     monkeypatch.setenv('SPINSR_OPS_BACKEND', 'triton')
     with OpNames() as ops:
         block(x).sum().backward()
-    ours = {'associate', 'pool', 'pool_backward', 'attend_rows', 'attend_rows_backward', 'mean_rows'}
+    ours = {'associate', 'pool', 'pool_backward', 'attend_rows', 'attend_rows_backward', 'add_rows'}
     assert {name for name in ops.names if name.startswith('spinsr::')} == {f'spinsr::{name}' for name in ours}
 
 
@@ -427,10 +452,10 @@ def test_network_equals_reference(autocast, monkeypatch, forward_backward, asser
 def test_stores_nothing_of_pixels_times_superpixels():
     x = torch.randn(1, 24, 24, 8, device=DEVICE, requires_grad=True)
     with torch.profiler.profile(profile_memory=True) as profile:  # sees what is made inside custom ops too
-        association = associate(x, 3, 2, 'triton')
-        pool(x, association, 'triton').square().sum().backward()
+        association = associate(x, 3, 2, backend='triton')
+        pool(x, association, backend='triton').square().sum().backward()
         tokens = x.flatten(1, 2)
-        out = intra_superpixel_attention(tokens, tokens, tokens, top_n(association), 1, 'triton')
+        out = intra_superpixel_attention(tokens, tokens, tokens, top_n(association), 1, backend='triton')
         out.square().sum().backward()
         window_attention(x, x, x, 12, 1, backend='triton').square().sum().backward()
     events = profile.events()
@@ -445,7 +470,7 @@ def test_kernels_compile_for_a_gpu_without_tf32_and_atomics(tmp_path):
     command = [sys.executable, '-W', 'ignore', Path(__file__).with_name('compile_kernels.py')]
     process = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert process.returncode == 0, process.stderr
-    assert [line.split(': ')[1] for line in process.stdout.splitlines()] == ['True []'] * 9
+    assert [line.split(': ')[1] for line in process.stdout.splitlines()] == ['True []'] * 7
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spinsr.ops import window_attention
-from spinsr.ops.windows import window_starts
+from spinsr.ops.attention.windows import window_starts
 
 BACKENDS = pytest.mark.parametrize('backend', ['reference', 'torch'])
 HEADS = pytest.mark.parametrize('num_heads', [1, 2], ids=['one_head', 'two_heads'])
@@ -15,7 +15,7 @@ def inputs_of(case, dtype=torch.float64):
 
 
 def attend(backend, window, overlap=2, num_heads=1):
-    return lambda q, k, v: window_attention(q, k, v, window, overlap, num_heads, backend)
+    return lambda q, k, v: window_attention(q, k, v, window, overlap, num_heads, backend=backend)
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_no_option_file_is_no_protocol(tmp_path, options):
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        ('a: [', 'not YAML'),
+        ('a: [', 'not valid YAML'),
         ({'val': [1]}, r'val must be a mapping, got \[1\]'),
         ({'val': {'metrics': 'psnr'}}, "metrics must be a mapping, got 'psnr'"),
     ],
@@ -166,4 +166,4 @@ def test_axis_has_some_lines_with_different_numbers(scale):
 def test_names_are_escaped():
     _, _, drawing = chart(series('metrics/<b>&"/psnr', [1.0]), {})
     assert '<b>' not in drawing
-    assert '&lt;b&gt;&amp;&quot;' in drawing
+    assert 'PSNR on &lt;b&gt;&amp;&#34;' in drawing

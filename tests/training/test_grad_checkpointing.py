@@ -65,7 +65,7 @@ def test_the_blocks_keep_nothing_but_their_input(arch):
     x = torch.rand(2, 3, 9, 14)
     expected = saved_bytes(net, x)
     recompute_blocks(net)
-    assert saved_bytes(net, x) < expected / 2
+    assert saved_bytes(net, x) < 0.55 * expected  # the rest of the network keeps what it did
 
 
 def saved_bytes(net, x):

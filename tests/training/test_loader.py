@@ -117,7 +117,7 @@ def test_every_validation_set_gets_a_loader(build):
 
 
 def test_an_empty_set_is_an_error(build):
-    with pytest.raises(OptionError, match='datasets:train: there is no image in hr'):
+    with pytest.raises(OptionError, match='datasets:train: no image found in hr'):
         build(0, dataroot_gt='hr')
 
 

@@ -1,6 +1,8 @@
 """Option files: found, read, forced, listed and copied."""
 
 import argparse
+import itertools
+import time
 
 import pytest
 
@@ -53,17 +55,60 @@ def test_an_unknown_name_names_the_nearest(name):
 @pytest.mark.parametrize(
     ('text', 'line'),
     [
-        pytest.param('- a\n- b\n', 'is a YAML mapping', id='list'),
+        pytest.param('- a\n- b\n', ' must be a YAML mapping', id='list'),
         pytest.param('', 'got NoneType', id='empty'),
-        pytest.param('a: 1\nb: [1\nc: 2\n', 'line 3: not YAML', id='syntax'),
-        pytest.param('a: !!python/object/apply:os.getcwd []\n', 'not YAML', id='code'),
+        pytest.param('a: 1\nb: [1\nc: 2\n', ', line 3: not valid YAML', id='syntax'),
+        pytest.param('a: !!python/object/apply:os.getcwd []\n', 'not valid YAML', id='code'),
+        pytest.param('a: 1\nb: 2\na: 3\n', ", line 3: duplicate key 'a' (first at line 1)", id='duplicate'),
+        pytest.param('a:\n  b: 1\n  "b": 2\n', ", line 3: duplicate key 'b' (first at line 2)", id='duplicate-below'),
+        pytest.param('a: 1\n2: 3\n', ', line 2: a key must be text, got 2', id='number-as-key'),
+        pytest.param('a: {on: 3}\n', ', line 1: a key must be text, got True', id='flag-as-key'),
+        pytest.param('a: {[1]: 3}\n', ', line 1: a key must be text, got [1]', id='list-as-key'),
+        pytest.param('a: 1\nb: ' + '9' * 5000, ', line 2: not a valid int: ', id='endless-number'),
+        pytest.param('a: 0x' + 'f' * 5000, ', line 1: a number of more than 18 digits', id='endless-hexadecimal'),
+        pytest.param('a: 2020-99-99', ", line 1: not a valid timestamp: '2020-99-99'", id='no-date'),
+        pytest.param('a: !!bool x', ", line 1: not a valid bool: 'x'", id='no-flag'),
+        pytest.param("a: !!int ''", ", line 1: not a valid int: ''", id='no-number'),
+        pytest.param('a: ' + '[' * 1500 + ']' * 1500, ', line 1: nested more than 50 levels deep', id='deep-list'),
+        pytest.param(''.join(f'{" " * n}a:\n' for n in range(200)), ', line 51: nested more than', id='deep-section'),
+        pytest.param('a: &a [*a]', ', line 1: the value of an anchor contains itself', id='endless-alias'),
+        pytest.param(f'a: {"x" * 2**20}', ' is larger than 1024 KB', id='large'),
+        pytest.param('a: \0', ': not valid YAML: ', id='zero-byte'),
     ],
 )
-def test_what_is_no_option_file(tmp_path, text, line):
+def test_what_is_not_an_option_file_is_one_line(tmp_path, text, line):
     path = tmp_path / 'x.yml'
     path.write_text(text)
-    with pytest.raises(OptionError, match=line):
+    with pytest.raises(OptionError) as caught:
         option_files.read(path)
+    message = str(caught.value)
+    assert message.startswith(f'option file {path}') and line in message
+    assert '\n' not in message and len(message) < 300 + len(str(path))
+
+
+@pytest.mark.parametrize('link', ['[{}]', '{{<<: [{}]}}'], ids=['lists', 'merged'])
+def test_aliases_that_multiply_are_refused_before_they_do(tmp_path, link):
+    names = 'abcdefghij'
+    lines = [f'{one}: &{one} {link.format(", ".join([f"*{last}"] * 9))}' for last, one in itertools.pairwise(names)]
+    path = tmp_path / 'x.yml'
+    path.write_text('\n'.join(['a: &a {x: 1}', *lines]))
+    begin = time.process_time()
+    with pytest.raises(OptionError, match='more than 100000 values'):
+        option_files.read(path)
+    assert time.process_time() - begin < 5
+
+
+def test_aliases_and_merges_are_read(tmp_path):
+    path = tmp_path / 'x.yml'
+    path.write_text('a: &a {x: 1, y: 2}\np: {q: &b {<<: *a, x: 3}}\nc: {<<: *b, x: 4}\nd: [*a, *a]\n')
+    a = {'x': 1, 'y': 2}
+    assert option_files.read(path) == {'a': a, 'p': {'q': {'x': 3, 'y': 2}}, 'c': {'x': 4, 'y': 2}, 'd': [a, a]}
+
+
+def test_byte_order_mark_is_skipped(tmp_path):
+    path = tmp_path / 'x.yml'
+    path.write_bytes(b'\xef\xbb\xbfname: a')
+    assert option_files.read(path) == {'name': 'a'}
 
 
 @pytest.mark.parametrize(
@@ -103,7 +148,9 @@ def test_forced_text_may_hold_an_equals_sign():
         pytest.param('train:l=1', "no key 'train:l'; did you mean 'train:lr'", id='leaf'),
         pytest.param('trian:lr=1', "did you mean 'train:lr'", id='section'),
         pytest.param('train:lr:x=1', "no key 'train:lr:x'", id='below-a-value'),
-        pytest.param('train:lr', 'takes section:key=value', id='no-value'),
+        pytest.param('train:lr', 'must be section:key=value', id='no-value'),
+        pytest.param(f'train:lr={"9" * 5000}', 'a number of more than 18 digits', id='endless-number'),
+        pytest.param(f'train:lr={"[" * 1500}{"]" * 1500}', 'nested more than 50 levels', id='deep-list'),
     ],
 )
 def test_forced_key_must_exist(entry, line):

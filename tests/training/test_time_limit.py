@@ -20,8 +20,8 @@ from spinsr import train
 from spinsr.models.spinsr_model import SpinsrModel
 from spinsr.training import distributed, sampling, time_limit
 
-from ..test_exact_resume import LONG, assert_identical, files, final
 from ..tiny_project import TRAIN, changed, write_images, write_options
+from .test_exact_resume import LONG, assert_identical, files, final
 
 
 @pytest.mark.parametrize(
@@ -235,6 +235,7 @@ IMAGE, CHECKPOINT = (SpinsrModel, 'test'), (SpinsrModel, 'save')
         pytest.param(ITERATION, 6, [3, 6], id='before-a-checkpoint'),
         pytest.param(ITERATION, 8, [3, 6, 8], id='in-the-middle'),
         pytest.param(CHECKPOINT, 2, [3, 6], id='in-a-checkpoint'),
+        pytest.param(SAMPLE, 14, [3, 4], id='while-an-epoch-begins'),
         pytest.param(SAMPLE, 17, [3, 5], id='while-data-is-loaded'),
         pytest.param(IMAGE, 7, [3, 6], id='in-a-validation'),
     ],
@@ -376,7 +377,7 @@ def test_second_signal_ends_at_once(project, whole, monkeypatch, capfd):
 
 def test_ctrl_c_is_one_line(project, monkeypatch, capfd):
     at(monkeypatch, *ITERATION, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
-    assert train.main(['-opt', options(project, 'broken', {})]) == 1
+    assert train.main(['-opt', options(project, 'broken', {})]) == 130
     assert capfd.readouterr().err.splitlines()[-1] == 'spinsr.train: interrupted'
 
 

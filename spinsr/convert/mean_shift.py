@@ -1,0 +1,82 @@
+"""The layers with which authors subtract and add the mean of the images: folded into a buffer and two convolutions.
+
+With S, s the weight and bias of `sub_mean` and A, a those of `add_mean`,
+
+    mean = -S^-1 s      conv_first.weight = head.weight S      conv_last = A tail + a - mean
+
+which is exact. On the way back S and A are the identity. `fold` and `unfold` are hooks of an `ArchFormat` whose table
+has the rows of `ROWS`, and whose network has `conv_first`, `conv_last` and the buffer `mean`.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+ROWS = (('sub_mean.{end}', None), ('add_mean.{end}', None), (None, 'mean'))
+# What many networks subtract unless told otherwise.
+DIV2K_MEAN = 255.0 * torch.tensor((0.4488, 0.4371, 0.4040), dtype=torch.float32)
+
+
+def fold(ours: dict[str, Tensor], official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict, from the renamed tensors and the authors' state dict. Where layers drifted: float64.
+
+    Raises:
+        ValueError: A layer is missing, or `sub_mean` is singular.
+    """
+    sub, sub_bias, add, add_bias = (
+        take(official, f'{name}_mean.{end}') for name in ('sub', 'add') for end in ('weight', 'bias')
+    )
+    identity = torch.eye(len(sub_bias), dtype=sub.dtype, device=sub.device).view_as(sub)
+    if torch.equal(sub, identity) and torch.equal(add, identity) and torch.equal(add_bias, -sub_bias):
+        return ours | {'mean': -sub_bias.view(1, -1, 1, 1)}
+    sub, sub_bias, add, add_bias = (value.double() for value in (sub.flatten(1), sub_bias, add.flatten(1), add_bias))
+    try:
+        mean = -torch.linalg.solve(sub, sub_bias)
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(f'sub_mean.weight must be invertible to be folded, got {sub.tolist()}') from error
+    first, last, last_bias = (
+        take(ours, name).double() for name in ('conv_first.weight', 'conv_last.weight', 'conv_last.bias')
+    )
+    return ours | {
+        'mean': mean.view(1, -1, 1, 1),
+        'conv_first.weight': torch.einsum('oihw,ij->ojhw', first, sub),
+        # A pixel shuffle that follows finds the pixels of a channel side by side.
+        'conv_last.weight': torch.einsum('po,okihw->pkihw', add, last.unflatten(0, (len(mean), -1))).flatten(0, 1),
+        'conv_last.bias': (add @ last_bias.view(len(mean), -1) + (add_bias - mean)[:, None]).flatten(),
+    }
+
+
+def unfold(official: dict[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' state dict, from the renamed tensors and ours.
+
+    Raises:
+        ValueError: `mean` is missing.
+    """
+    mean = take(ours, 'mean')
+    identity = torch.eye(mean.numel(), dtype=mean.dtype, device=mean.device)[..., None, None]
+    for name, bias in (('sub_mean', -mean.flatten()), ('add_mean', mean.flatten())):
+        official = official | {f'{name}.weight': identity, f'{name}.bias': bias}
+    return official
+
+
+def unfold_div2k(official: dict[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As `unfold`, with the mean of DIV2K in a range of 0..255 where ours has none, as BasicSR's files."""
+    return unfold(official, {'mean': DIV2K_MEAN.to(next(iter(ours.values()))), **ours})
+
+
+def has_drifted(official: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> bool:
+    """Whether `fold` had to compute tensors."""
+    bias = ours.get('conv_last.bias')
+    return 'sub_mean.bias' in official and not any(bias is value for value in official.values())
+
+
+def take(state_dict: Mapping[str, Tensor], name: str) -> Tensor:
+    """A tensor that must be there.
+
+    Raises:
+        ValueError: It is missing.
+    """
+    if name not in state_dict:
+        raise ValueError(f'the state dict lacks {name}')
+    return state_dict[name]

@@ -1,0 +1,190 @@
+"""Attention between pixels and superpixels (SPCA), inside superpixels (ISPA) and in overlapping windows."""
+
+import torch
+from torch import Tensor
+
+from spinsr.ops.attention import chunked, reference
+from spinsr.ops.attention.heads import check_heads
+from spinsr.ops.attention.windows import batch_rows, windows_of
+from spinsr.ops.common.backend import check_floating, check_no_tangents, dense_or_torch, resolve_backend
+from spinsr.ops.common.cache import specialize_int
+
+OWN_VALUES = ('all', 'ignored')
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, backend: str | None = None) -> Tensor:
+    """softmax(scale q k^T) v.
+
+    The `torch` backend is torch's fused attention; on the CPU without gradients it runs in chunks, because torch has no
+    fused kernel for every width.
+
+    Args:
+        q: (B, heads, L, D).
+        k: (B, heads, S, D).
+        v: (B, heads, S, E).
+        scale: Factor of the logits; None means 1 / sqrt(D).
+        backend: See `spinsr.ops.common.backend`.
+
+    Returns:
+        (B, heads, L, E).
+
+    Example:
+        >>> attention(torch.rand(1, 2, 9, 4), torch.rand(1, 2, 5, 4), torch.rand(1, 2, 5, 6)).shape
+        torch.Size([1, 2, 9, 6])
+    """
+    check_floating(q=q, k=k, v=v)
+    backend = dense_or_torch('attention', backend, q.device)
+    run = reference.attention_reference if backend == 'reference' else chunked.attention
+    return run(q, k, v, scale)
+
+
+def superpixel_cross_attention(
+    q: Tensor, k: Tensor, v: Tensor, tokens: Tensor, num_heads: int = 1, *, backend: str | None = None
+) -> Tensor:
+    """Lets every pixel gather from all superpixels what they gathered from all pixels (SPCA of SPIN).
+
+        s_out = softmax over pixels (tokens k^T / sqrt(D)) v        (K x C)
+        out   = softmax over superpixels (q tokens^T / sqrt(D)) s_out   (N x C)
+
+    The `torch` backend stores no N x K matrix, forward or backward, on the CPU and where torch has a fused kernel for
+    the device and type.
+
+    Args:
+        q: Queries of the pixels (B, N, num_heads * D).
+        k: Keys of the pixels, of the same shape.
+        v: Values of the pixels (B, N, C), C divisible by num_heads.
+        tokens: Projected superpixel tokens (B, K, num_heads * D).
+        num_heads: Number of heads.
+        backend: See `spinsr.ops.common.backend`.
+
+    Returns:
+        (B, N, C).
+
+    Example:
+        >>> q, k, v, tokens = torch.rand(1, 60, 8), torch.rand(1, 60, 8), torch.rand(1, 60, 12), torch.rand(1, 6, 8)
+        >>> superpixel_cross_attention(q, k, v, tokens).shape
+        torch.Size([1, 60, 12])
+    """
+    check_heads(num_heads, q, k, v, tokens)
+    check_floating(q=q, k=k, v=v, tokens=tokens)
+    backend = dense_or_torch('superpixel_cross_attention', backend, q.device)
+    run = reference.superpixel_cross_attention if backend == 'reference' else chunked.cross_attention
+    return run(q, k, v, tokens, num_heads)
+
+
+def intra_superpixel_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    num_heads: int = 1,
+    *,
+    own_values: str = 'all',
+    backend: str | None = None,
+) -> Tensor:
+    """Attention among the selected pixels of each superpixel, merged by a mean (ISPA of SPIN).
+
+        a_k   = softmax(q_k k_k^T / sqrt(D)) v_k    for the T pixels of superpixel k
+        out_n = (v_n + sum of the a_k that hold n) / (1 + number of superpixels that hold n)
+
+    That is the authors' code. With `own_values='ignored'`, as the paper says, only the pixels that no superpixel holds
+    have their own value:
+
+        out_n = sum of the a_k that hold n / number of superpixels that hold n, or v_n if no superpixel holds n
+
+    Args:
+        q: Queries (B, N, num_heads * D).
+        k: Keys, of the same shape.
+        v: (B, N, C), C divisible by num_heads.
+        indices: (B, K, T) int64, the pixels of each superpixel, each at most once; from `top_n`.
+        num_heads: Number of heads.
+        own_values: Whose own values enter the mean, one of `OWN_VALUES`.
+        backend: See `spinsr.ops.common.backend`.
+
+    Returns:
+        (B, N, C).
+
+    Raises:
+        ValueError: `own_values` is not one of these, or channels are not divisible by `num_heads`.
+
+    Example:
+        >>> q, k, v = torch.rand(1, 60, 8), torch.rand(1, 60, 8), torch.rand(1, 60, 12)
+        >>> intra_superpixel_attention(q, k, v, torch.arange(60).view(1, 6, 10)).shape
+        torch.Size([1, 60, 12])
+    """
+    check_own_values(own_values)
+    check_heads(num_heads, q, k, v)
+    check_floating(q=q, k=k, v=v)
+    backend = resolve_backend(backend, v.device)
+    if backend == 'reference':
+        return reference.intra_superpixel_attention(q, k, v, indices, num_heads, own_values)
+    b, n, c = v.shape
+    rows = batch_rows(indices, n, b)  # (B K, T) rows of (B N, C)
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    if backend == 'triton':
+        from spinsr.ops.attention.kernels import intra_superpixel_attention as attend
+
+        check_no_tangents(q, k, v)
+        return attend(q, k, v, rows, num_heads, own_values).view(b, n, c)
+    total = chunked.add_attended_rows(q, k, v, rows, num_heads, start=own_values == 'all')
+    rows = rows.flatten()
+    count = v.new_full((b * n, 1), own_values == 'all')
+    count = count.index_add_(0, rows, count.new_ones(1, 1).expand(len(rows), 1))
+    if own_values == 'ignored':
+        return torch.where(count > 0, total / count.clamp(min=1), v).view(b, n, c)
+    return (total / count).view(b, n, c)
+
+
+def check_own_values(own_values: str) -> None:
+    """Raises ValueError if `own_values` is not one of `OWN_VALUES`."""
+    if own_values not in OWN_VALUES:
+        raise ValueError(f'own_values must be one of {", ".join(OWN_VALUES)}, got {own_values=}')
+
+
+def window_attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int, overlap: int = 2, num_heads: int = 1, *, backend: str | None = None
+) -> Tensor:
+    """Attention inside square windows that overlap; where windows overlap, the mean of their results.
+
+    Windows start every `window - overlap` pixels; the last one of a side is pushed back inside. On a side shorter than
+    the window there is one window of that length.
+
+    Args:
+        q: Queries (B, H, W, num_heads * D).
+        k: Keys, of the same shape.
+        v: (B, H, W, C), C divisible by num_heads.
+        window: Side of a window in pixels, >= 1.
+        overlap: Pixels that neighbouring windows share, >= 0; windows move by at least one pixel.
+        num_heads: Number of heads.
+        backend: See `spinsr.ops.common.backend`.
+
+    Returns:
+        (B, H, W, C).
+
+    Raises:
+        ValueError: A size is out of its range, sizes disagree, or channels are not divisible by num_heads.
+
+    Example:
+        >>> q, k, v = torch.rand(1, 9, 14, 8), torch.rand(1, 9, 14, 8), torch.rand(1, 9, 14, 12)
+        >>> window_attention(q, k, v, window=6).shape
+        torch.Size([1, 9, 14, 12])
+    """
+    if window < 1 or overlap < 0:
+        raise ValueError(f'window must be at least 1 and overlap at least 0, got {window=}, {overlap=}')
+    if not q.shape[:3] == k.shape[:3] == v.shape[:3]:
+        raise ValueError(f'q, k and v must agree in (B, H, W), got {q.shape[:3]}, {k.shape[:3]}, {v.shape[:3]}')
+    check_heads(num_heads, q, k, v)
+    check_floating(q=q, k=k, v=v)
+    backend = resolve_backend(backend, v.device)
+    if backend == 'reference':
+        return reference.window_attention(q, k, v, window, overlap, num_heads)
+    if backend == 'triton':
+        from spinsr.ops.attention.kernels import window_attention as attend
+
+        check_no_tangents(q, k, v)
+        return attend(q, k, v, window, overlap, num_heads)
+    b, h, w, _ = v.shape
+    windows = windows_of(specialize_int(h), specialize_int(w), window, overlap, v.device)
+    rows = batch_rows(windows.rows, h * w, b)
+    total = chunked.add_attended_rows(*(x.flatten(0, 2) for x in (q, k, v)), rows, num_heads, start=False)
+    return total.unflatten(0, (b, h * w)).div(windows.count.to(v.dtype)).view(v.shape)

@@ -1,0 +1,260 @@
+"""Kernels of the attention within groups of rows: superpixels (ISPA) and overlapping windows alike.
+
+Rows are gathered inside the kernels. Keys are streamed past a block of queries with a running maximum and sum, so that
+no T x T matrix is stored; forward keeps the log-sum-exp (G * T, heads), from which backward computes the weights again.
+Backward writes what each place of a group adds to the gradients of q, k and v, O(G T (D + C)), and `sum_of_rows` brings
+it together.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spinsr.ops.attention.gather_kernels import RowMap, add_rows, sum_of_rows, window_map
+from spinsr.ops.common.cache import specialize_int
+from spinsr.ops.common.triton_launch import (
+    NUM_WARPS,
+    at_a_time,
+    block_of,
+    compute_type,
+    kernel_type,
+    load_rows,
+    on_device_of,
+    rows_of,
+    store_rows,
+)
+
+BLOCK_T = at_a_time(32)  # queries, and keys
+
+
+@triton.jit
+def attend_rows_fwd_kernel(
+    p_q,
+    p_k,
+    p_v,
+    p_rows,
+    p_out,
+    p_lse,
+    T,
+    s_q,
+    s_k,
+    s_v,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    E: tl.constexpr,
+    SCALE: tl.constexpr,
+    TYPE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    """out = softmax(q k^T / sqrt(D)) v for a block of queries of one group and head."""
+    b_blocks = (T + BLOCK_T - 1) // BLOCK_T
+    b_first = (tl.program_id(0) // b_blocks).to(tl.int64) * T  # place of the group
+    b_head = tl.program_id(1)
+    o_q = tl.program_id(0) % b_blocks * BLOCK_T + tl.arange(0, BLOCK_T)
+    m_q = o_q < T
+    b_q_rows = tl.load(p_rows + b_first + o_q, mask=m_q, other=0)
+    b_q = load_rows(p_q + b_head * D, b_q_rows, m_q, s_q, D, BLOCK_D).to(TYPE) * SCALE
+    b_top = tl.full((BLOCK_T,), float('-inf'), dtype=TYPE)
+    b_sum = tl.full((BLOCK_T,), 0, dtype=TYPE)
+    b_out = tl.full((BLOCK_T, BLOCK_E), 0, dtype=TYPE)
+    for start in range(0, T, BLOCK_T):
+        o_k = start + tl.arange(0, BLOCK_T)
+        m_k = o_k < T
+        b_rows = tl.load(p_rows + b_first + o_k, mask=m_k, other=0)
+        b_k = load_rows(p_k + b_head * D, b_rows, m_k, s_k, D, BLOCK_D).to(TYPE)
+        b_v = load_rows(p_v + b_head * E, b_rows, m_k, s_v, E, BLOCK_E).to(TYPE)
+        b_logits = tl.dot(b_q, tl.trans(b_k), input_precision='ieee', out_dtype=TYPE)
+        b_logits = tl.where(m_k[None, :], b_logits, float('-inf'))
+        b_new_top = tl.maximum(b_top, tl.max(b_logits, 1))
+        b_decay = tl.exp(b_top - b_new_top)
+        b_weights = tl.exp(b_logits - b_new_top[:, None])
+        b_sum = b_sum * b_decay + tl.sum(b_weights, 1)
+        b_out = b_out * b_decay[:, None] + tl.dot(b_weights, b_v, input_precision='ieee', out_dtype=TYPE)
+        b_top = b_new_top
+    o_place = (b_first + o_q) * HEADS + b_head
+    store_rows(p_out, o_place, m_q, E, b_out / b_sum[:, None], E, BLOCK_E)
+    tl.store(p_lse + o_place, b_top + tl.log(b_sum), mask=m_q)
+
+
+@triton.jit
+def attend_rows_bwd_kernel(
+    p_q,
+    p_k,
+    p_v,
+    p_rows,
+    p_lse,
+    p_grad,
+    p_delta,
+    p_grad_q,
+    p_grad_k,
+    p_grad_v,
+    T,
+    s_q,
+    s_k,
+    s_v,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    E: tl.constexpr,
+    SCALE: tl.constexpr,
+    TYPE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    """P the weights, L = P (grad v^T - delta): grad q = L k / sqrt(D), grad k = L^T q / sqrt(D), grad v = P^T grad.
+
+    For one block of places, first as queries against all keys, then as keys against all queries.
+    """
+    b_blocks = (T + BLOCK_T - 1) // BLOCK_T
+    b_first = (tl.program_id(0) // b_blocks).to(tl.int64) * T
+    b_head = tl.program_id(1)
+    o_t = tl.program_id(0) % b_blocks * BLOCK_T + tl.arange(0, BLOCK_T)
+    m_t = o_t < T
+    o_place = (b_first + o_t) * HEADS + b_head
+    b_own = tl.load(p_rows + b_first + o_t, mask=m_t, other=0)
+    b_q = load_rows(p_q + b_head * D, b_own, m_t, s_q, D, BLOCK_D).to(TYPE) * SCALE
+    b_grad = load_rows(p_grad, o_place, m_t, E, E, BLOCK_E).to(TYPE)
+    b_lse = tl.load(p_lse + o_place, mask=m_t, other=0)
+    b_delta = tl.load(p_delta + o_place, mask=m_t, other=0)
+    b_grad_q = tl.full((BLOCK_T, BLOCK_D), 0, dtype=TYPE)
+    for start in range(0, T, BLOCK_T):
+        o_k = start + tl.arange(0, BLOCK_T)
+        m_k = o_k < T
+        b_rows = tl.load(p_rows + b_first + o_k, mask=m_k, other=0)
+        b_k = load_rows(p_k + b_head * D, b_rows, m_k, s_k, D, BLOCK_D).to(TYPE)
+        b_v = load_rows(p_v + b_head * E, b_rows, m_k, s_v, E, BLOCK_E).to(TYPE)
+        b_logits = tl.dot(b_q, tl.trans(b_k), input_precision='ieee', out_dtype=TYPE)
+        b_weights = tl.exp(tl.where(m_k[None, :], b_logits, float('-inf')) - b_lse[:, None])
+        b_grad_weights = tl.dot(b_grad, tl.trans(b_v), input_precision='ieee', out_dtype=TYPE)
+        b_grad_logits = b_weights * (b_grad_weights - b_delta[:, None])
+        b_grad_q += tl.dot(b_grad_logits, b_k, input_precision='ieee', out_dtype=TYPE)
+    store_rows(p_grad_q, o_place, m_t, D, b_grad_q * SCALE, D, BLOCK_D)
+
+    b_k = load_rows(p_k + b_head * D, b_own, m_t, s_k, D, BLOCK_D).to(TYPE)
+    b_v = load_rows(p_v + b_head * E, b_own, m_t, s_v, E, BLOCK_E).to(TYPE)
+    b_grad_k = tl.full((BLOCK_T, BLOCK_D), 0, dtype=TYPE)
+    b_grad_v = tl.full((BLOCK_T, BLOCK_E), 0, dtype=TYPE)
+    for start in range(0, T, BLOCK_T):
+        # A query that does not exist adds nothing, whatever its weights: its gradient and delta are 0.
+        o_q = start + tl.arange(0, BLOCK_T)
+        m_q = o_q < T
+        o_query = (b_first + o_q) * HEADS + b_head
+        b_rows = tl.load(p_rows + b_first + o_q, mask=m_q, other=0)
+        b_q = load_rows(p_q + b_head * D, b_rows, m_q, s_q, D, BLOCK_D).to(TYPE) * SCALE
+        b_grad = load_rows(p_grad, o_query, m_q, E, E, BLOCK_E).to(TYPE)
+        b_lse = tl.load(p_lse + o_query, mask=m_q, other=0)
+        b_delta = tl.load(p_delta + o_query, mask=m_q, other=0)
+        b_logits = tl.dot(b_k, tl.trans(b_q), input_precision='ieee', out_dtype=TYPE)  # keys x queries
+        b_weights = tl.exp(b_logits - b_lse[None, :])
+        b_grad_v += tl.dot(b_weights, b_grad, input_precision='ieee', out_dtype=TYPE)
+        b_grad_weights = tl.dot(b_v, tl.trans(b_grad), input_precision='ieee', out_dtype=TYPE)
+        b_grad_logits = b_weights * (b_grad_weights - b_delta[None, :])
+        b_grad_k += tl.dot(b_grad_logits, b_q, input_precision='ieee', out_dtype=TYPE)
+    store_rows(p_grad_k, o_place, m_t, D, b_grad_k, D, BLOCK_D)
+    store_rows(p_grad_v, o_place, m_t, E, b_grad_v, E, BLOCK_E)
+
+
+def _launch(kernel, num_heads: int, qkv: list[Tensor], rows: Tensor, *tensors: Tensor) -> None:
+    d, e, t = qkv[0].shape[1] // num_heads, qkv[2].shape[1] // num_heads, rows.shape[1]
+    block_t = min(BLOCK_T, block_of(t))
+    options = {'HEADS': num_heads, 'D': d, 'E': e, 'SCALE': 1 / math.sqrt(d), 'TYPE': kernel_type(compute_type(*qkv))}
+    options |= {'BLOCK_T': block_t, 'BLOCK_D': block_of(d), 'BLOCK_E': block_of(e), 'num_warps': NUM_WARPS}
+    if rows.numel():
+        grid = len(rows) * triton.cdiv(t, block_t), num_heads
+        with on_device_of(rows):
+            kernel[grid](*qkv, rows, *tensors, t, *(x.stride(0) for x in qkv), **options)
+
+
+@torch.library.custom_op('spinsr::attend_rows', mutates_args=())
+def attend_rows(
+    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, places: Tensor, starts: Tensor, num_heads: int
+) -> tuple[Tensor, Tensor]:
+    """Attention within groups of rows; differentiable in `q`, `k` and `v`.
+
+    Args:
+        q, k: (R, num_heads * D), any float type, any strides.
+        v: (R, C), likewise.
+        rows, places, starts: See `spinsr.ops.attention.gather_kernels.RowMap`; each row at most once in a group.
+        num_heads: Number of heads.
+
+    Returns:
+        (G * T, C) in the type of `v`, and the log-sum-exp of the logits (G * T, heads), float32 or float64, which has
+        no gradient.
+    """
+    out = v.new_empty(rows.numel(), v.shape[1])
+    lse = v.new_empty(rows.numel(), num_heads, dtype=compute_type(q, k, v))
+    _launch(attend_rows_fwd_kernel, num_heads, [rows_of(x) for x in (q, k, v)], rows, out, lse)
+    return out, lse
+
+
+@attend_rows.register_fake
+def _(q, k, v, rows, places, starts, num_heads):
+    out = v.new_empty(rows.shape[0] * rows.shape[1], v.shape[1])
+    return out, v.new_empty(out.shape[0], num_heads, dtype=compute_type(q, k, v))
+
+
+@torch.library.custom_op('spinsr::attend_rows_backward', mutates_args=())
+def attend_rows_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    rows: Tensor,
+    places: Tensor,
+    starts: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `q`, `k` and `v` from `grad`, that of the output, (G * T, C)."""
+    num_heads, grad = lse.shape[1], grad.contiguous()
+    delta = (grad.to(lse.dtype) * out).unflatten(1, (num_heads, -1)).sum(2)  # (G T, heads)
+    at_places = [lse.new_empty(rows.numel(), x.shape[1]) for x in (q, k, v)]
+    qkv = [rows_of(x) for x in (q, k, v)]
+    _launch(attend_rows_bwd_kernel, num_heads, qkv, rows, lse, grad, delta, *at_places)
+    return tuple(sum_of_rows(x, places, starts).to(one.dtype) for x, one in zip(at_places, (q, k, v), strict=True))
+
+
+@attend_rows_backward.register_fake
+def _(grad, q, k, v, out, lse, rows, places, starts):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+
+
+def _save(ctx, inputs, output) -> None:
+    *tensors, ctx.num_heads = inputs
+    ctx.save_for_backward(*tensors[:3], *output, *tensors[3:])
+
+
+def _backward(ctx, grad: Tensor, _grad_lse: Tensor):
+    return *attend_rows_backward(grad, *ctx.saved_tensors), None, None, None, None
+
+
+attend_rows.register_autograd(_backward, setup_context=_save)
+
+
+def _attended_sums(q: Tensor, k: Tensor, v: Tensor, row_map: RowMap, num_heads: int) -> Tensor:
+    """For each row (R, C) the sum of what it got in its groups, float32 or float64."""
+    maps = row_map.rows, row_map.places, row_map.starts
+    return add_rows(attend_rows(q, k, v, *maps, num_heads)[0], *maps)
+
+
+def intra_superpixel_attention(
+    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, num_heads: int, own_values: str
+) -> Tensor:
+    """ISPA on rows (B N, heads * D) and (B N, C) with groups (B K, T) of them: (B N, C)."""
+    row_map = RowMap.build(rows, len(v))
+    total, count = _attended_sums(q, k, v, row_map, num_heads), row_map.counts()
+    if own_values == 'all':
+        return ((total + v) / (count + 1)).to(v.dtype)
+    return torch.where(count > 0, total / count.clamp(min=1), v).to(v.dtype)
+
+
+def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, overlap: int, num_heads: int) -> Tensor:
+    """Attention of features (B, H, W, heads * D) and (B, H, W, C) in windows, averaged: (B, H, W, C)."""
+    row_map = window_map(*map(specialize_int, v.shape[:3]), window, overlap, v.device)
+    total = _attended_sums(*(x.flatten(0, 2) for x in (q, k, v)), row_map, num_heads)
+    return (total / row_map.counts()).to(v.dtype).view(v.shape)

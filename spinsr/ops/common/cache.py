@@ -1,0 +1,71 @@
+"""Tables that depend on sizes alone, built once and constant to whatever traces the network."""
+
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+
+def cached_table(build: Callable) -> Callable:
+    """Caches what `build` makes for the last few sizes.
+
+    The same table serves autograd, torch.compile and torch.export, so it must never be an inference tensor, hold fake
+    tensors or be recorded in a graph. It is built in a thread of its own: all these modes, and the default device, are
+    local to the caller's thread.
+    """
+
+    @functools.lru_cache(maxsize=16)
+    def cached(*args):
+        result = _in_new_thread(build, *args)
+        for tensor in _tensors(result):
+            # With dynamic=True the compiler would make the sizes of a table symbols, and then fail to guard on them.
+            # This is what torch._dynamo.mark_static sets; it does nothing while the compiler runs.
+            tensor._dynamo_static_indices = set(range(tensor.ndim))
+        return result
+
+    @functools.wraps(build)
+    def table(*args):
+        return cached(*args)
+
+    # What torch.compiler.assume_constant_result sets; calling it imports the compiler, which takes seconds.
+    table._dynamo_marked_constant = True
+    table.cache_clear = cached.cache_clear
+    return table
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+        yield from _tensors(value._base)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _tensors(getattr(value, field.name))
+
+
+def _in_new_thread(function: Callable, *args) -> Any:
+    results: list = []
+
+    def run() -> None:
+        try:
+            results.append((function(*args), None))
+        except BaseException as error:
+            results.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    result, error = results[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def specialize_int(number: int) -> int:
+    """Returns `number`; inside torch.compile a symbolic size becomes the number that the tables need.
+
+    A range needs a number and so specializes the size, where int() leaves it symbolic.
+    """
+    return len(range(number)) if torch.compiler.is_compiling() else number

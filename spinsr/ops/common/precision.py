@@ -1,0 +1,33 @@
+"""Full precision where the ops promise it: no autocast, no TF32."""
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+
+def no_autocast(device_type: str) -> contextlib.AbstractContextManager:
+    """A region without autocast, so that logits and sums are never rounded to half types.
+
+    Does nothing where autocast is off: an exported graph would hold the region as a subgraph, which ONNX lacks.
+    """
+    on = device_type != 'meta' and torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
+
+
+def full_type(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, else float32: the type that attention weights and sums are computed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def matmul_exact(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in the inputs' full precision: in float64 where float32 matmuls may run in TF32."""
+    if a.is_cuda and a.dtype == torch.float32 and _tf32_allowed():
+        return (a.double() @ b.double()).float()
+    return a @ b
+
+
+def _tf32_allowed() -> bool:
+    # Since torch 2.9 the old flag cannot be read after the new one was set; the new one knows both.
+    matmul = torch.backends.cuda.matmul
+    return matmul.fp32_precision == 'tf32' if hasattr(matmul, 'fp32_precision') else matmul.allow_tf32

@@ -1,0 +1,106 @@
+"""The feed-forward network of SPIN: gated by channel and by pixel, without its concatenation."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spinsr.ops.common import chunking
+from spinsr.ops.common.backend import check_features, dense_or_torch
+
+
+def gated_feed_forward(
+    x: Tensor,
+    norm: tuple[Tensor, Tensor],
+    channel_gate: tuple[Tensor, Tensor, Tensor, Tensor],
+    pixel_gate: tuple[Tensor, Tensor, Tensor, Tensor],
+    first: tuple[Tensor, Tensor],
+    second: tuple[Tensor, Tensor],
+    eps: float,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """W_2 GELU(W_1 cat[c * y, p * y] + b_1) + b_2 with y = LayerNorm(x), a gate c by channel and a gate p by pixel.
+
+        c = sigmoid(W_e GELU(W_s m + b_s) + b_e), m the mean of y over the pixels     (C,)
+        p = sigmoid(w_e GELU(V_s y + v_s) + v_e)                                      (N, 1)
+        W_1 cat[c * y, p * y] = (W_c diag(c)) y + p * (W_p y)
+
+    so that one matmul with (W_c diag(c), W_p, V_s) reads y once. On the CPU a few thousand pixels are computed at a
+    time; for the gradient only x and what is as small as the weights are kept, and the rest is computed once more.
+
+    Args:
+        x: Pixels (B, N, C).
+        norm: Weight and bias of the LayerNorm, (C,) each.
+        channel_gate: W_s (S, C), b_s (S,), W_e (C, S), b_e (C,).
+        pixel_gate: V_s (S, C), v_s (S,), w_e (1, S), v_e (1,).
+        first: W_1 (M, 2 C), b_1 (M,).
+        second: W_2 (C, M), b_2 (C,).
+        eps: Of the LayerNorm.
+        backend: See `spinsr.ops.common.backend`.
+
+    Returns:
+        (B, N, C).
+
+    Raises:
+        ValueError: `x` is not of shape (B, N, C), or has no channels.
+        TypeError: `x` is not of a floating-point type.
+
+    Example:
+        >>> norm, first = (torch.ones(8), torch.zeros(8)), (torch.rand(12, 16), torch.rand(12))
+        >>> by_channel = torch.rand(2, 8), torch.rand(2), torch.rand(8, 2), torch.rand(8)
+        >>> by_pixel = torch.rand(2, 8), torch.rand(2), torch.rand(1, 2), torch.rand(1)
+        >>> second = torch.rand(8, 12), torch.rand(8)
+        >>> gated_feed_forward(torch.rand(1, 60, 8), norm, by_channel, by_pixel, first, second, eps=1e-6).shape
+        torch.Size([1, 60, 8])
+    """
+    check_features(x, '(B, N, C)')
+    if dense_or_torch('gated_feed_forward', backend, x.device) == 'reference':
+        return _reference(x, norm, channel_gate, pixel_gate, first, second, eps)
+    m, squeezed = len(first[1]), len(pixel_gate[1])
+
+    def normalise(x: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
+
+    def sum_of_pixels(x: Tensor, *norm: Tensor) -> Tensor:
+        return normalise(x, *norm).sum(1)
+
+    def feed(x, norm_weight, norm_bias, weight, b_squeeze, w_expand, b_expand, b_first, w_second, b_second):  # noqa: PLR0913
+        products = normalise(x, norm_weight, norm_bias) @ weight.transpose(1, 2)
+        by_channel, by_pixel, before, _ = products.tensor_split([m, 2 * m, 2 * m + squeezed], 2)
+        gate = F.linear(F.gelu(before + b_squeeze), w_expand, b_expand).sigmoid()  # (B, n, 1)
+        return F.linear(F.gelu(torch.addcmul(by_channel + b_first, gate, by_pixel)), w_second, b_second)
+
+    tensors = (*norm, *channel_gate, *pixel_gate, *first, *second)
+    rest = (*pixel_gate[1:], first[1], *second)
+    if not chunking.in_full_precision_on_cpu(x, *tensors):
+        weight = _joined_weight(normalise(x, *norm).mean(1), channel_gate, first[0], pixel_gate[0])
+        return feed(x, *norm, weight, *rest)
+    rows = chunking.ROWS // max(1, len(x))
+    mean = chunking.sum_in_chunks(sum_of_pixels, x, norm, rows) / x.shape[1]
+    weight = _joined_weight(mean, channel_gate, first[0], pixel_gate[0])
+    return chunking.recompute_in_chunks(feed, x, (*norm, weight, *rest), rows)
+
+
+def _joined_weight(mean: Tensor, channel_gate, w_first: Tensor, w_pixel_squeeze: Tensor) -> Tensor:
+    """(W_c diag(c), W_p, V_s) of each image, (B, 2 M + S', C); zeros make it as wide as whole vector registers."""
+    w_squeeze, b_squeeze, w_expand, b_expand = channel_gate
+    gate = F.linear(F.gelu(F.linear(mean, w_squeeze, b_squeeze)), w_expand, b_expand).sigmoid()  # (B, C)
+    w_channel, w_pixel = w_first.chunk(2, 1)
+    rest = torch.cat([w_pixel, w_pixel_squeeze])
+    rest = F.pad(rest, (0, 0, 0, -(len(w_channel) + len(rest)) % 16)).expand(len(mean), -1, -1)
+    return torch.cat([w_channel * gate.unsqueeze(1), rest], 1)
+
+
+def _reference(x, norm, channel_gate, pixel_gate, first, second, eps):
+    """With the concatenation, by 1 x 1 convolutions, as in the authors' code."""
+
+    def gate(y, w_squeeze, b_squeeze, w_expand, b_expand):
+        return _pointwise(F.gelu(_pointwise(y, w_squeeze, b_squeeze)), w_expand, b_expand).sigmoid()
+
+    y = F.layer_norm(x, x.shape[-1:], *norm, eps).transpose(1, 2).unsqueeze(2).contiguous()  # (B, C, 1, N)
+    both = torch.cat([y * gate(y.mean(3, keepdim=True), *channel_gate), y * gate(y, *pixel_gate)], 1)  # (B, 2 C, 1, N)
+    return _pointwise(F.gelu(_pointwise(both, *first)), *second).squeeze(2).transpose(1, 2)
+
+
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv2d(x, weight[..., None, None], bias)

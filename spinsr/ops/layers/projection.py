@@ -1,0 +1,63 @@
+"""Queries, keys and values of normalised pixels."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from spinsr.ops.common import chunking
+from spinsr.ops.common.backend import check_features, dense_or_torch
+
+
+def norm_project(
+    x: Tensor,
+    norm: tuple[Tensor, Tensor],
+    weight: Tensor,
+    widths: Sequence[int],
+    eps: float,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, ...]:
+    """LayerNorm(x) W^T in slices, by one matmul; on the CPU without keeping the normalised pixels.
+
+    Args:
+        x: (B, N, C).
+        norm: Weight and bias of the LayerNorm, (C,) each.
+        weight: W, (sum of `widths`, C).
+        widths: Channels D of each slice.
+        eps: Of the LayerNorm.
+        backend: See `spinsr.ops.common.backend`.
+
+    Returns:
+        (B, N, D) for each of `widths`.
+
+    Raises:
+        ValueError: `x` is not of shape (B, N, C), or has no channels.
+        TypeError: `x` is not of a floating-point type.
+
+    Example:
+        >>> import torch
+        >>> norm = torch.ones(8), torch.zeros(8)
+        >>> q, k, v = norm_project(torch.rand(1, 60, 8), norm, torch.rand(20, 8), (6, 6, 8), eps=1e-6)
+        >>> v.shape
+        torch.Size([1, 60, 8])
+    """
+    check_features(x, '(B, N, C)')
+    if dense_or_torch('norm_project', backend, x.device) == 'reference':
+        return _reference(x, norm, weight, widths, eps)
+    widths = list(widths)
+
+    def project(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        return F.linear(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), weight).split(widths, -1)
+
+    tensors = (*norm, weight)
+    if chunking.in_full_precision_on_cpu(x, *tensors):
+        return chunking.recompute_in_chunks(project, x, tensors, chunking.ROWS // max(1, len(x)))
+    return project(x, *tensors)
+
+
+def _reference(x, norm, weight, widths, eps):
+    """One 1 x 1 convolution a slice, as in the authors' code."""
+    y = F.layer_norm(x, x.shape[-1:], *norm, eps).transpose(1, 2).unsqueeze(2).contiguous()  # (B, C, 1, N)
+    convolved = (F.conv2d(y, part[..., None, None]) for part in weight.split(list(widths)))
+    return tuple(part.squeeze(2).transpose(1, 2) for part in convolved)

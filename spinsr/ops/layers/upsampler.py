@@ -1,0 +1,115 @@
+"""The end of a super-resolution network: (convolution, pixel shuffle, LeakyReLU) a stage, then the last convolution."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spinsr.ops.common.backend import check_features, dense_or_torch
+from spinsr.ops.common.chunking import chunks, in_full_precision_on_cpu
+
+PIXELS = 2**16  # of the output, in a strip
+
+Stage = tuple[Tensor, Tensor]
+
+
+def upsampling_tail(
+    x: Tensor, stages: Sequence[Stage], last: Stage, slope: float = 1.0, *, backend: str | None = None
+) -> Tensor:
+    """last(shuffle and LeakyReLU of each convolution in turn), all convolutions 3 x 3 with a padding of 1.
+
+    On the CPU without gradients a strip of rows at a time: beside input and output the memory is that of one strip,
+    O(C W scale^2). With gradients one image at a time, and the features after each stage are kept, O(B C H W scale^2).
+
+    Args:
+        x: Features (B, C, H, W), channels-last.
+        stages: Weight (f^2 C, C, 3, 3) and bias (f^2 C,) of each stage, output channels in the order of torch's pixel
+            shuffle by f.
+        last: Weight (D, C, 3, 3) and bias (D,).
+        slope: Of a LeakyReLU after each shuffle; 1 means none.
+        backend: See `spinsr.ops.common.backend`.
+
+    Returns:
+        (B, D, H * scale, W * scale), scale the product of the factors f.
+
+    Raises:
+        ValueError: `stages` is empty, a stage's weight or `x` has another shape, or slope is below 0.
+        TypeError: `x` is not of a floating-point type.
+
+    Example:
+        >>> x = torch.rand(1, 8, 5, 7)
+        >>> stage, last = (torch.rand(32, 8, 3, 3), torch.rand(32)), (torch.rand(3, 8, 3, 3), torch.rand(3))
+        >>> upsampling_tail(x, [stage, stage], last).shape
+        torch.Size([1, 3, 20, 28])
+    """
+    check_features(x, '(B, C, H, W)')
+    if not stages or slope < 0:
+        raise ValueError(f'needs at least one stage and a slope of at least 0, got {len(stages)} stages and {slope=}')
+    for weight, _ in stages:
+        if weight.shape[1] != x.shape[1] or _factor(weight) ** 2 * x.shape[1] != len(weight):
+            raise ValueError(
+                f'a stage must have the weight (f^2 C, C, 3, 3) with C = {x.shape[1]}, got {tuple(weight.shape)}'
+            )
+    if dense_or_torch('upsampling_tail', backend, x.device) == 'reference':
+        return _reference(x, stages, last, slope)
+    stages = [_in_token_order(*stage) for stage in stages]
+    tensors = (x, *last, *(part for stage in stages for part in stage))
+    if not in_full_precision_on_cpu(*tensors):
+        return _rows(x, stages, last, slope, slice(0, x.shape[2]))
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return torch.cat([_rows(one, stages, last, slope, slice(0, x.shape[2])) for one in x.split(1)])
+    scale = _scale(stages)
+    out = x.new_empty(len(x), len(last[0]), x.shape[2] * scale, x.shape[3] * scale)
+    for strip in chunks(x.shape[2], PIXELS // max(1, x.shape[3] * scale**2)):
+        for i in range(len(x)):
+            rows = slice(strip.start * scale, strip.stop * scale)
+            out[i : i + 1, :, rows] = _rows(x[i : i + 1], stages, last, slope, strip)
+    return out
+
+
+def _reference(x, stages, last, slope):
+    for weight, bias in stages:
+        x = F.leaky_relu(F.pixel_shuffle(F.conv2d(x, weight, bias, padding=1), _factor(weight)), slope)
+    return F.conv2d(x, *last, padding=1)
+
+
+def _factor(weight: Tensor) -> int:
+    return math.isqrt(len(weight) // max(1, weight.shape[1]))
+
+
+def _scale(stages: list[Stage]) -> int:
+    return math.prod([_factor(weight) for weight, _ in stages])  # a list: the compiler takes no generator here
+
+
+def _in_token_order(weight: Tensor, bias: Tensor) -> Stage:
+    """Output channels (C, f, f) -> (f, f, C): the shuffle then copies whole feature vectors."""
+    c = weight.shape[1]
+    return weight.unflatten(0, (c, -1)).transpose(0, 1).flatten(0, 1), bias.unflatten(0, (c, -1)).t().flatten()
+
+
+def _rows(x: Tensor, stages: list[Stage], last: Stage, slope: float, rows: slice) -> Tensor:
+    """The rows of the output that belong to `rows` of the input."""
+    scale = _scale(stages)
+    top, bottom = rows.start * scale, rows.stop * scale
+    first, end = max(0, top - 1), min(x.shape[2] * scale, bottom + 1)
+    x = _features(x, stages, slope, first, end)
+    return F.conv2d(x, *last, padding=1)[:, :, top - first : bottom - first]
+
+
+def _features(x: Tensor, stages: list[Stage], slope: float, top: int, bottom: int) -> Tensor:
+    """Rows [top, bottom) of the features after all `stages`, from as few rows of each stage before as they need."""
+    if not stages:
+        return x[:, :, top:bottom]
+    *before, (weight, bias) = stages
+    f, height = _factor(weight), x.shape[2] * _scale(before)
+    first, end = max(0, top // f - 1), min(height, -(-bottom // f) + 1)
+    x = F.conv2d(_features(x, before, slope, first, end), weight, bias, padding=1)
+    b, _, h, w = x.shape
+    x = x.permute(0, 2, 3, 1).unflatten(3, (f, f, -1)).transpose(2, 3).contiguous()  # (B, H, f, W, f, C)
+    if slope != 1:
+        x = F.leaky_relu_(x, slope)  # in place: one tensor is kept for the gradient, not two
+    x = x.view(b, h * f, w * f, x.shape[-1]).permute(0, 3, 1, 2)
+    # The outermost rows were computed as if the image ended there, and are cut off.
+    return x[:, :, top - first * f : bottom - first * f]

@@ -1,0 +1,62 @@
+"""Mean features of the superpixels."""
+
+from torch import Tensor
+
+from spinsr.ops.association import Association, DenseAssociation, MixtureAssociation, mixture
+from spinsr.ops.common.backend import check_floating, check_no_tangents, resolve_backend
+from spinsr.ops.common.precision import no_autocast
+from spinsr.ops.pooling import reference, sparse
+
+
+def pool(x: Tensor, association: Association, *, backend: str | None = None) -> Tensor:
+    """Averages pixel features over each superpixel: s_k = sum_n A[k, n] x_n / (sum_n A[k, n] + 1e-16).
+
+    The gradient with respect to `x` is A^T applied to the normalised upstream gradient; that of the association exists
+    where it is differentiable. The sparse form costs O(9 N C) time and O(N C) memory. With an association of the kind
+    'exponential', the sums are over A[k, n] / sum_n A[k, n] and so 1.
+
+    Args:
+        x: Features (B, H, W, C), any float type; averaged in the association's type.
+        association: From `associate`, of the same batch and size. A dense one is pooled by the reference, a mixture in
+            chunks; `backend` chooses for a sparse one.
+        backend: See `spinsr.ops.common.backend`. The Triton kernels pool a sparse association of reach 1, without a
+            gradient to it.
+
+    Returns:
+        (B, K, C) in the type of the association.
+
+    Raises:
+        ValueError: The sizes of `x` and the association differ.
+        TypeError: `x` is not of a floating-point type.
+        RuntimeError: The backend was chosen by name and cannot run.
+
+    Example:
+        >>> import torch
+        >>> from spinsr.ops import associate
+        >>> x = torch.rand(2, 16, 24, 8)
+        >>> pool(x, associate(x, cell=8)).shape
+        torch.Size([2, 6, 8])
+    """
+    grid = association.grid
+    if x.ndim != 4 or x.shape[0] != association.batch or tuple(x.shape[1:3]) != grid.size:
+        expected = (association.batch, *grid.size, 'C')
+        raise ValueError(f'x must have the shape {expected} of the association, got {tuple(x.shape)}')
+    check_floating(x=x)
+    no_kernel = None
+    if isinstance(association, (DenseAssociation, MixtureAssociation)) or grid.reach != 1:
+        form = f'{type(association).__name__} of reach {grid.reach}'
+        no_kernel = f'pool has Triton kernels for a SparseAssociation of reach 1 only, got a {form}'
+    elif association.weights.requires_grad:
+        no_kernel = 'the Triton kernels of pool have no gradient to a differentiable association'
+    backend = resolve_backend(backend, x.device, no_kernel=no_kernel)
+    with no_autocast(x.device.type):
+        if isinstance(association, MixtureAssociation):
+            return mixture.pool(x.flatten(1, 2).to(association.dtype), association)
+        if isinstance(association, DenseAssociation):
+            return reference.pool(x, association)
+        if backend == 'triton':
+            from spinsr.ops.pooling.kernels import pool as pool_triton
+
+            check_no_tangents(x)
+            return pool_triton(x, association)
+        return sparse.pool(x, association)

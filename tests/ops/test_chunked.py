@@ -1,0 +1,462 @@
+"""The ops that work in chunks on the CPU, against their references, for several sizes of the chunks."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from spinsr.ops import (
+    associate,
+    gated_feed_forward,
+    intra_superpixel_attention,
+    norm_project,
+    superpixel_cross_attention,
+    top_n,
+    upsampling_tail,
+    window_attention,
+)
+from spinsr.ops.attention import attention
+from spinsr.ops.attention.chunked import add_attended_rows
+from spinsr.ops.common.chunking import in_full_precision_on_cpu, on_cpu, recompute_in_chunks, sum_in_chunks
+
+EPS = 1e-3  # large enough for a wrong one to be seen
+HALF_TYPES = pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=['bfloat16', 'float16'])
+
+
+class Op(NamedTuple):
+    """An op, its reference, functions of the same differentiable inputs, and these."""
+
+    run: Callable[..., Tensor]
+    formula: Callable[..., Tensor]
+    inputs: list[Tensor]
+
+
+def op_of(function, inputs) -> Op:
+    """`function` of a backend and the inputs."""
+    return Op(*(lambda *inputs, b=backend: function(b, *inputs) for backend in ('torch', 'reference')), inputs)
+
+
+def weights(dtype, *shapes):
+    """Random weights that keep the size of what they are applied to."""
+    return [torch.randn(shape, dtype=dtype) / torch.Size(shape[1:]).numel() ** 0.5 for shape in shapes]
+
+
+def projection(join):
+    """`join` makes one tensor of the slices."""
+    widths = (3, 5, 4)
+
+    def run(backend, x, norm_weight, norm_bias, weight):
+        return join(norm_project(x, (norm_weight, norm_bias), weight, widths, EPS, backend=backend))
+
+    return lambda case, dtype: op_of(run, [case.tokens(6, dtype), *weights(dtype, (6,), (6,), (sum(widths), 6))])
+
+
+def feed_forward(case, dtype) -> Op:
+    c, squeezed, hidden = 6, 2, 5
+    channel_gate = (squeezed, c), (squeezed,), (c, squeezed), (c,)
+    pixel_gate = (squeezed, c), (squeezed,), (1, squeezed), (1,)
+    shapes = (c,), (c,), *channel_gate, *pixel_gate, (hidden, 2 * c), (hidden,), (c, hidden), (c,)
+
+    def run(backend, x, *tensors):
+        parts = tensors[:2], tensors[2:6], tensors[6:10], tensors[10:12], tensors[12:]
+        return gated_feed_forward(x, *parts, EPS, backend=backend)
+
+    return op_of(run, [case.tokens(c, dtype), *weights(dtype, *shapes)])
+
+
+def tail(*factors, slope=0.3):
+    def run(backend, x, *tensors):
+        stages = list(zip(tensors[2::2], tensors[3::2], strict=True))
+        return upsampling_tail(x, stages, tensors[:2], slope, backend=backend)
+
+    def make(case, dtype) -> Op:
+        stages = [shape for f in factors for shape in ((3 * f**2, 3, 3, 3), (3 * f**2,))]
+        x = case.features(3, dtype).permute(0, 3, 1, 2)
+        return op_of(run, [x, *weights(dtype, (2, 3, 3, 3), (2,), *stages)])
+
+    return make
+
+
+def cross(num_heads, qk, values):
+    def run(backend, *inputs):
+        return superpixel_cross_attention(*inputs, num_heads, backend=backend)
+
+    def make(case, dtype) -> Op:
+        num_cells = max(1, case.height // case.cell) * max(1, case.width // case.cell)
+        tokens = case._replace(height=1, width=num_cells).tokens(qk, dtype)
+        return op_of(run, [*(case.tokens(c, dtype) for c in (qk, qk, values)), tokens])
+
+    return make
+
+
+def intra(num_heads, qk, values, n=None, own_values='all'):
+    def make(case, dtype) -> Op:
+        indices = top_n(associate(case.features(3), case.cell), n)
+
+        def run(backend, *qkv):
+            return intra_superpixel_attention(*qkv, indices, num_heads, own_values=own_values, backend=backend)
+
+        return op_of(run, [case.tokens(c, dtype) for c in (qk, qk, values)])
+
+    return make
+
+
+def windows(num_heads, overlap):
+    def make(case, dtype) -> Op:
+        def run(backend, *qkv):
+            return window_attention(*qkv, case.cell, overlap, num_heads, backend=backend)
+
+        return op_of(run, [case.features(c, dtype) for c in (4, 4, 6)])
+
+    return make
+
+
+LAYER_OPS = {
+    'projection': projection(lambda parts: torch.cat(parts, -1)),
+    'projection-one_unused': projection(lambda parts: parts[0].sum(-1, keepdim=True) * parts[2]),
+    'feed_forward': feed_forward,
+    'tail-x2-no_activation': tail(2, slope=1.0),
+    'tail-x3': tail(3),
+    'tail-x4': tail(2, 2),
+}
+# Channels of queries, values: the fused kernels want one width, so narrower and wider values are tested.
+ATTENTION_OPS = {
+    'cross-one_head-wide_v': cross(1, 4, 6),
+    'cross-two_heads-narrow_v': cross(2, 8, 4),
+    'intra-one_head-wide_v': intra(1, 4, 6),
+    'intra-two_heads-narrow_v': intra(2, 8, 4),
+    'intra-ignored_values': intra(2, 4, 6, n=3, own_values='ignored'),
+    'windows-one_head': windows(1, overlap=2),
+    'windows-two_heads-no_overlap': windows(2, overlap=0),
+}
+OPS = LAYER_OPS | ATTENTION_OPS
+# One of each kind.
+KINDS = {
+    'projection': OPS['projection'],
+    'feed_forward': OPS['feed_forward'],
+    'tail': OPS['tail-x4'],
+    'cross': OPS['cross-two_heads-narrow_v'],
+    'intra': OPS['intra-two_heads-narrow_v'],
+}
+LAYERS = pytest.mark.parametrize('name', ['projection', 'feed_forward', 'tail'])
+ATTENTION = pytest.mark.parametrize('name', ['cross', 'intra'])
+# The layers have no cells: of the cases those that differ without them.
+WITHOUT_CELLS = ['one_pixel', 'one_row', 'one_column', 'odd', 'non_divisible_batch', 'non_contiguous']
+MEDIUM = ['odd', 'non_divisible_batch', 'non_contiguous']
+
+
+@pytest.fixture(params=OPS.values(), ids=OPS.keys())
+def any_op(request):
+    return request.param
+
+
+@pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
+def kind(request):
+    return request.param
+
+
+def graph(function, inputs):
+    """Output and leaves of a graph."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    return function(*leaves), leaves
+
+
+@pytest.mark.parametrize('op', LAYER_OPS.values(), ids=LAYER_OPS.keys())
+@pytest.mark.parametrize(
+    ('size', 'name'),
+    [*((size, name) for size in ('few', 'uncut') for name in WITHOUT_CELLS), ('several', 'non_divisible_batch')],
+)
+def test_value_and_every_gradient_of_layers(op, size, name, cut_by, one_case, forward_backward, assert_close):
+    cut_by(size)
+    run, formula, inputs = op(one_case(name), torch.float64)
+    assert_close(forward_backward(run, *inputs), forward_backward(formula, *inputs))
+
+
+@pytest.mark.parametrize('op', ATTENTION_OPS.values(), ids=ATTENTION_OPS.keys())
+def test_value_and_every_gradient_of_attention(op, case, chunk_size, forward_backward, assert_close):
+    run, formula, inputs = op(case, torch.float64)
+    assert_close(forward_backward(run, *inputs), forward_backward(formula, *inputs))
+
+
+@pytest.mark.parametrize('op', ATTENTION_OPS.values(), ids=ATTENTION_OPS.keys())
+@pytest.mark.parametrize('name', MEDIUM)
+def test_attention_with_several_groups_a_chunk(op, name, cut_by, one_case, forward_backward, assert_close):
+    cut_by('several')
+    run, formula, inputs = op(one_case(name), torch.float64)
+    assert_close(forward_backward(run, *inputs), forward_backward(formula, *inputs))
+
+
+def test_in_float32(any_op, one_case, chunk_size, forward_backward, assert_close):
+    run, formula, inputs = any_op(one_case('non_divisible_batch'), torch.float32)
+    exact = forward_backward(formula, *(x.double() for x in inputs))
+    assert_close(forward_backward(run, *inputs), exact, torch.float32)
+
+
+def of_pixels(function, others):
+    """As a function of the pixels: gradients of a few numbers have errors that are a matter of luck in half types."""
+    return lambda x: function(x, *(other.to(x.dtype) for other in others))
+
+
+@HALF_TYPES
+@LAYERS
+def test_layers_in_half_types(name, dtype, one_case, assert_half_close):
+    run, formula, (x, *others) = KINDS[name](one_case('non_divisible_batch'), dtype)
+    assert_half_close(of_pixels(run, others), of_pixels(formula, others), x)
+
+
+@HALF_TYPES
+@LAYERS
+def test_layers_under_autocast(name, dtype, one_case, assert_half_close):
+    run, formula, (x, *others) = KINDS[name](one_case('non_divisible_batch'), torch.float32)
+    autocast = torch.autocast('cpu', dtype)
+    assert_half_close(autocast(of_pixels(run, others)), autocast(of_pixels(formula, others)), x)
+
+
+@HALF_TYPES
+@LAYERS
+def test_layers_under_autocast_give_its_type(name, dtype, one_case, few_at_once):
+    run, _, inputs = KINDS[name](one_case('odd'), torch.float32)
+    with torch.autocast('cpu', dtype):
+        assert run(*inputs).dtype == dtype
+
+
+@HALF_TYPES
+@ATTENTION
+def test_attention_in_half_types(name, dtype, one_case, chunk_size, assert_half_close):
+    run, formula, inputs = KINDS[name](one_case('non_divisible_batch'), dtype)
+    assert_half_close(run, formula, *inputs)
+
+
+@HALF_TYPES
+@ATTENTION
+def test_attention_in_half_types_under_autocast(name, dtype, one_case, chunk_size, assert_half_close):
+    run, formula, inputs = KINDS[name](one_case('non_divisible_batch'), dtype)
+    assert_half_close(torch.autocast('cpu', dtype)(run), formula, *inputs)
+
+
+@ATTENTION
+def test_attention_in_float32_is_not_touched_by_autocast(name, one_case, few_at_once, forward_backward):
+    run, _, inputs = KINDS[name](one_case('odd'), torch.float32)
+    plain, under_autocast = (forward_backward(f, *inputs) for f in (run, torch.autocast('cpu', torch.bfloat16)(run)))
+    assert all(torch.equal(x, y) for x, y in zip(under_autocast, plain, strict=True))
+
+
+@ATTENTION
+def test_backward_of_attention_under_autocast(name, one_case, few_at_once):
+    run, _, inputs = KINDS[name](one_case('odd'), torch.float32)
+    out, leaves = graph(run, inputs)
+    plain = torch.autograd.grad(out.sum(), leaves, retain_graph=True)
+    with torch.autocast('cpu', torch.bfloat16):
+        under_autocast = torch.autograd.grad(out.sum(), leaves)
+    assert all(torch.equal(x, y) for x, y in zip(under_autocast, plain, strict=True))
+
+
+@pytest.mark.parametrize(
+    'name', ['projection', 'feed_forward', 'tail-x3', 'cross-one_head-wide_v', 'intra-two_heads-narrow_v']
+)
+def test_gradcheck(name, one_case, few_at_once):
+    run, _, inputs = OPS[name](one_case('one_row')._replace(batch=2, width=4, cell=2), torch.float64)
+    assert torch.autograd.gradcheck(run, [x.requires_grad_() for x in inputs])
+
+
+def test_inference_is_as_with_gradients(kind, one_case, chunk_size):
+    run, _, inputs = kind(one_case('non_divisible_batch'), torch.float32)
+    with torch.inference_mode():
+        inferred = run(*inputs)
+    assert torch.equal(inferred, graph(run, inputs)[0])
+
+
+def test_inputs_stay_as_they_are(kind, one_case, chunk_size, forward_backward):
+    run, _, inputs = kind(one_case('non_contiguous'), torch.float32)
+    before = [x.clone() for x in inputs]
+    forward_backward(run, *inputs)
+    assert all(torch.equal(x, y) for x, y in zip(inputs, before, strict=True))
+
+
+def test_a_second_run_is_bit_equal(kind, one_case, few_at_once, forward_backward):
+    run, _, inputs = kind(one_case('non_contiguous'), torch.float32)
+    first, second = forward_backward(run, *inputs), forward_backward(run, *inputs)
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+def test_a_second_backward_gives_the_same(kind, one_case, few_at_once):
+    run, _, inputs = kind(one_case('odd'), torch.float32)
+    out, leaves = graph(run, inputs)
+    first, second = (torch.autograd.grad(out.sum(), leaves, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize('name', ['projection', 'feed_forward', 'cross', 'intra'])
+def test_second_derivatives_are_refused(name, one_case, few_at_once):
+    run, _, inputs = KINDS[name](one_case('odd'), torch.float32)
+    out, leaves = graph(run, inputs)
+    gradients = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        sum(x.square().sum() for x in gradients).backward()
+
+
+@pytest.mark.parametrize('name', ['projection', 'feed_forward'])
+def test_only_the_inputs_are_kept(name, one_case, few_at_once):
+    run, _, inputs = KINDS[name](one_case('odd'), torch.float32)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        graph(run, inputs)
+    ours = {x.data_ptr() for x in inputs}
+    others = [x for x in kept if x.data_ptr() not in ours]
+    assert len(kept) >= len(inputs)
+    assert all(inputs[0].shape[1] not in x.shape for x in others)  # nothing of the pixels: sums and weights
+
+
+def rows_op(num_heads, start):
+    """`add_attended_rows` and the same with all weights stored."""
+    rows = torch.tensor([[0, 3, 5], [5, 1, 0], [6, 5, 3], [1, 0, 2]])  # 4 in none, 5 in three
+
+    def run(q, k, v):
+        return add_attended_rows(q, k, v, rows, num_heads, start)
+
+    def formula(q, k, v):
+        out = v.clone() if start else torch.zeros_like(v)
+        b_q, b_k, b_v = (x[rows].unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        weights = (b_q @ b_k.transpose(2, 3) / b_q.shape[3] ** 0.5).softmax(3)
+        return out.index_add(0, rows.flatten(), (weights @ b_v).transpose(1, 2).flatten(2).flatten(0, 1))
+
+    return run, formula
+
+
+@pytest.mark.parametrize('start', [False, True], ids=['from_zero', 'from_v'])
+@pytest.mark.parametrize('num_heads', [1, 2], ids=['one_head', 'two_heads'])
+def test_rows_in_several_groups_and_in_none(num_heads, start, chunk_size, forward_backward, assert_close):
+    run, formula = rows_op(num_heads, start)
+    inputs = [torch.randn(7, c, dtype=torch.float64) for c in (4, 4, 6)]
+    assert_close(forward_backward(run, *inputs), forward_backward(formula, *inputs))
+
+
+def test_cross_with_large_logits(few_at_once, forward_backward, assert_close):
+    # Parts of the keys are far apart: where one has all the weight, the others must not count.
+    inputs = [10 * torch.randn(1, n, 4, dtype=torch.float64) for n in (23, 23, 23, 8)]
+    run, formula = (
+        lambda *inputs, backend=backend: superpixel_cross_attention(*inputs, backend=backend)
+        for backend in ('torch', 'reference')
+    )
+    assert_close(forward_backward(run, *inputs), forward_backward(formula, *inputs))
+
+
+@pytest.mark.parametrize('widths', [(4, 6), (6, 6), (8, 4)], ids=['wide_v', 'equal', 'narrow_v'])
+@pytest.mark.parametrize('lengths', [(1, 1), (23, 5), (6, 40)], ids=['one_pixel', 'few_keys', 'many_keys'])
+def test_attention_with_and_without_gradients(lengths, widths, chunk_size, forward_backward, assert_close):
+    queries, keys = lengths
+    shapes = (2, 3, queries, widths[0]), (2, 3, keys, widths[0]), (2, 3, keys, widths[1])
+    inputs = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    assert_close(
+        forward_backward(attention, *inputs),
+        forward_backward(functools.partial(attention, backend='reference'), *inputs),
+    )
+
+
+class Memory(NamedTuple):
+    """A call and the elements of the tensor that it must not make."""
+
+    run: Callable[..., Tensor]
+    inputs: list[Tensor]
+    limit: int
+
+
+def cross_memory():
+    n, num_tokens = 60, 50
+    inputs = [torch.randn(1, count, 4) for count in (n, n, n, num_tokens)]
+    return Memory(superpixel_cross_attention, inputs, n * num_tokens)
+
+
+def intra_memory():
+    groups, t = 12, 16
+    indices = torch.arange(groups * t).view(1, groups, t)
+    inputs = [torch.randn(1, groups * t, 4) for _ in range(3)]
+    return Memory(lambda q, k, v: intra_superpixel_attention(q, k, v, indices), inputs, groups * t * t)
+
+
+def window_memory():
+    inputs = [torch.randn(1, 16, 24, 2) for _ in range(3)]
+    return Memory(lambda q, k, v: window_attention(q, k, v, window=4, overlap=0), inputs, 24 * 16 * 16)
+
+
+MEMORY = {'cross': cross_memory, 'intra': intra_memory, 'windows': window_memory}
+
+
+@pytest.fixture(params=MEMORY.values(), ids=MEMORY.keys())
+def memory(request):
+    return request.param()
+
+
+def test_backward_never_stores_all_weights(memory, few_at_once, largest_tensor):
+    leaves = [x.requires_grad_() for x in memory.inputs]
+    with largest_tensor() as largest:
+        memory.run(*leaves).sum().backward()
+    assert 0 < largest.elements < memory.limit
+
+
+def test_inference_never_stores_all_weights(memory, few_at_once, largest_tensor):
+    with largest_tensor() as largest, torch.no_grad():
+        memory.run(*memory.inputs)
+    assert 0 < largest.elements < memory.limit
+
+
+@pytest.mark.parametrize('scale', ['tail-x3', 'tail-x4'])
+def test_tail_without_gradients_makes_nothing_wide_at_full_resolution(scale, one_case, few_at_once, largest_tensor):
+    run, _, inputs = OPS[scale](one_case('cells_of_many_pixels'), torch.float32)
+    with largest_tensor() as largest, torch.no_grad():
+        out = run(*inputs)
+    # The output is the largest; features there would have 3 channels for its 2.
+    assert largest.elements == out.numel()
+
+
+def test_tail_of_frozen_weights_and_input_keeps_no_features(one_case, few_at_once, largest_tensor):
+    run, _, inputs = OPS['tail-x4'](one_case('cells_of_many_pixels'), torch.float32)
+    with largest_tensor() as largest:
+        out = run(*inputs)
+    assert largest.elements == out.numel()
+
+
+@pytest.mark.parametrize('name', ['projection', 'feed_forward'])
+def test_layers_make_nothing_for_all_pixels_but_their_results(name, one_case, few_at_once, largest_tensor):
+    run, _, inputs = KINDS[name](one_case('odd'), torch.float32)
+    leaves = [x.requires_grad_() for x in inputs]
+    with largest_tensor() as largest:
+        out = run(*leaves)
+        out.backward(torch.randn(out.shape))
+    assert largest.elements == out.numel()
+
+
+def test_chunks_are_for_full_precision_on_the_cpu():
+    x = torch.rand(2)
+    assert in_full_precision_on_cpu(x)
+    assert in_full_precision_on_cpu(x.double(), x.double())
+    assert not in_full_precision_on_cpu(x, x.double())
+    assert not in_full_precision_on_cpu(x.half())
+    assert not in_full_precision_on_cpu(x.to('meta'))
+    with torch.autocast('cpu', torch.bfloat16):
+        assert not in_full_precision_on_cpu(x)
+
+
+def test_chunks_are_not_for_a_compiler(monkeypatch):
+    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: True)
+    assert not on_cpu(torch.rand(2))
+    assert not in_full_precision_on_cpu(torch.rand(2))
+
+
+def test_chunks_need_gradients_only_where_asked():
+    x, frozen = torch.rand(2, 9, 3, dtype=torch.float64, requires_grad=True), torch.rand(3, 3, dtype=torch.float64)
+    recompute_in_chunks(lambda x, w: (x @ w).sin(), x, (frozen,), 4).sum().backward()
+    (expected,) = torch.autograd.grad((x @ frozen).sin().sum(), x)
+    torch.testing.assert_close(x.grad, expected)
+    assert frozen.grad is None
+
+
+def test_a_known_sum_is_not_computed_again(assert_close):
+    x, known = torch.rand(2, 9, 3, dtype=torch.float64, requires_grad=True), torch.rand(2, 3, dtype=torch.float64)
+    out = sum_in_chunks(lambda x: x.sin().sum(1), x, (), 4, value=known)
+    assert torch.equal(out, known)
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    assert_close(gradient, x.cos())
