@@ -233,7 +233,7 @@ def test_dead_worker_is_one_line_with_the_signal_if_it_is_known(project, capsys,
         (
             RuntimeError("can't start new thread"),
             1,
-            'no memory or no thread: a smaller batch or fewer workers may help',
+            'error: out of memory or threads: a smaller',
         ),
         (MemoryError(), 1, 'error: out of memory or threads: a smaller'),
         (PermissionError(13, 'Permission denied', 'x.pth'), 1, 'spinsr.train: error: x.pth: Permission denied'),

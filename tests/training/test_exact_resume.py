@@ -274,9 +274,18 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
+def flip_the_folder_bit(path):
+    """In the archive's directory, of the record of the last tensor: torch then leaves the tensor uninitialized."""
+    content = bytearray(path.read_bytes())
+    record = content.rindex(b'PK\1\2', 0, content.rindex(b'/data/'))
+    content[record + 38] ^= 0x10
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     'damage',
     [
+        pytest.param(lambda models, states: flip_the_folder_bit(states / '9.state'), id='directory-of-the-state'),
         pytest.param(lambda models, states: (states / '9.state').write_bytes(b'PK'), id='state'),
         pytest.param(lambda models, states: flip_a_bit(states / '9.state'), id='tensor-of-the-state'),
         pytest.param(lambda models, states: (states / '9.state').write_bytes(b''), id='empty-state'),
@@ -300,12 +309,12 @@ def test_damaged_checkpoint_is_reported_and_an_older_one_used(project, capfd, da
 
     assert_identical(final('whole'), expected)
     log = capfd.readouterr().err
-    assert 'it is left as it is, and not used.' in log
-    assert 'Going on from ' in log
+    assert 'the file is kept, and not used.' in log
+    assert 'Resuming from ' in log
     assert {path.name for folder in files('whole') for path in folder.iterdir()} >= set(left)
 
 
-def test_without_a_whole_checkpoint_training_starts_anew_and_deletes_nothing(project, capfd):
+def test_without_a_usable_checkpoint_training_starts_from_scratch_and_deletes_nothing(project, capfd):
     whole = options(project, 'whole', {})
     assert train.main(['-opt', whole]) == 0
     expected = final('whole')
@@ -315,7 +324,7 @@ def test_without_a_whole_checkpoint_training_starts_anew_and_deletes_nothing(pro
 
     assert train.main(['-opt', whole, '--auto_resume']) == 0
 
-    assert 'No checkpoint is whole: training starts anew.' in capfd.readouterr().err
+    assert 'No checkpoint is usable: training starts from scratch.' in capfd.readouterr().err
     assert_identical(final('whole'), expected)
     (archived,) = Path('experiments').glob('whole_archived_*')
     assert (archived / 'training_states' / '9.state').read_bytes() == b'damaged'
@@ -478,9 +487,9 @@ def test_another_experiment_goes_on_from_a_named_state(project):
 def test_networks_draw_other_numbers_than_samples(project, monkeypatch):
     seeds, own = [], SpinsrModel._backward
 
-    def backward(self):
+    def backward(self, current_iter):
         seeds.append(torch.initial_seed())
-        return own(self)
+        return own(self, current_iter)
 
     monkeypatch.setattr(SpinsrModel, '_backward', backward)
     assert train.main(['-opt', options(project, 'whole', {})]) == 0

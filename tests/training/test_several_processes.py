@@ -232,7 +232,7 @@ def test_sigterm_ends_all_processes_after_the_same_iteration(tmp_path, whole, ra
     last = states(folder)[-1]
     assert f'training stops after iteration {last} of 200.' in output and last < 200
     again = ['-opt', 'tiny.yml', '--launcher', 'pytorch', '--auto_resume']
-    assert f'To go on: torchrun --nproc_per_node=2 -m spinsr.train {" ".join(again)}' in output
+    assert f'To continue: torchrun --nproc_per_node=2 -m spinsr.train {" ".join(again)}' in output
     run = start(folder, ['-opt', 'tiny.yml', '--auto_resume'], processes=2)
     output = finish(run)
     assert run.returncode == 0, output

@@ -20,8 +20,8 @@ from spinsr import train
 from spinsr.models.spinsr_model import SpinsrModel
 from spinsr.training import distributed, sampling, time_limit
 
-from ..test_exact_resume import LONG, assert_identical, files, final
 from ..tiny_project import TRAIN, changed, write_images, write_options
+from .test_exact_resume import LONG, assert_identical, files, final
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_stopped_training_goes_on_to_the_same_bits(project, whole, monkeypatch, 
     log = capfd.readouterr().err
 
     assert f'SIGTERM: training stops after iteration {states[-1]} of 11.' in log
-    assert f'To go on: python -m spinsr.train -opt {broken} --auto_resume' in log
+    assert f'To continue: python -m spinsr.train -opt {broken} --auto_resume' in log
     assert 'End of training' not in log
     if where is IMAGE:
         assert images[0] == call
