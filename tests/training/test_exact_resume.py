@@ -274,9 +274,18 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
+def flip_the_folder_bit(path):
+    """In the archive's directory, of the record of the last tensor: torch then leaves the tensor uninitialized."""
+    content = bytearray(path.read_bytes())
+    record = content.rindex(b'PK\1\2', 0, content.rindex(b'/data/'))
+    content[record + 38] ^= 0x10
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     'damage',
     [
+        pytest.param(lambda models, states: flip_the_folder_bit(states / '9.state'), id='directory-of-the-state'),
         pytest.param(lambda models, states: (states / '9.state').write_bytes(b'PK'), id='state'),
         pytest.param(lambda models, states: flip_a_bit(states / '9.state'), id='tensor-of-the-state'),
         pytest.param(lambda models, states: (states / '9.state').write_bytes(b''), id='empty-state'),
@@ -305,7 +314,7 @@ def test_damaged_checkpoint_is_reported_and_an_older_one_used(project, capfd, da
     assert {path.name for folder in files('whole') for path in folder.iterdir()} >= set(left)
 
 
-def test_without_a_whole_checkpoint_training_starts_anew_and_deletes_nothing(project, capfd):
+def test_without_a_usable_checkpoint_training_starts_from_scratch_and_deletes_nothing(project, capfd):
     whole = options(project, 'whole', {})
     assert train.main(['-opt', whole]) == 0
     expected = final('whole')
