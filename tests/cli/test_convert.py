@@ -106,7 +106,7 @@ def test_bad_input_is_one_line_and_exits_with_1(name, saved, tmp_path, capsys):
         ('in.pt', 'nowhere/out.pth', 'the folder of .*nowhere/out.pth does not exist'),
         ('in.pt', 'folder.pth', '.*folder.pth is a folder, not a file to write'),
         ('in.pt', 'in.pt', '.*in.pt exists; --overwrite replaces it'),
-        ('in.pt', f'{"x" * 252}.pth', '.*x.pth cannot be written: File name too long'),
+        ('in.pt', f'{"x" * 252}.pth', '.*x.pth.*: File name too long'),
         ('edsr.pth', 'out.pth', '.*edsr.pth: the weights do not belong to a known network: a, b; known: '),
     ],
 )

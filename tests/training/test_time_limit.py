@@ -235,7 +235,7 @@ IMAGE, CHECKPOINT = (SpinsrModel, 'test'), (SpinsrModel, 'save')
         pytest.param(ITERATION, 6, [3, 6], id='before-a-checkpoint'),
         pytest.param(ITERATION, 8, [3, 6, 8], id='in-the-middle'),
         pytest.param(CHECKPOINT, 2, [3, 6], id='in-a-checkpoint'),
-        pytest.param(SAMPLE, 14, [3, 4], id='while-an-epoch-begins'),
+        pytest.param(SAMPLE, 15, [3, 4], id='while-an-epoch-begins'),
         pytest.param(SAMPLE, 17, [3, 5], id='while-data-is-loaded'),
         pytest.param(IMAGE, 7, [3, 6], id='in-a-validation'),
     ],
