@@ -280,7 +280,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     each('peak', lambda result, peak: result.update(peak_rss_bytes=peak[0], peak_device_bytes=peak[1]))
     each('results', lambda result, values: result.update(arrays=values))
     each(
-        'count', lambda result, count: result.update(macs=count[0] or None, macs_unknown_because=count[1])
+        'count', lambda result, count: result.update(macs=None if count[1] else count[0], macs_unknown_because=count[1])
     )  # takes memory
     arrays = {name: results[name].pop('arrays') for name in workers}
     base = 'reference' if 'reference' in args.backends else args.backends[0]
@@ -368,7 +368,6 @@ def print_report(report: Mapping[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark and returns the exit status."""
     args = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the workers too
     try:
         report = measure(args)
     except KeyboardInterrupt:
@@ -383,4 +382,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the workers too
     sys.exit(main())

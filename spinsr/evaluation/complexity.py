@@ -5,6 +5,7 @@ its own, since a peak of memory is that of a process.
 """
 
 import contextlib
+import copy
 import json
 import logging
 import os
@@ -25,6 +26,11 @@ from spinsr.utils.text import markdown_table
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = (_aten.convolution, _aten._convolution, _aten.convolution_backward)
+# Fused attention on the CPU, which torch would count as nothing.
+_SAME_FORMULA = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: _aten._scaled_dot_product_flash_attention,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _aten._scaled_dot_product_flash_attention_backward,
+}
 COLUMNS = (
     'arch',
     'scale',
@@ -61,16 +67,15 @@ def count(net: nn.Module, height: int, width: int) -> dict[str, int]:
         >>> count(nn.Conv2d(3, 8, 3, padding=1), 10, 20)['multiply_adds']
         43200
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     if min(height, width) < 1:
         raise ValueError(f'height and width must be at least 1, got {height=}, {width=}')
-    counter = _FakeCounter()
     try:
-        with _dense_ops(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
-            net(torch.empty(1, 3, height, width, dtype=next(net.parameters()).dtype))
-    except Exception as error:  # a network from another package may raise anything
-        raise ValueError(f'a {height}x{width} input cannot be counted: {_first_line(error)}') from error
+        counter = count_on_meta(net, height, width)
+    except Exception:  # tensors of the network that stay on the CPU, or anything else that only fake tensors allow
+        try:
+            counter = count_on_fake_tensors(net, height, width)
+        except Exception as error:  # a network from another package may raise anything
+            raise ValueError(f'a {height}x{width} input cannot be counted: {_first_line(error)}') from error
     if counter.unknown:
         raise ValueError(counter.problem)
     return {
@@ -79,6 +84,28 @@ def count(net: nn.Module, height: int, width: int) -> dict[str, int]:
         'convolution_multiply_adds': counter.convolution_multiply_adds,
         'activations': counter.activations,
     }
+
+
+def count_on_meta(net: nn.Module, height: int, width: int) -> 'OpCounter':
+    """Counts a copy of the network on the meta device."""
+    counter = _ValuelessCounter()
+    with _dense_ops(), torch.no_grad(), counter:
+        copy.deepcopy(net).to('meta')(torch.empty(1, 3, height, width, dtype=_dtype(net), device='meta'))
+    return counter
+
+
+def count_on_fake_tensors(net: nn.Module, height: int, width: int) -> 'OpCounter':
+    """As `count_on_meta`, several times slower, but also with tensors that are neither parameters nor buffers."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    counter = _ValuelessCounter()
+    with _dense_ops(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
+        net(torch.empty(1, 3, height, width, dtype=_dtype(net)))
+    return counter
+
+
+def _dtype(net: nn.Module) -> torch.dtype:
+    return next(net.parameters()).dtype
 
 
 def measure(
@@ -179,7 +206,7 @@ class OpCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, packet = kwargs or {}, func._overloadpacket
-        formula = flop_registry.get(packet)
+        formula = flop_registry.get(_SAME_FORMULA.get(packet, packet))
         # In inference mode composite ops, such as matmul, arrive whole.
         if formula is None and torch.is_inference_mode_enabled():
             with self:
@@ -199,7 +226,7 @@ class OpCounter(TorchDispatchMode):
         return out
 
 
-class _FakeCounter(OpCounter):
+class _ValuelessCounter(OpCounter):
     """Counts tensors without values, and answers the reference's top-N, which asks for ties, that none exist."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):

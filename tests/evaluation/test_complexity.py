@@ -20,6 +20,8 @@ from spinsr.evaluation import complexity, plot
 from spinsr.evaluation.complexity import count, measure, to_markdown
 from spinsr.evaluation.published_results import PUBLISHED
 
+from ..networks import NETWORKS
+
 SPIN = {'num_feat': 8, 'num_block': 1, 'qk_dim': 4, 'mlp_dim': 8, 'stoken_size': [4]}
 ARCH_ARGS = ['--arch-args', *(f'{key}={value}' for key, value in SPIN.items())]
 COMMAND = ['complexity', '--size', '9x13', '--no-latency', *ARCH_ARGS]
@@ -71,6 +73,35 @@ def test_counts_equal_those_of_torch_on_real_values(arch, monkeypatch):
     by_op = {str(op): flops // 2 for op, flops in counter.get_flop_counts()['Global'].items()}
     assert counted['multiply_adds'] == sum(by_op.values())
     assert counted['convolution_multiply_adds'] == by_op['aten.convolution']
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_counts_on_both_kinds_of_tensors_without_values_are_equal(name):
+    net = spinsr.load(name, 2, None, **NETWORKS[name].small)
+    one, other = (f(net, 17, 25) for f in (complexity.count_on_meta, complexity.count_on_fake_tensors))
+    assert (one.multiply_adds, one.convolution_multiply_adds) == (other.multiply_adds, other.convolution_multiply_adds)
+    assert one.activations == other.activations > 0
+
+
+def test_fused_attention_is_counted():
+    class Attention(nn.Conv2d):
+        def forward(self, x):
+            y = super().forward(x).flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, N, C)
+            return nn.functional.scaled_dot_product_attention(y, y, y)
+
+    net = Attention(3, 4, 1)
+    counters = [f(net, 5, 6) for f in (complexity.count_on_meta, complexity.count_on_fake_tensors)]
+    assert [counter.multiply_adds - counter.convolution_multiply_adds for counter in counters] == [2 * 30 * 30 * 4] * 2
+
+
+def test_tensors_that_stay_on_the_cpu_are_no_hindrance():
+    class Shift(nn.Conv2d):
+        shift = torch.ones(8, 1, 1)
+
+        def forward(self, x):
+            return super().forward(x) + self.shift
+
+    assert count(Shift(3, 8, 1), 5, 6)['multiply_adds'] == 3 * 8 * 30
 
 
 class Covariance(nn.Conv2d):

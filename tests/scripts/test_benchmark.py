@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -69,7 +68,6 @@ def instant(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, 'SETTLE', 0)
     monkeypatch.setattr(benchmark, 'matmul_rate', lambda args: 500.0)
     monkeypatch.setattr(Instant, 'log', [])
-    monkeypatch.setattr(signal, 'signal', lambda *_: None)
 
     def run(*more, **faults):
         monkeypatch.setattr(Instant, 'faults', faults)
