@@ -12,7 +12,6 @@ import io
 import math
 import os
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,15 +140,17 @@ def verify(path: str | os.PathLike) -> None:
         if _digest(path, length).encode() != expected:
             raise CheckpointError(f'{path} is damaged: its content does not match its SHA-256')
         return
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):  # raises too, where the end of the archive is damaged
+            return
         # torch reads the tensors of a damaged file without comparing their checksums.
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()
             # torch stores plain records, and leaves the tensor of anything else uninitialized.
             odd = [r.filename for r in archive.infolist() if r.is_dir() or r.external_attr & _FOLDER or r.compress_type]
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error) as error:
+    except OSError:
+        raise
+    except Exception as error:  # zipfile raises errors of many types for damaged archives
         raise CheckpointError(
             f'{path} is damaged: {next(iter(str(error).splitlines()), type(error).__name__)}'
         ) from error
@@ -272,6 +273,8 @@ def _load(path: Path) -> Mapping[str, Any]:
         content = read_torch_file(path)
     except FileNotFoundError as error:
         raise CheckpointError(f'{path} is missing') from error
+    except CheckpointError:
+        raise
     except (ValueError, OSError) as error:
         raise CheckpointError(f'{path} is damaged: {error}') from error
     if not isinstance(content, Mapping):

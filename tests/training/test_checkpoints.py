@@ -60,6 +60,16 @@ def test_damage_to_the_digest_itself_is_damage(models):
             checkpoints.read_state(path, models)
 
 
+def test_end_of_an_archive_that_names_several_disks_is_damage(models):
+    # The 64-bit end record before the usual one: zipfile refuses to look for an archive then.
+    locator = b'PK\6\7' + bytes(12) + (2).to_bytes(4, 'little')
+    plain = without_digest(STATE)
+    (models / '4.state').write_bytes(plain[:-22] + locator + plain[-22:])
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.read_state(models / '4.state', models)
+    assert str(caught.value).count('is damaged') == 1
+
+
 @pytest.mark.parametrize('mmap', [False, True])
 def test_other_readers_skip_the_digest(models, mmap):
     checkpoints.write(models / '4.state', STATE)
