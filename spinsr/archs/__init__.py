@@ -7,11 +7,7 @@ Import it before `basicsr`: BasicSR 1.4.2 alone fails to import with current tor
 import importlib
 import pkgutil
 
-from spinsr import compat
-
-compat.install()
-
-from basicsr.utils.registry import ARCH_REGISTRY  # noqa: E402
+from spinsr.archs.registry import ARCH_REGISTRY
 
 __all__ = ['ARCH_REGISTRY']
 

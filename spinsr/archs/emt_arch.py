@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import mean_shift, shapes
 from spinsr.convert.registry import ArchFormat, Sizes, Source, register_format, under
 from spinsr.modules.mean_shift import register_mean

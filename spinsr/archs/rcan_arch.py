@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import torch
 from basicsr.archs import rcan_arch
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
+from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import mean_shift, shapes
 from spinsr.convert.registry import ArchFormat, Form, Onnx, PublishedResult, Source, bare, register_format
 from spinsr.modules.mean_shift import register_mean

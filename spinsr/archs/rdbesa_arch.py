@@ -9,9 +9,9 @@ RLFN's (https://github.com/bytedance/RLFN, Apache-2.0; nothing is copied), the c
 import torch
 import torch.nn.functional as F
 from basicsr.archs.rcan_arch import ChannelAttention
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
 from spinsr.convert.registry import ArchFormat, Onnx, Source, register_format
 from spinsr.modules.esa import MIN_SIDE, EnhancedSpatialAttention

@@ -8,9 +8,9 @@ from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
 from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Sizes, Source, bare, register_format
 from spinsr.modules.esa import MIN_SIDE, EnhancedSpatialAttention

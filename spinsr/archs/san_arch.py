@@ -9,9 +9,9 @@ upstream weights.
 from collections.abc import Mapping, Sequence
 
 import torch
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import mean_shift, shapes
 from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Source, bare, register_format
 from spinsr.modules.mean_shift import register_mean

@@ -7,9 +7,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.archs.spin_arch import FORMAT, SPIN, SuperpixelInteractionBlock
 from spinsr.convert.registry import register_format
 from spinsr.modules.spin import SuperpixelAggregation

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 from spinsr.utils.validation import Rule, is_number
@@ -308,10 +308,17 @@ class Unterminated:
 def _init_worker(own: Callable[[int], None] | None, worker: int) -> None:
     # Ctrl-C reaches all processes of a terminal, and each worker would print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _report_unless_parent_left
     if hasattr(signal, 'sigwaitinfo'):  # neither macOS nor Windows has it
         threading.Thread(target=_obey_parent, daemon=True).start()
     if own is not None:
         own(worker)
+
+
+def _report_unless_parent_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    # The thread that hands batches to the parent reports here. A parent that stops while it fetches one is no fault.
+    if not isinstance(error, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _obey_parent() -> None:

@@ -12,6 +12,7 @@ from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.actions.pointer_input import PointerInput
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
+from selenium.webdriver.support.wait import WebDriverWait
 from torch.utils.tensorboard import SummaryWriter
 
 import spinsr
@@ -62,7 +63,7 @@ def chromium(tmp_path_factory):
 
 @pytest.fixture
 def show(chromium, page):
-    """Opens the page anew, in a window and a colour scheme, and returns the browser."""
+    """Opens the page in a window and a colour scheme, waits until it is loaded, and returns the browser."""
 
     def open_page(width=1280, scheme='light', touch=False):
         size = {'width': width, 'height': 800, 'deviceScaleFactor': 1, 'mobile': touch}
@@ -72,7 +73,10 @@ def show(chromium, page):
         chromium.execute_cdp_cmd('Emulation.setEmulatedMedia', media)
         for kind in ('browser', 'performance'):
             chromium.get_log(kind)  # what the page before has left
+        chromium.get('about:blank')  # else the page of the last test can be taken for the loaded one
         chromium.get(page)
+        loaded = 'return location.href === arguments[0] && document.readyState === "complete"'
+        WebDriverWait(chromium, 30).until(lambda browser: browser.execute_script(loaded, page))
         return chromium
 
     return open_page
