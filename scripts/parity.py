@@ -46,9 +46,8 @@ def main() -> int:
         worst[format.name] = max(worst.get(format.name, 0), error)
         if not error <= (FOLDED if 'drift' in path.stem else TOLERANCE):
             failed.append(path.name)
-    print(
-        f'\n{len(files) - len(unknown)} files, {len(worst)} networks; largest error {max(worst.values(), default=0):.1e}'
-    )
+    largest = max(worst.values(), default=0)
+    print(f'\n{len(files) - len(unknown)} files, {len(worst)} networks; largest error {largest:.1e}')
     if unknown:
         print(f'Not compared, because no network has this name: {", ".join(unknown)}')
     if failed:

@@ -76,9 +76,9 @@ def load(
 
     Args:
         arch: A network of spinsr ('SPIN', 'SAN', 'RCAN', ...), one of its published configurations ('RLFN-S', ...), or
-            any other name in BasicSR's ARCH_REGISTRY, with or without the suffix `_basicsr`. None detects a network of spinsr from the weights; without a file it is SPIN.
-            `num_in_ch` and `num_out_ch` are 3 where the arch has no default of its own. 'SPIN' with a switch of
-            `SPINVariant` builds that, and logs a warning.
+            any other name in BasicSR's ARCH_REGISTRY, with or without the suffix `_basicsr`. None detects a network of
+            spinsr from the weights; without a file it is SPIN. `num_in_ch` and `num_out_ch` are 3 where the arch has no
+            default of its own. 'SPIN' with a switch of `SPINVariant` builds that, and logs a warning.
         scale: Upscaling factor, the arch's `upscale` (or `scale`). None takes that of the weights, else 4.
         weights: A .pth, .pt or .safetensors file, or a state dict: spinsr's or BasicSR's (`params_ema` before `params`)
             or the authors' own, which is converted. 'default' takes those that spinsr ships; None leaves the random
@@ -157,7 +157,7 @@ def _named(arch: str, scale: int, arch_args: Mapping[str, Any]) -> Network:
         cls = format.arch
     else:
         ours = [name for format in formats() for name in (format.name, *format.configurations)]
-        names = [*ours, *(known for known, _ in ARCH_REGISTRY)]
+        names = [*ours, *(other for other, _ in ARCH_REGISTRY)]
         raise ValueError(
             f'arch must be {", ".join(ours)} or a name in ARCH_REGISTRY, got {arch!r}; {nearest(arch, names)}'
         )
