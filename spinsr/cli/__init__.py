@@ -13,6 +13,7 @@ COMMANDS = (
     'check',
     'complexity',
     'convert',
+    'env',
     'evaluate',
     'export',
     'install-basicsr',

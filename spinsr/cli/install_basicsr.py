@@ -43,17 +43,9 @@ def run(args: argparse.Namespace) -> int:
         # The build tools of this build alone: an environment may have none, or too old ones.
         _pip('install', '--quiet', '--target', folder, 'setuptools>=77', 'wheel')
         shutil.copyfile(basicsr_setup.__file__, Path(folder, 'sitecustomize.py'))
-        # An isolated build would not see the folder on PYTHONPATH, and pip's cache may hold a wheel of the source as it is.
-        options = (
-            '--no-deps',
-            '--no-build-isolation',
-            '--no-cache-dir',
-            '--no-binary',
-            'basicsr',
-            '--wheel-dir',
-            folder,
-        )
-        _pip('wheel', *options, f'basicsr=={RELEASE}', path=folder)
+        # An isolated build would not see the folder on PYTHONPATH; pip's cache may hold a wheel of the source as it is.
+        options = ('--no-deps', '--no-build-isolation', '--no-cache-dir', '--no-binary', 'basicsr')
+        _pip('wheel', *options, '--wheel-dir', folder, f'basicsr=={RELEASE}', path=folder)
         (wheel,) = Path(folder).glob('basicsr-*.whl')
         _pip('install', *(('--force-reinstall', '--no-deps') if args.force else ()), str(wheel))
     importlib.invalidate_caches()
