@@ -83,4 +83,4 @@ def test_trains(installed, tmp_path):
         tmp_path / 'tiny.yml', tiny_project.changed(tiny_project.TRAIN, {'train:total_iter': 5})
     )
     run(installed / 'python', '-m', 'spinsr.train', '-opt', options, cwd=tmp_path)
-    assert (tmp_path / 'experiments' / 'tiny' / 'models' / 'net_g_5.pth').is_file()
+    assert (tmp_path / 'experiments' / 'tiny' / 'models' / 'net_g_latest.pth').is_file()
