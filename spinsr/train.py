@@ -26,12 +26,12 @@ if __name__ == '__main__':
     time_limit.end_at_sigterm('spinsr.train')  # the imports below take seconds
     time_limit.end_at_ctrl_c('spinsr.train')
 
-from spinsr import compat  # noqa: E402
-from spinsr.check import targets  # noqa: E402
-from spinsr.launch import launch, locked  # noqa: E402
-from spinsr.training import checkpoints, distributed, progress_bar  # noqa: E402
-from spinsr.utils.errors import OptionError, TrainingError  # noqa: E402
-from spinsr.utils.patching import replaced  # noqa: E402
+from spinsr import compat
+from spinsr.check import targets
+from spinsr.launch import launch, locked
+from spinsr.training import checkpoints, distributed, progress_bar
+from spinsr.utils.errors import OptionError, TrainingError
+from spinsr.utils.patching import replaced
 
 # The seeds of samples are mixed of (seed, epoch, position); as a fourth number it keeps those of the network apart.
 _OF_NETWORK = 1

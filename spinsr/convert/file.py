@@ -87,7 +87,7 @@ def convert_file(
         first = next(iter(read.values()))
         format = get_format(detect_arch(first)) if arch is None else _checked_format(first, arch)
         ours = {name: convert_state_dict(state_dict, format.name) for name, state_dict in read.items()}
-        arguments, parameters = [read_arguments(state_dict, format) for state_dict in ours.values()][0]
+        arguments, parameters = next(read_arguments(state_dict, format) for state_dict in ours.values())
         converted = {name: _convert(read[name], ours[name], format, to) for name in read}
     except (ValueError, TypeError) as error:
         raise ValueError(f'{printable(os.fspath(source))}: {error}') from error

@@ -272,7 +272,7 @@ def score(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str) -> dict[str
 
 
 def load_metrics(names: Sequence[str], device: str | torch.device = 'cpu') -> dict[str, Callable[..., Any]]:
-    """Full-reference metrics of pyiqa by name: lpips, dists, gmsd, fsim, …
+    """Full-reference metrics of pyiqa by name, such as lpips, dists, gmsd and fsim.
 
     They compare the images of the protocol `rgb`: rounded to uint8, RGB, without a border as wide as the scale.
 

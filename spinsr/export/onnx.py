@@ -220,7 +220,7 @@ def _stable_sort() -> Any:
     """aten.sort.stable in ONNX, whose TopK puts the lower index first among equals."""
     from onnxscript import opset18 as op
 
-    def sort(x, stable=True, dim=-1, descending=False):  # noqa: ANN001, ANN202
+    def sort(x, stable=True, dim=-1, descending=False):
         length = op.Reshape(op.Gather(op.Shape(x), op.Constant(value_int=dim)), op.Constant(value_ints=[1]))
         return op.TopK(x, length, axis=dim, largest=int(descending), sorted=1)
 
