@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from spinsr.convert.names import NameTable, Row
+from spinsr.convert.recipe import Recipe
 from spinsr.utils.text import nearest, printable
 
 StateDict = dict[str, Tensor]
@@ -122,6 +123,8 @@ class ArchFormat:
         source: Paper, repository, licences.
         name: Public name, by which the commands and `spinsr.load` know the network; the class's name by default.
         registered: Name in BasicSR's ARCH_REGISTRY; the public name by default.
+        configurations: The published configurations beside the constructor's defaults, by public name: the arguments
+            that differ, as {'RLFN-S': {'num_feat': 48}}.
         untold: Arguments that no shape tells, with values that fit weights of every size. These values serve to list
             the tensors; a network is built with the constructor's defaults.
         from_official: (renamed, the authors' state dict) -> our state dict, for what a table cannot say.
@@ -137,7 +140,7 @@ class ArchFormat:
         half: Half types, 'bf16' and 'fp16', in which the whole network can run without visible harm.
         onnx: How the network is exported.
         published: What the paper reports.
-        recipe: How the network is trained; None until a recipe is declared.
+        recipe: How the network is trained, from which its option files are written; None for a network without one.
     """
 
     arch: type[nn.Module]
@@ -146,6 +149,7 @@ class ArchFormat:
     source: Source
     name: str = ''
     registered: str = ''
+    configurations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     untold: Mapping[str, Any] = field(default_factory=dict)
     from_official: Callable[[StateDict, Mapping[str, Tensor]], StateDict] | None = None
     to_official: Callable[[StateDict, Mapping[str, Tensor]], StateDict] | None = None
@@ -158,7 +162,7 @@ class ArchFormat:
     half: tuple[str, ...] = ()
     onnx: Onnx = Onnx()
     published: tuple[PublishedResult, ...] = ()
-    recipe: Any = None
+    recipe: Recipe | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'name', self.name or self.arch.__name__)
