@@ -133,9 +133,10 @@ register_format(
         ),
         recipe=Recipe(
             about="The authors' training code is not public. What the paper says: HR patches of 256x256, batch 64, "
-            '1,000,000 iterations in each of three stages. The first stage starts from scratch at x2, and from the trained '
-            'x2 network at x4. The second trains again with the same settings, from the weights of the first. The third '
-            'adds the contrastive loss. x3, which is not published, is trained as x4, with HR patches of 255x255.',
+            '1,000,000 iterations in each of three stages. The first stage starts from scratch at x2, and from the '
+            'trained x2 network at x4. The second trains again with the same settings, from the weights of the first. '
+            'The third adds the contrastive loss. x3, which is not published, is trained as x4, with HR patches of '
+            '255x255.',
             hr_patch=256,
             batch=64,
             optim_g=adam(5e-4),
