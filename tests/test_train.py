@@ -232,7 +232,7 @@ def test_trains_from_a_generated_option_file(project, iterations):
         (train.main, 'test_SPIN_x4_sample.yml', 'this is an option file for testing: python -m spinsr.test'),
         (run_test.main, 'train_SPIN_x4_sample.yml', 'this is an option file for training: python -m spinsr.train'),
         (train.main, 'train_SPIN_x4_sampel.yml', "did you mean 'train_SPIN_x4_sample.yml'?"),
-        (train.main, 'nothere.yml', 'no such file, nor a shipped option file (spinsr options lists them)'),
+        (train.main, 'nothere.yml', 'no such file, nor an option file of spinsr (spinsr options lists them)'),
     ],
     ids=['test-file', 'train-file', 'misspelt', 'no-file'],
 )

@@ -83,7 +83,7 @@ def find(name: str | Path) -> 'Path | RecipeFile':
             return from_recipes[candidate]
     close = difflib.get_close_matches(path.name, [*anywhere, *from_recipes], n=1, cutoff=0.7)
     hint = f'; did you mean {close[0]!r}?' if close else ''
-    raise OptionError(f'-opt {name}: no such file, nor a shipped option file (spinsr options lists them){hint}')
+    raise OptionError(f'-opt {name}: no such file, nor an option file of spinsr (spinsr options lists them){hint}')
 
 
 def origin(file: 'Path | RecipeFile') -> str:
