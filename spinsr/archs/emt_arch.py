@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import mean_shift, shapes
+from spinsr.convert.recipe import AUTHORS_FLIPS, DF2K, ON_255, Recipe, adam, cosine
 from spinsr.convert.registry import ArchFormat, Sizes, Source, register_format, renamed, under
 from spinsr.modules.mean_shift import register_mean
 from spinsr.modules.padding import pad_to
@@ -321,6 +322,23 @@ register_format(
         to_official=lambda official, ours: mean_shift.unfold(official | _fixed_kernels(ours), ours),
         layout=under('params'),
         sizes=Sizes(minimum=17, pads=True),
+        recipe=Recipe(
+            about="The recipe is that of the authors' option file: DIV2K and Flickr2K, HR patches of 256x256 at every "
+            'scale, 1,000,000 iterations. The file has 8 patches on each GPU and does not say how many GPUs. At x3 it '
+            'cannot run, because 256 is not a multiple of 3: here the patches are 255x255.',
+            hr_patch=256,
+            batch=8,
+            data=DF2K,
+            optim_g=adam(5e-4),
+            scheduler=cosine(1_000_000, eta_min=1e-6),
+            total_iter=1_000_000,
+            comments={
+                'use_hflip': AUTHORS_FLIPS,
+                'batch_size_per_gpu': 'on each GPU; the authors do not say how many',
+                'rgb_mean': 'of DF2K',
+                'pixel_opt:loss_weight': ON_255,
+            },
+        ),
         source=Source(
             'Efficient Mixed Transformer for Single Image Super-Resolution (Zheng et al.)',
             2023,

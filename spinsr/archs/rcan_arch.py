@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import mean_shift, shapes
+from spinsr.convert.recipe import AUTHORS_FLIPS, ON_255, Recipe, Start, adam, halved_every
 from spinsr.convert.registry import ArchFormat, Form, Onnx, PublishedResult, Source, bare, register_format, renamed
 from spinsr.modules.mean_shift import register_mean
 from spinsr.modules.upsample import upsample_and_convolve, upscale_factors
@@ -136,6 +137,34 @@ register_format(
             PublishedResult(2, 15_444_667, '38.27 34.12 32.41 33.34 39.44', _PUBLISHED),
             PublishedResult(3, 15_629_307, '34.74 30.65 29.32 29.09 34.44', _PUBLISHED),
             PublishedResult(4, 15_592_379, '32.63 28.87 27.77 26.82 31.22', _PUBLISHED),
+        ),
+        recipe=Recipe(
+            about="The recipe is the authors': 1,000 epochs of 1,000 iterations, LR patches of 48x48, batch 16. Their "
+            "code also skips a batch whose loss passes 1e6, which BasicSR cannot do. (BasicSR's own option file for "
+            'RCAN x2 has another recipe: 300,000 iterations, beta2 0.99, EMA.)',
+            scales=(2, 3, 4, 8),
+            patch=48,
+            batch=16,
+            optim_g=adam(1e-4),
+            scheduler=halved_every(200_000, 1_000_000),
+            total_iter=1_000_000,
+            start=Start(
+                scale=2,
+                comment='The authors start x3, x4 and x8 from the x2 model, so train that first. What is new or '
+                'different in the upsampler is initialised randomly, everything else is kept. To train from scratch: ~ '
+                'and strict_load_g: true.',
+            ),
+            save_checkpoint_freq=10_000,
+            comments={
+                'use_hflip': AUTHORS_FLIPS,
+                'network_g:type': "the name RCAN is BasicSR's own",
+                'num_block': "the paper's; BasicSR's default is 16",
+                'res_scale': "the authors' code accepts it but does not use it",
+                'rgb_mean': 'of DIV2K',
+                'milestones': 'every 200 epochs',
+                'pixel_opt:loss_weight': ON_255,
+                'save_checkpoint_freq': 'about 190 MB each',
+            },
         ),
         source=Source(
             'Image Super-Resolution Using Very Deep Residual Channel Attention Networks (Zhang et al., ECCV 2018)',
