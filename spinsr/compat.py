@@ -61,8 +61,8 @@ def _prepare_import() -> None:
 def registries() -> ModuleType | None:
     """BasicSR's module of registries without the rest of BasicSR, whose import takes seconds; None without BasicSR.
 
-    The module is executed from its file and kept aside. Whoever imports `basicsr.utils.registry` imports all of BasicSR,
-    as always, and gets this very module.
+    The module is executed from its file and kept aside. Whoever imports `basicsr.utils.registry` imports all of
+    BasicSR, as always, and gets this very module.
     """
     install()
     name = 'basicsr.utils.registry'
