@@ -357,11 +357,12 @@ def around_import(
         before: Called before its code is executed.
         after: Called with the module after that.
     """
-    if name in sys.modules:
+    module = sys.modules.get(name)  # None also stops an import
+    if module is not None:
         if before:
             before()
         if after:
-            after(sys.modules[name])
+            after(module)
     elif not any(isinstance(finder, _AroundImport) and finder.name == name for finder in sys.meta_path):
         sys.meta_path.insert(0, _AroundImport(name, before, after))
 
