@@ -1,13 +1,11 @@
 """What every test has: determinism, one table of tolerances, and the authors' own networks in small."""
 
-import ast
 import logging
 import os
 import random
 import signal
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -20,7 +18,6 @@ if not torch.cuda.is_available():
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # what cuBLAS needs to be deterministic
 
 PARITY = Path(__file__).parent / 'parity'
-LARGE_PARITY_FILES = ('zoo/rlfn_x3', 'zoo/rlfn_x4', 'zoo/rlfn_ntire_x4')
 
 # Largest error, in units of the largest expected value where that is above 1.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 3e-6}
@@ -115,38 +112,6 @@ def assert_half_close():
     return check
 
 
-class Official(NamedTuple):
-    """A small network of the authors: its arguments in our words, its state dict, and images with their results."""
-
-    arch: str
-    arguments: dict
-    weights: dict[str, Tensor]
-    images: list[Tensor]
-    results: list[Tensor]
-
-
-_OUR_WORDS = {
-    'dim': 'num_feat',
-    'block_num': 'num_block',
-    'heads': 'num_heads',
-    'n_feats': 'num_feat',
-    'n_resgroups': 'num_group',
-    'n_resblocks': 'num_block',
-    'reduction': 'squeeze_factor',
-    'n_blocks': 'num_block',
-    'n_layers': 'num_layer',
-    'n_GTLs': 'num_attention',
-    'window_list': 'window_size',
-    'shift_list': 'shift_size',
-    'in_channels': 'num_in_ch',
-    'out_channels': 'num_out_ch',
-    'feature_channels': 'num_feat',
-    'mid_channels': 'num_mid',
-    'num_blocks': 'num_block',
-}
-_ARCHS = {'spin': 'SPIN', 'san': 'SAN', 'rcan': 'RCAN_spinsr', 'emt': 'EMT', 'rlfn': 'RLFN'}
-
-
 @pytest.fixture(scope='session')
 def shared():
     """Finds a file or folder that may not be part of the project, in `shared/` beside the checkout; skips without it.
@@ -170,29 +135,11 @@ def benchmark_folder(shared):
 
 
 @pytest.fixture(scope='session')
-def official(shared):
-    """Reads tests/parity/<name>.npz, or a large one from `shared`."""
+def official():
+    """Reads tests/parity/<name>.npz."""
+    from spinsr.convert.parity import read_official
 
-    def read(name: str) -> Official:
-        path = PARITY / f'{name}.npz'
-        if not path.is_file() and name in LARGE_PARITY_FILES:
-            path = shared(f'parity/{name}.npz')
-        with np.load(path) as file:
-            arrays = dict(file)
-        arguments = ast.literal_eval(str(arrays.pop('cfg')))
-        arguments.pop('task', None)  # EMT's other tails are for other tasks
-        if 'rlfn_ntire' in name:
-            arguments['num_blocks'] = 4  # a class of its own there
-        tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
-        return Official(
-            arch=_ARCHS[Path(name).name.split('_')[0]],
-            arguments={_OUR_WORDS.get(key, key): value for key, value in arguments.items()},
-            weights={key[2:]: value for key, value in tensors.items() if key.startswith('w/')},
-            images=[tensors[key] for key in sorted(tensors) if key[0] == 'x'],
-            results=[tensors[key] for key in sorted(tensors) if key[0] == 'y'],
-        )
-
-    return read
+    return lambda name: read_official(PARITY / f'{name}.npz')
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import mean_shift, shapes
-from spinsr.convert.registry import ArchFormat, Sizes, Source, register_format, under
+from spinsr.convert.registry import ArchFormat, Sizes, Source, register_format, renamed, under
 from spinsr.modules.mean_shift import register_mean
 from spinsr.modules.padding import pad_to
 
@@ -302,6 +302,15 @@ register_format(
             ('body.{block}.mlp_list.{layer}.{conv:fc1|fc2}.mask', None),
         ),
         arguments=_arguments,
+        official_arguments=renamed(
+            task=None,  # the tails of other tasks
+            dim='num_feat',
+            n_blocks='num_block',
+            n_layers='num_layer',
+            n_GTLs='num_attention',
+            window_list='window_size',
+            shift_list='shift_size',
+        ),
         untold={
             'num_heads': 1,
             'window_size': ((32, 8), (8, 32)),

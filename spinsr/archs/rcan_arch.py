@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import mean_shift, shapes
-from spinsr.convert.registry import ArchFormat, Form, Onnx, PublishedResult, Source, bare, register_format
+from spinsr.convert.registry import ArchFormat, Form, Onnx, PublishedResult, Source, bare, register_format, renamed
 from spinsr.modules.channel_attention import ChannelAttention
 from spinsr.modules.mean_shift import register_mean
 from spinsr.modules.upsample import Upsample, upsample_and_convolve, upscale_factors
@@ -166,6 +166,9 @@ register_format(
             // len(weights['body.0.residual_group.0.rcab.3.attention.1.weight']),
             'upscale': shapes.stages(weights),
         },
+        official_arguments=renamed(
+            n_feats='num_feat', n_resgroups='num_group', n_resblocks='num_block', reduction='squeeze_factor'
+        ),
         untold={'img_range': 255.0, 'res_scale': 1},
         from_official=mean_shift.fold,
         to_official=mean_shift.unfold_div2k,

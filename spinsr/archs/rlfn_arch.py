@@ -5,6 +5,8 @@ network: the same function in float64, with images of any size from 1 x 1. Weigh
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
-from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Sizes, Source, bare, register_format
+from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Sizes, Source, bare, register_format, renamed
 from spinsr.modules.esa import MIN_SIDE, EnhancedSpatialAttention
 from spinsr.modules.padding import pad_to
 
@@ -96,6 +98,20 @@ class RLFN(nn.Module):
 
 _ESA = {'conv1': 'conv_in', 'conv_f': 'conv_skip', 'conv2': 'conv_stride', 'conv3': 'conv_coarse', 'conv4': 'conv_out'}
 
+_translate = renamed(
+    in_channels='num_in_ch',
+    out_channels='num_out_ch',
+    feature_channels='num_feat',
+    mid_channels='num_mid',
+    num_blocks='num_block',
+)
+
+
+def _official_arguments(variant: str, official: Mapping[str, Any]) -> dict[str, Any]:
+    """The winner of NTIRE 2022 is a class of its own there, with four blocks."""
+    return {**_translate(variant, official), **({'num_block': 4} if variant == 'ntire' else {})}
+
+
 _PUBLISHED = 'CVPRW 2022, arXiv:2205.07514, Table 1'
 
 register_format(
@@ -118,6 +134,11 @@ register_format(
             'num_esa': len(weights['body.block_1.esa.conv_in.weight']),
             'upscale': shapes.shuffle(weights),
         },
+        configurations={
+            'RLFN-S': {'num_feat': 48},
+            'RLFN-NTIRE': {'num_feat': 46, 'num_mid': 48, 'num_block': 4},
+        },
+        official_arguments=_official_arguments,
         untold={'img_range': 255.0},
         layout=bare,
         sizes=Sizes(minimum=MIN_SIDE, pads=True),

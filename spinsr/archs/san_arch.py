@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import mean_shift, shapes
-from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Source, bare, register_format
+from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Source, bare, register_format, renamed
 from spinsr.modules.mean_shift import register_mean
 from spinsr.modules.san import MAX_SIDE, RegionNonLocal, SecondOrderChannelAttention
 from spinsr.modules.upsample import Upsample, upsample_and_convolve
@@ -159,6 +159,9 @@ register_format(
             // len(weights['groups.0.attention.attention.0.weight']),
             'upscale': shapes.stages(weights),
         },
+        official_arguments=renamed(
+            n_feats='num_feat', n_resgroups='num_group', n_resblocks='num_block', reduction='squeeze_factor'
+        ),
         untold={'img_range': 255.0},
         from_official=mean_shift.fold,
         to_official=_to_official,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
 from spinsr.convert.mean_shift import take
-from spinsr.convert.registry import ArchFormat, PublishedResult, Source, register_format
+from spinsr.convert.registry import ArchFormat, PublishedResult, Source, register_format, renamed
 from spinsr.modules.layout import to_image, to_tokens
 from spinsr.modules.spin import (
     FeedForward,
@@ -225,6 +225,7 @@ FORMAT = register_format(
             ),
         ),
         arguments=_arguments,
+        official_arguments=renamed(dim='num_feat', block_num='num_block', heads='num_heads'),
         untold={'num_heads': 1, 'stoken_size': None, 'num_iter': 3},
         from_official=_from_official,
         to_official=_to_official,

@@ -109,9 +109,19 @@ def under(key: str) -> Callable[[StateDict], Mapping[str, Any]]:
     return lambda state_dict: {key: state_dict}
 
 
+def renamed(**ours: str | None) -> Callable[[str, Mapping[str, Any]], dict[str, Any]]:
+    """Translates arguments by name: authors' name = our name, or None for an argument that we do not have."""
+
+    def translate(variant: str, official: Mapping[str, Any]) -> dict[str, Any]:
+        names = {name: ours.get(name, name) for name in official}
+        return {name: official[theirs] for theirs, name in names.items() if name is not None}
+
+    return translate
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArchFormat:
-    """All that conversion, loading, export and the commands must know of a network.
+    """All that conversion, loading, export and the commands must know about a network.
 
     Attributes:
         arch: The class.
@@ -122,6 +132,11 @@ class ArchFormat:
         source: Paper, repository, licences.
         name: Public name, by which the commands and `spinsr.load` know the network; the class's name by default.
         registered: Name in BasicSR's ARCH_REGISTRY; the public name by default.
+        configurations: The published configurations beside the constructor's defaults, by public name: the arguments
+            that differ, as {'RLFN-S': {'num_feat': 48}}.
+        official_arguments: (variant, the authors' constructor arguments) -> ours, for files of `spinsr.convert.parity`;
+            the variant is what follows the network in the file's name. `renamed` makes one; None for equal names.
+        parity: How the names of such files begin; the public name in lower case by default.
         untold: Arguments that no shape tells, with values that fit weights of every size. These values serve to list
             the tensors; a network is built with the constructor's defaults.
         from_official: (renamed, the authors' state dict) -> our state dict, for what a table cannot say.
@@ -146,6 +161,9 @@ class ArchFormat:
     source: Source
     name: str = ''
     registered: str = ''
+    configurations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    official_arguments: Callable[[str, Mapping[str, Any]], dict[str, Any]] | None = None
+    parity: tuple[str, ...] = ()
     untold: Mapping[str, Any] = field(default_factory=dict)
     from_official: Callable[[StateDict, Mapping[str, Tensor]], StateDict] | None = None
     to_official: Callable[[StateDict, Mapping[str, Tensor]], StateDict] | None = None
@@ -163,6 +181,7 @@ class ArchFormat:
     def __post_init__(self) -> None:
         object.__setattr__(self, 'name', self.name or self.arch.__name__)
         object.__setattr__(self, 'registered', self.registered or self.name)
+        object.__setattr__(self, 'parity', self.parity or (self.name.lower(),))
 
     @cached_property
     def table(self) -> NameTable:
@@ -222,6 +241,16 @@ def find_format(arch: str | type[nn.Module]) -> ArchFormat | None:
         return next((format for format in formats() if arch in (format.name, format.registered)), None)
     by_class = {_path(format.arch): format for format in formats()}
     return next((by_class[_path(cls)] for cls in arch.__mro__ if _path(cls) in by_class), None)
+
+
+def find_configuration(name: str) -> tuple[ArchFormat | None, Mapping[str, Any]]:
+    """The format that has this name, or a published configuration of this name with its arguments; else (None, {})."""
+    if (found := find_format(name)) is not None:
+        return found, {}
+    for format in formats():
+        if name in format.configurations:
+            return format, format.configurations[name]
+    return None, {}
 
 
 def get_format(arch: str | type[nn.Module]) -> ArchFormat:

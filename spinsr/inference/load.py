@@ -75,10 +75,10 @@ def load(
     """Builds a network, with weights, ready for `upscale`.
 
     Args:
-        arch: A network of spinsr ('SPIN', 'SAN', 'RCAN', ...), or any other name in BasicSR's ARCH_REGISTRY, with or
-            without the suffix `_basicsr`. None detects a network of spinsr from the weights; without a file it is SPIN.
-            `num_in_ch` and `num_out_ch` are 3 where the arch has no default of its own. 'SPIN' with a switch of
-            `SPINVariant` builds that, and logs a warning.
+        arch: A network of spinsr ('SPIN', 'SAN', 'RCAN', ...), one of its published configurations ('RLFN-S', ...), or
+            any other name in BasicSR's ARCH_REGISTRY, with or without the suffix `_basicsr`. None detects a network of
+            spinsr from the weights; without a file it is SPIN. `num_in_ch` and `num_out_ch` are 3 where the arch has no
+            default of its own. 'SPIN' with a switch of `SPINVariant` builds that, and logs a warning.
         scale: Upscaling factor, the arch's `upscale` (or `scale`). None takes that of the weights, else 4.
         weights: A .pth, .pt or .safetensors file, or a state dict: spinsr's or BasicSR's (`params_ema` before `params`)
             or the authors' own, which is converted. 'default' takes those that spinsr ships; None leaves the random
@@ -145,21 +145,20 @@ def _named(arch: str, scale: int, arch_args: Mapping[str, Any]) -> Network:
     from spinsr import compat
     from spinsr.archs import ARCH_REGISTRY
     from spinsr.archs.registry import find
-    from spinsr.convert.registry import find_format, formats, scale_keyword
+    from spinsr.convert.registry import find_configuration, formats, scale_keyword
     from spinsr.training.option_files import current_arch
 
     arch = current_arch(arch, arch_args)
-    format = find_format(arch)
-    name = format.registered if format and arch == format.name else arch
+    format, configuration = find_configuration(arch)
+    name = format.registered if format and arch in (format.name, *format.configurations) else arch
     if format and name not in ARCH_REGISTRY:  # of a project that does not register its networks in BasicSR
         cls = format.arch
     elif (cls := find(name)) is None:
-        names = [*(format.name for format in formats()), *(known for known, _ in ARCH_REGISTRY)]
-        ours = ', '.join(format.name for format in formats())
-        hint = nearest(arch, names)
+        ours = [name for format in formats() for name in (format.name, *format.configurations)]
+        hint = nearest(arch, [*ours, *(other for other, _ in ARCH_REGISTRY)])
         if not compat.is_installed():
             hint += f"; BasicSR's own networks need BasicSR: {compat.INSTALL}"
-        raise ValueError(f'arch must be {ours} or a name in ARCH_REGISTRY, got {arch!r}; {hint}')
+        raise ValueError(f'arch must be {", ".join(ours)} or a name in ARCH_REGISTRY, got {arch!r}; {hint}')
     scale_keyword(cls)
     _check_keywords(cls, arch, arch_args)
     parameters = inspect.signature(cls).parameters
@@ -168,7 +167,7 @@ def _named(arch: str, scale: int, arch_args: Mapping[str, Any]) -> Network:
         for key in ('num_in_ch', 'num_out_ch')
         if key in parameters and parameters[key].default is inspect.Parameter.empty
     ]
-    return Network(arch, cls, scale, dict.fromkeys(asked, 3) | dict(arch_args), None)
+    return Network(arch, cls, scale, dict.fromkeys(asked, 3) | dict(configuration) | dict(arch_args), None)
 
 
 def _with_weights(network: Network, state_dict: dict[str, Tensor], scale: int | None) -> Network:

@@ -221,3 +221,9 @@ def test_a_given_argument_that_contradicts_the_weights_is_refused():
     weights = spinsr.load('RDBESA', 2, None, **SMALL['RDBESA']).state_dict()
     with pytest.raises(ValueError, match=r'RDBESA: .* must have the shape'):
         spinsr.load('RDBESA', weights=weights, num_feat=24)
+
+
+def test_a_published_configuration_has_a_name():
+    assert spinsr.load('RLFN-S', 2, None, num_block=1).conv_first.out_channels == 48
+    with pytest.raises(ValueError, match='RLFN-S'):
+        spinsr.load('RLFN-T', 2, None)
