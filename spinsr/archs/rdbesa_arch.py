@@ -3,18 +3,18 @@
 The text names it "Possible Architecture" and gives the figure, no code and no weights: channels C, number of blocks,
 reduction of the channel attention and width of the spatial attention are not in it. Ours are C = 64, 4 blocks,
 reduction 16 and max(C / 4, 16), which make 527,068 parameters at x2, near RLFN's 526,856. The spatial attention is
-RLFN's (https://github.com/bytedance/RLFN, Apache-2.0; nothing is copied), the channel attention BasicSR's.
+RLFN's (https://github.com/bytedance/RLFN, Apache-2.0; nothing is copied), the channel attention RCAN's.
 """
 
 import torch
 import torch.nn.functional as F
-from basicsr.archs.rcan_arch import ChannelAttention
 from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
 from spinsr.convert.recipe import Recipe, adam, multistep
 from spinsr.convert.registry import ArchFormat, Onnx, Source, register_format
+from spinsr.modules.channel_attention import ChannelAttention
 from spinsr.modules.esa import MIN_SIDE, EnhancedSpatialAttention
 
 

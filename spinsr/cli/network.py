@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from spinsr.training import imports
+from spinsr.weights import DEFAULT_ARCH, DEFAULT_SCALE, default_weights, require_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +43,19 @@ def add_build_arguments(group: argparse._ArgumentGroup) -> None:
         default='auto',
         help='cpu, cuda, cuda:1, mps; auto (the default): cuda if available',
     )
+
+
+def check_files(args: argparse.Namespace, scale: int | None = None) -> None:
+    """Makes sure, before torch is imported, that the files and modules which the flags name exist.
+
+    Raises:
+        ValueError, OSError, ImportError: As `resolve`.
+    """
+    imports.require_modules(args.imports)
+    if args.weights != 'default':
+        require_file(os.path.expanduser(args.weights))
+    elif args.arch in (None, DEFAULT_ARCH):
+        default_weights(DEFAULT_ARCH, scale or DEFAULT_SCALE)
 
 
 def resolve(args: argparse.Namespace, scale: int | None) -> Any:

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spinsr.convert.checkpoint import check_target
 from spinsr.ops import resolve_backend
-from spinsr.utils.atomic_write import write_bytes
+from spinsr.utils.atomic_write import check_target, write_bytes
 
 SIZE = (64, 64)
 # Largest difference between PyTorch and ONNX Runtime, on outputs in [0, 1], and the images in which to look for it.

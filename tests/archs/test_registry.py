@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spinsr.archs import ARCH_REGISTRY
+from spinsr.archs.registry import find
 
 from ..networks import NETWORKS
 
@@ -56,7 +57,7 @@ def gradients(net: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def test_basicsr_keeps_its_own_rcan():
-    assert ARCH_REGISTRY.get('RCAN').__module__ == 'basicsr.archs.rcan_arch'
+    assert find('RCAN').__module__ == 'basicsr.archs.rcan_arch'
 
 
 @each_scale
@@ -263,7 +264,7 @@ def test_mean_is_a_buffer_and_not_a_parameter(name):
 @pytest.mark.parametrize('scale', [3, 8])
 def test_weights_of_basicsrs_rcan_load_and_give_its_image(scale):
     arguments = {'num_feat': 12, 'num_group': 1, 'num_block': 3, 'squeeze_factor': 5, 'res_scale': 0.5}
-    theirs = ARCH_REGISTRY.get('RCAN')(num_in_ch=3, num_out_ch=3, **arguments, upscale=scale)
+    theirs = find('RCAN')(num_in_ch=3, num_out_ch=3, **arguments, upscale=scale)
     ours = build('RCAN_spinsr', scale, **arguments)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     x = torch.rand(2, 3, 9, 14)
