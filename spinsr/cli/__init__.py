@@ -17,6 +17,7 @@ COMMANDS = (
     'evaluate',
     'export',
     'install-basicsr',
+    'models',
     'options',
     'prepare',
     'report',

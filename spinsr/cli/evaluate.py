@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
     arguments.log_to_stderr(logging.INFO)
     metrics = benchmark.load_metrics(_unique(args.metric), network.device(args.device)) if args.metric else {}
-    if args.scale is None and args.weights != 'default' and '{scale}' not in args.weights:
+    if args.scale is None and (args.model or (args.weights != 'default' and '{scale}' not in args.weights)):
         scales = [network.resolve(args, None).scale]
     upscaler, method, about = _source(args, scales)
 
@@ -123,8 +123,8 @@ def run(args: argparse.Namespace) -> int:
 def _check_usage(args: argparse.Namespace, scales: list[int], protocols: list[str] | None) -> None:
     if not scales or scales[0] < 1:
         args.error(f'argument --scale: must be integers of at least 1, got {scales}')
-    if _is_rounded(args) and (args.weights != 'default' or args.self_ensemble):
-        flag = '--self-ensemble' if args.self_ensemble else '--weights'
+    if _is_rounded(args) and (args.weights != 'default' or args.model or args.self_ensemble):
+        flag = '--self-ensemble' if args.self_ensemble else '--model' if args.model else '--weights'
         args.error(f'argument {flag}: needs a network, not {"--sr" if args.sr else "--arch bicubic"}')
     files = [path for path in (args.json, args.csv, args.markdown) if path]
     if len({path.resolve() for path in files}) < len(files):
@@ -192,7 +192,7 @@ def _source(args: argparse.Namespace, scales: list[int]) -> tuple[Callable[..., 
             'arch': described.arch,
             'arch_args': dict(args.arch_args),
             'parameters': sum(parameter.numel() for parameter in nets[scale].parameters()),
-            'weights': weights,
+            'weights': args.model or weights,
             'self_ensemble': args.self_ensemble,
         }
     upscaler = benchmark.network(nets, self_ensemble=args.self_ensemble)

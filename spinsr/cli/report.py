@@ -100,8 +100,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _weights(args: argparse.Namespace, described: Any) -> str:
-    from spinsr.weights import default_weights
-
-    if args.weights == 'default':
-        return f'{default_weights(described.arch, described.scale).name}, shipped with spinsr'
+    if (shipped := network.shipped_file(args, described.arch, described.scale)) is not None:
+        return f'{shipped.name}, shipped with spinsr'
     return Path(args.weights).name
