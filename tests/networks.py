@@ -60,6 +60,42 @@ NETWORKS = {
         },
         parameters={2: 670_572, 3: 678_687, 4: 690_048},
     ),
+    'IMDN': Network(
+        small={'num_feat': 16, 'num_block': 2},
+        parameters={2: 694_404, 3: 703_059, 4: 715_176},
+    ),
+    'IMDN_AS': Network(
+        small={'num_feat': 16, 'num_block': 1},
+        parameters={1: 752_104},
+    ),
+    'IMDN_RTC': Network(
+        small={'num_feat': 8, 'num_block': 2},
+        parameters={2: 20_190},
+    ),
+    'RFDN': Network(
+        small={'num_feat': 16, 'num_block': 1},
+        parameters={2: 417_212, 3: 423_977, 4: 433_448},
+    ),
+    'BSRN': Network(
+        small={'num_feat': 32, 'num_block': 1},
+        parameters={2: 331_628, 3: 340_283, 4: 352_400},
+    ),
+    'BSRN_S': Network(
+        small={'num_feat': 8, 'num_block': 2},
+        parameters={4: 156_288},
+    ),
+    'SAFMN': Network(
+        small={'num_feat': 8, 'num_block': 2},
+        parameters={2: 227_820, 3: 232_695, 4: 239_520},
+    ),
+    'SMFANet': Network(
+        small={'num_feat': 6, 'num_block': 2},
+        parameters={2: 185_628, 3: 190_503, 4: 197_328},
+    ),
+    'ShuffleMixer': Network(
+        small={'num_feat': 8, 'num_block': 1, 'kernel_size': 3},
+        parameters={2: 393_939, 3: 414_739, 4: 410_579},
+    ),
     'RLFN': Network(
         small={'num_feat': 8, 'num_mid': 12, 'num_block': 2, 'num_esa': 4},
         parameters={2: 526_856, 3: 533_891, 4: 543_740},

@@ -52,6 +52,17 @@ def stages(state_dict: Mapping[str, Tensor], template: str = 'upsample.{}.weight
     return math.prod(math.isqrt(shape[0] // shape[1]) for shape in shapes)
 
 
+def ratio(part: int, whole: int) -> float:
+    """The ratio of two widths from which `int(ratio * whole)` makes the first.
+
+    Example:
+        >>> ratio(72, 36), int(ratio(79, 50) * 50)
+        (2.0, 79)
+    """
+    value = part / whole
+    return value if int(value * whole) == part else math.nextafter(value, math.inf)
+
+
 def mean_of_grey(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     """`rgb_mean` where the default, which is for three channels, does not fit; the numbers are in the state dict."""
     channels = state_dict['conv_first.weight'].shape[1]
