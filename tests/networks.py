@@ -65,6 +65,10 @@ NETWORKS = {
         patch=64,
         batch=16,
     ),
+    'DITN': Network(
+        small={'num_feat': 8, 'num_itl': 1, 'num_sal': 1, 'patch_size': 4},
+        parameters={2: 424_636, 3: 432_751, 4: 444_112},
+    ),
     'EMT': Network(
         small={
             'num_feat': 20,
@@ -75,6 +79,10 @@ NETWORKS = {
             'shift_size': ((4, 2), (2, 4)),
         },
         parameters={2: 670_572, 3: 678_687, 4: 690_048},
+    ),
+    'ELAN': Network(
+        small={'num_feat': 12, 'num_block': 2, 'num_layer': 2, 'window_size': (2, 4, 8)},
+        parameters={2: 8_254_092, 3: 8_278_407, 4: 8_312_448},
     ),
     'RLFN': Network(
         small={'num_feat': 8, 'num_mid': 12, 'num_block': 2, 'num_esa': 4},

@@ -91,12 +91,14 @@ class PublishedResult:
         parameters: As published.
         psnr: dB on Y for Set5, Set14, B100, Urban100, Manga109; '-' where it is not published or not confirmed.
         source: Where the numbers were read.
+        name: Of the configuration; the network's public name by default.
     """
 
     scale: int
     parameters: int
     psnr: str
     source: str
+    name: str = ''
 
 
 def bare(state_dict: StateDict) -> Mapping[str, Any]:
