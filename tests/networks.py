@@ -49,6 +49,10 @@ NETWORKS = {
         small={'num_feat': 16, 'num_block': 2, 'squeeze_factor': 2},
         parameters={2: 527_068, 3: 535_723, 4: 547_840},
     ),
+    'DITN': Network(
+        small={'num_feat': 8, 'num_itl': 1, 'num_sal': 1, 'patch_size': 4},
+        parameters={2: 424_636, 3: 432_751, 4: 444_112},
+    ),
     'EMT': Network(
         small={
             'num_feat': 20,
@@ -95,6 +99,22 @@ NETWORKS = {
     'ShuffleMixer': Network(
         small={'num_feat': 8, 'num_block': 1, 'kernel_size': 3},
         parameters={2: 393_939, 3: 414_739, 4: 410_579},
+    ),
+    'ELAN': Network(
+        small={'num_feat': 12, 'num_block': 2, 'num_layer': 2, 'window_size': (2, 4, 8)},
+        parameters={2: 8_254_092, 3: 8_278_407, 4: 8_312_448},
+    ),
+    'ESRT': Network(
+        small={'num_feat': 8, 'num_block': 1, 'squeeze_factor': 1, 'num_heads': 3},
+        parameters={2: 677_771, 3: 770_251, 4: 751_755},
+    ),
+    'OmniSR': Network(
+        small={'num_feat': 8, 'num_group': 1, 'window_size': 4},
+        parameters={2: 784_604, 3: 793_259, 4: 805_376},
+    ),
+    'Swin2SR': Network(
+        small={'embed_dim': 12, 'depths': (2,), 'num_heads': (3,), 'window_size': 4},
+        parameters={2: 1_005_348, 3: 1_013_463, 4: 1_024_824},
     ),
     'RLFN': Network(
         small={'num_feat': 8, 'num_mid': 12, 'num_block': 2, 'num_esa': 4},
