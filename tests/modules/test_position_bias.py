@@ -9,4 +9,4 @@ def test_bias_depends_on_the_offset_alone():
     table = net.table.detach().view(5, 5, 2)
     for query, key in (((0, 0), (0, 0)), ((2, 1), (0, 2)), ((1, 0), (2, 2))):
         offset = [one - other + 2 for one, other in zip(query, key, strict=True)]
-        assert torch.equal(bias[:, *query, *key], table[*offset])
+        assert torch.equal(bias[(slice(None), *query, *key)], table[tuple(offset)])
