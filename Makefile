@@ -8,13 +8,14 @@ VENV ?= .venv
 PYTHON ?=
 PYTEST_ARGS ?=
 
-PYTHONS = python3.12 python3.11 python3.10 python3 python
+# 3.14 comes last: it is not tested yet.
+PYTHONS = python3.13 python3.12 python3.11 python3.10 python3.14 python3 python
 BIN = $(VENV)/bin
 PIP = "$(BIN)/python" -m pip
 STAMP = $(VENV)/.spinsr-setup
 
-# Exits 0 on an interpreter that can make the environment. The source of BasicSR 1.4.2 does not build on Python 3.13.
-FITS = import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 13))
+# Exits 0 on an interpreter that can make the environment.
+FITS = import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))
 MINOR = import sys; print('%d.%d' % sys.version_info[:2])
 
 .DEFAULT_GOAL := help
@@ -50,24 +51,23 @@ install:
 	  done; \
 	  if [ -z "$$found" ]; then \
 	    echo >&2 '$(if $(PYTHON),$(PYTHON) does not run or does not fit,No Python that fits was found).' \
-	      'Install Python 3.12, 3.11 or 3.10 with its venv module (3.13 is too new for BasicSR 1.4.2),' \
-	      'or say where it is: make PYTHON=/path/to/python3.12'; \
+	      'Install Python 3.10 or later with its venv module,' \
+	      'or say where it is: make PYTHON=/path/to/python3.13'; \
 	    exit 1; \
 	  fi; \
 	  echo "Making $(VENV) with $$found, $$("$$found" --version)"; \
 	  clear=; [ ! -e "$(VENV)/pyvenv.cfg" ] || clear=--clear; \
 	  "$$found" -m venv $$clear "$(VENV)"; \
 	elif ! "$(BIN)/python" -c "$(FITS)"; then \
-	  echo >&2 '$(VENV) has a Python that does not fit: BasicSR 1.4.2 needs 3.10, 3.11 or 3.12. Run make clean first.'; \
+	  echo >&2 '$(VENV) has a Python that does not fit: spinsr needs 3.10 or later. Run make clean first.'; \
 	  exit 1; \
 	fi
 	$(PIP) install --upgrade pip setuptools wheel
 # Both from one index and in one command: a torchvision made for another torch does not import. A pair that is already
 # in the environment (a build for one's own CUDA, or without CUDA) is kept.
 	$(PIP) install 'torch>=2.6' torchvision
-# BasicSR is a source package whose build asks for torch; isolated, it would fetch a second one.
-	$(PIP) install --no-build-isolation 'basicsr==1.4.2'
 	$(PIP) install --no-build-isolation -e '.[dev]'
+	"$(BIN)/python" -m spinsr.cli install-basicsr
 # On a machine without libGL (a bare container) OpenCV's desktop build does not import.
 	@"$(BIN)/python" -c 'import cv2' 2>/dev/null || $(PIP) install --force-reinstall --no-deps opencv-python-headless
 	@"$(BIN)/python" -c 'import spinsr.archs'

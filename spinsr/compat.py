@@ -1,8 +1,9 @@
 """The one place where BasicSR 1.4.2 is made to work on today's torch, torchvision and Python.
 
-`install()` comes before the first `import basicsr`; `import spinsr.archs` calls it. Every shim looks for the feature it
-replaces, never for a version, does nothing where the feature is there, and says when it can go. NumPy 2 and OpenCV 5
-need no shim: BasicSR uses nothing of theirs that has gone.
+`install()` comes before the first `import basicsr`; `import spinsr.archs` calls it. It imports nothing: the shims that
+BasicSR needs to be imported are made when that import starts. Every shim looks for the feature it replaces, never for a
+version, does nothing where the feature is there, and says when it can go. NumPy 2 and OpenCV 5 need no shim: BasicSR
+uses nothing of theirs that has gone.
 """
 
 import functools
@@ -13,24 +14,94 @@ import re
 import sys
 import weakref
 from collections.abc import Callable, Mapping, MutableMapping
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+# How to get BasicSR, for messages.
+INSTALL = 'spinsr install-basicsr'
+
 
 def install() -> None:
     """Makes BasicSR 1.4.2 importable and runnable; cheap, silent and harmless to call again.
 
-    Raises:
-        ImportError: If torchvision is missing or does not fit the installed torch.
+    `import basicsr` then raises ImportError if torchvision is missing or does not fit the installed torch.
     """
+    around_import('basicsr', before=_prepare_import)
+    resume_without_cuda()
+    share_lmdb_environments()
+
+
+def is_installed() -> bool:
+    """Whether BasicSR is there to be imported; does not import it."""
+    return sys.modules.get('basicsr') is not None or importlib.util.find_spec('basicsr') is not None
+
+
+def require_basicsr() -> None:
+    """Makes sure that BasicSR is there and can be imported.
+
+    Raises:
+        ImportError: BasicSR is not installed, or torchvision is missing or does not fit the installed torch.
+    """
+    if not is_installed():
+        raise ImportError(f'BasicSR is not installed; get it with: {INSTALL}')
+    install()
+    _prepare_import()
+
+
+def _prepare_import() -> None:
     require_torchvision()
     provide_functional_tensor()
     provide_distutils_version()
-    resume_without_cuda()
-    share_lmdb_environments()
+    provide_ndimage_filters()
+
+
+def registries() -> ModuleType | None:
+    """BasicSR's module of registries without the rest of BasicSR, whose import takes seconds; None without BasicSR.
+
+    The module is executed from its file and kept aside. Whoever imports `basicsr.utils.registry` imports all of
+    BasicSR, as always, and gets this very module.
+    """
+    install()
+    name = 'basicsr.utils.registry'
+    for finder in sys.meta_path:
+        if isinstance(finder, _Provided) and finder.module.__name__ == name:
+            return finder.module
+    if not is_installed():
+        return None
+    if 'basicsr' not in sys.modules:
+        for folder in importlib.util.find_spec('basicsr').submodule_search_locations or ():
+            path = Path(folder, 'utils', 'registry.py')
+            if path.is_file():
+                spec = importlib.util.spec_from_file_location(name, path)
+                module = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(module)
+                sys.meta_path.insert(0, _Provided(module))
+                return module
+    return importlib.import_module(name)
+
+
+class _Provided(MetaPathFinder, Loader):
+    """Hands out a module that has been executed before, once, when somebody imports it."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module = module
+        # The import system gives the module another spec; this is its own.
+        self.spec = module.__spec__
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if fullname != self.module.__name__:
+            return None
+        return importlib.util.spec_from_file_location(fullname, self.spec.origin, loader=self)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self.module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.spec
+        sys.meta_path.remove(self)
 
 
 def require_torchvision() -> None:
@@ -106,6 +177,22 @@ def provide_distutils_version() -> None:
     package.version.LooseVersion = LooseVersion
 
 
+def provide_ndimage_filters() -> None:
+    """Gives back `scipy.ndimage.filters`, which SciPy 2.0 removes.
+
+    BasicSR's niqe.py takes `convolve` from it; the function lives on in `scipy.ndimage`. Can go when BasicSR imports it
+    from there.
+    """
+    name = 'scipy.ndimage.filters'
+    if importlib.util.find_spec('scipy') is None or importlib.util.find_spec(name) is not None:
+        return
+    import scipy.ndimage
+
+    module = _new_module(name, 'Stands in for the module that SciPy removed; made by spinsr.compat.')
+    module.convolve = scipy.ndimage.convolve
+    scipy.ndimage.filters = module
+
+
 @functools.total_ordering
 class LooseVersion:
     """A version that compares by the numbers in its public part: '0.29.2+cpu' is (0, 29, 2).
@@ -151,7 +238,7 @@ def resume_without_cuda() -> None:
     only imports spinsr.archs and calls BasicSR's own train_pipeline resumes too. A function that somebody else has put
     there is left alone. Can go when BasicSR loads with map_location='cpu'.
     """
-    _after_import('basicsr.train', _replace_load_resume_state)
+    around_import('basicsr.train', after=_replace_load_resume_state)
 
 
 def _replace_load_resume_state(train: ModuleType) -> None:
@@ -207,7 +294,7 @@ def share_lmdb_environments() -> None:
     replacement opens a database once for all readers of the process; a forked worker goes on with the one it inherits,
     which LMDB allows for read-only databases without a lock file. Can go when BasicSR's LmdbBackend shares them.
     """
-    _after_import('basicsr.utils.file_client', _replace_lmdb_backend)
+    around_import('basicsr.utils.file_client', after=_replace_lmdb_backend)
 
 
 def _replace_lmdb_backend(file_client: ModuleType) -> None:
@@ -260,32 +347,51 @@ def _open_shared(path: str, readahead: bool, kwargs: dict[str, Any]) -> Any:
     return environment
 
 
-def _after_import(name: str, action: Callable[[ModuleType], None]) -> None:
-    """Calls action(module) now, or as soon as the module is imported: install() runs before BasicSR is imported."""
-    if name in sys.modules:
-        action(sys.modules[name])
-    elif not any(isinstance(finder, _AfterImport) and finder.name == name for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport(name, action))
+def around_import(
+    name: str, before: Callable[[], None] | None = None, after: Callable[[ModuleType], None] | None = None
+) -> None:
+    """Calls before() and after(module) when a module is imported, or now if it is already.
+
+    Args:
+        name: The module. A second call for the same module changes nothing.
+        before: Called before its code is executed.
+        after: Called with the module after that.
+    """
+    module = sys.modules.get(name)  # None also stops an import
+    if module is not None:
+        if before:
+            before()
+        if after:
+            after(module)
+    elif not any(isinstance(finder, _AroundImport) and finder.name == name for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AroundImport(name, before, after))
 
 
-class _AfterImport(MetaPathFinder):
-    """Waits for the import of one module, adds an action to its execution and leaves."""
+class _AroundImport(MetaPathFinder):
+    """Waits for the import of one module, adds actions to its execution and leaves."""
 
-    def __init__(self, name: str, action: Callable[[ModuleType], None]) -> None:
-        self.name = name
-        self.action = action
+    def __init__(
+        self, name: str, before: Callable[[], None] | None = None, after: Callable[[ModuleType], None] | None = None
+    ) -> None:
+        self.name, self.before, self.after = name, before, after
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if fullname != self.name:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, 'find_spec'))
+        specs = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None and spec.loader is not None:
             exec_module = spec.loader.exec_module
 
-            def exec_and_act(module: ModuleType) -> None:
+            def exec_between(module: ModuleType) -> None:
+                if self.before:
+                    self.before()
                 exec_module(module)
-                self.action(module)
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
+                if self.after:
+                    self.after(module)
 
-            spec.loader.exec_module = exec_and_act
+            spec.loader.exec_module = exec_between
         return spec

@@ -53,8 +53,9 @@ def launch(
         if args.imports:
             register()
             import_modules(args.imports)
-        path, options = option_files.load(args.opt, args.force_yml or ())
-        args.opt = str(path)
+        file, options = option_files.load(args.opt, args.force_yml or ())
+        args.opt = file.name if (generated := option_files.origin(file)) else str(file)
+        args.opt_text = file.text() if generated else None  # None: read the file
         if not NAME.holds(options.get('name')):
             # Also without checks: BasicSR moves aside whatever has this name.
             raise OptionError(f'name must be {NAME.wanted}, got {options.get("name")!r}')
@@ -70,6 +71,7 @@ def launch(
                 resumes = is_train and compat.find_resume_state(opt) is not None
                 found += check.stop_at_error(check.files(opt, resumes=resumes))
             if opt['rank'] == 0:
+                sys.stderr.writelines(f'{name}: {line}\n' for line in [generated] if line)
                 sys.stderr.writelines(f'{name}: {finding.level}: {finding}\n' for finding in found)
             pipeline(opt, args)
         distributed.leave()
@@ -147,7 +149,7 @@ def _fail(name: str, error: BaseException | str) -> int:
 
 def _parser(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f'python -m {name}', description="BasicSR's flags; see docs/training.md.")
-    parser.add_argument('-opt', required=True, help='an option file, or the name of a shipped one')
+    parser.add_argument('-opt', required=True, help='an option file, or the name of one of spinsr')
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm'), default='none', help='job launcher')
     parser.add_argument('--auto_resume', action='store_true', help='resume from the newest state of the experiment')
     parser.add_argument('--debug', action='store_true', help='validate and save every 8 iterations, under another name')

@@ -12,11 +12,11 @@ from spinsr.training import time_limit
 if __name__ == '__main__':
     time_limit.end_at_ctrl_c('spinsr.test')  # the imports below take seconds
 
-from spinsr import compat  # noqa: E402
-from spinsr.check import targets  # noqa: E402
-from spinsr.launch import launch, locked  # noqa: E402
-from spinsr.training import progress_bar  # noqa: E402
-from spinsr.utils.patching import replaced  # noqa: E402
+from spinsr import compat
+from spinsr.check import targets
+from spinsr.launch import launch, locked
+from spinsr.training import progress_bar
+from spinsr.utils.patching import replaced
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,8 +15,9 @@ import os
 import random
 import shlex
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ if __name__ == '__main__':
     time_limit.end_at_sigterm('spinsr.train')  # the imports below take seconds
     time_limit.end_at_ctrl_c('spinsr.train')
 
-from spinsr import compat  # noqa: E402
-from spinsr.check import targets  # noqa: E402
-from spinsr.launch import launch, locked  # noqa: E402
-from spinsr.training import checkpoints, distributed, progress_bar  # noqa: E402
-from spinsr.utils.errors import OptionError, TrainingError  # noqa: E402
-from spinsr.utils.patching import replaced  # noqa: E402
+from spinsr import compat
+from spinsr.check import targets
+from spinsr.launch import launch, locked
+from spinsr.training import checkpoints, distributed, progress_bar
+from spinsr.utils.errors import OptionError, TrainingError
+from spinsr.utils.patching import replaced
 
 # The seeds of samples are mixed of (seed, epoch, position); as a fourth number it keeps those of the network apart.
 _OF_NETWORK = 1
@@ -65,6 +66,7 @@ def _train(stop: time_limit.Stop, opt: dict[str, Any], args: argparse.Namespace)
             load_resume_state=run.load_resume_state,
             make_exp_dirs=_make_exp_dirs,
             mkdir_and_rename=_make_empty,
+            copy_opt_file=functools.partial(_copy_opt_file, train.copy_opt_file, args.opt_text),
             create_train_val_dataloader=run.create_train_val_dataloader,
             build_model=run.build_model,
             MessageLogger=run.message_logger,
@@ -374,6 +376,17 @@ def _make_empty(path: str) -> None:
             target = f'{stem}_{number}'
         os.rename(path, target)
     os.makedirs(path)
+
+
+def _copy_opt_file(copy: Callable[[str, str], None], text: str | None, name: str, folder: str) -> None:
+    """BasicSR's copy of the option file into the folder of the experiment; `text` is that of a generated one."""
+    if text is None:
+        copy(name, folder)
+        return
+    with tempfile.TemporaryDirectory() as written:
+        path = Path(written, name)
+        path.write_text(text, encoding='ascii')
+        copy(str(path), folder)
 
 
 # A worker process that is spawned, not forked, imports this module first and unpickles BasicSR's classes then.

@@ -1,4 +1,4 @@
-"""The networks under test, one line each: all that the tests must know of a new arch beside its option files."""
+"""The networks under test, one entry each: all that the tests must know about a new arch beside its format."""
 
 from typing import NamedTuple
 
@@ -11,17 +11,11 @@ class Network(NamedTuple):
 
     Args:
         small: Arguments that make the network small.
-        parameters: Exact numbers by scale, at the defaults; the scales are those that have option files.
-        patch, batch: LR pixels of a side and images a batch in options/train_<name>_x<scale>.yml; None for a network
-            without option files.
-        warm_start: x3 and above start from x2 in their option files.
+        parameters: Exact numbers by scale, at the defaults; the scales are those of the recipe, if there is one.
     """
 
     small: dict
     parameters: dict[int, int]
-    patch: int | None = None
-    batch: int | None = None
-    warm_start: bool = False
 
 
 _SPIN = {'num_feat': 16, 'num_block': 2, 'num_heads': 2, 'qk_dim': 8, 'mlp_dim': 24, 'stoken_size': (4, 6)}
@@ -30,8 +24,6 @@ NETWORKS = {
     'SPIN': Network(
         small=_SPIN,
         parameters={2: 497_275, 3: 569_475, 4: 555_035},
-        patch=64,
-        batch=16,
     ),
     'SPINVariant': Network(
         small={
@@ -48,22 +40,18 @@ NETWORKS = {
     'SAN': Network(
         small={'num_feat': 16, 'num_group': 2, 'num_block': 2, 'squeeze_factor': 4},
         parameters={2: 15_674_732, 3: 15_859_372, 4: 15_822_444, 8: 15_970_156},
-        patch=48,
-        batch=8,
-        warm_start=True,
     ),
     'RCAN_spinsr': Network(
         small={'num_feat': 16, 'num_group': 2, 'num_block': 2, 'squeeze_factor': 4},
         parameters={2: 15_444_643, 3: 15_629_283, 4: 15_592_355, 8: 15_740_067},
-        patch=48,
-        batch=16,
-        warm_start=True,
     ),
     'RDBESA': Network(
         small={'num_feat': 16, 'num_block': 2, 'squeeze_factor': 2},
         parameters={2: 527_068, 3: 535_723, 4: 547_840},
-        patch=64,
-        batch=16,
+    ),
+    'DITN': Network(
+        small={'num_feat': 8, 'num_itl': 1, 'num_sal': 1, 'patch_size': 4},
+        parameters={2: 424_636, 3: 432_751, 4: 444_112},
     ),
     'EMT': Network(
         small={
@@ -111,6 +99,22 @@ NETWORKS = {
     'ShuffleMixer': Network(
         small={'num_feat': 8, 'num_block': 1, 'kernel_size': 3},
         parameters={2: 393_939, 3: 414_739, 4: 410_579},
+    ),
+    'ELAN': Network(
+        small={'num_feat': 12, 'num_block': 2, 'num_layer': 2, 'window_size': (2, 4, 8)},
+        parameters={2: 8_254_092, 3: 8_278_407, 4: 8_312_448},
+    ),
+    'ESRT': Network(
+        small={'num_feat': 8, 'num_block': 1, 'squeeze_factor': 1, 'num_heads': 3},
+        parameters={2: 677_771, 3: 770_251, 4: 751_755},
+    ),
+    'OmniSR': Network(
+        small={'num_feat': 8, 'num_group': 1, 'window_size': 4},
+        parameters={2: 784_604, 3: 793_259, 4: 805_376},
+    ),
+    'Swin2SR': Network(
+        small={'embed_dim': 12, 'depths': (2,), 'num_heads': (3,), 'window_size': 4},
+        parameters={2: 1_005_348, 3: 1_013_463, 4: 1_024_824},
     ),
     'RLFN': Network(
         small={'num_feat': 8, 'num_mid': 12, 'num_block': 2, 'num_esa': 4},

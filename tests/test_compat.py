@@ -34,18 +34,24 @@ def python(code, folder, **environment):
 
 def test_install_is_silent_and_leaves_basicsr_alone(tmp_path):
     code = (
-        'import sys\n'
+        'import importlib.util, sys\n'
+        'finders = list(sys.meta_path)\n'
         'from spinsr import compat\n'
         'compat.install(); compat.install()\n'
-        "assert 'basicsr' not in sys.modules\n"
-        'finders = list(sys.meta_path)\n'
+        'registry = compat.registries()\n'
+        'assert compat.registries() is registry\n'
+        "assert importlib.util.find_spec('basicsr') is not None\n"
+        "assert {'basicsr', 'basicsr.utils.registry', 'torch', 'torchvision'}.isdisjoint(sys.modules)\n"
         'import basicsr.train as train\n'
         "assert train.load_resume_state.__module__ == 'spinsr.compat'\n"
-        'assert len(sys.meta_path) == len(finders) - 2, sys.meta_path\n'
+        'assert sys.meta_path == finders, sys.meta_path\n'
         'own = train.load_resume_state\n'
         'compat.install()\n'
         'assert train.load_resume_state is own\n'
-        'assert len(sys.meta_path) == len(finders) - 2\n'
+        'assert sys.meta_path == finders\n'
+        'import basicsr\n'
+        'assert basicsr.utils.registry is registry is compat.registries()\n'
+        "assert 'EDSR' in registry.ARCH_REGISTRY\n"
     )
     done = python(code, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
@@ -55,7 +61,7 @@ def test_broken_torchvision_is_named(tmp_path):
     package = tmp_path / 'torchvision'
     package.mkdir()
     (package / '__init__.py').write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
-    done = python('import spinsr.archs', tmp_path, PYTHONPATH=str(tmp_path))
+    done = python('import spinsr.archs; import basicsr', tmp_path, PYTHONPATH=str(tmp_path))
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1
     assert last.startswith('ImportError: torchvision must come from the same index as torch')
@@ -101,6 +107,19 @@ def test_functional_tensor_that_exists_is_left_alone(monkeypatch):
     compat.provide_functional_tensor()
     assert sys.modules[FUNCTIONAL_TENSOR] is module
     assert not hasattr(module, 'rgb_to_grayscale')
+
+
+def test_ndimage_filters_are_given_back(monkeypatch):
+    name = 'scipy.ndimage.filters'
+    scipy_ndimage = importlib.import_module('scipy.ndimage')
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(scipy_ndimage, 'filters', None, raising=False)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda module: None if module == name else find_spec(module))
+    compat.provide_ndimage_filters()
+    from scipy.ndimage.filters import convolve
+
+    assert convolve is scipy_ndimage.convolve
 
 
 @pytest.fixture

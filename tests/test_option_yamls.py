@@ -1,10 +1,15 @@
-"""Every option file loads with BasicSR, builds, and agrees with itself; what would need data or weights is not run."""
+"""Every option file loads with BasicSR, builds, and agrees with itself; what would need data or weights is not run.
+
+Files from recipes differ between scales in nothing but the scale, so one scale stands for all. The shipped ones of
+SPIN, SAN and RCAN are those that the recipes determine, byte for byte.
+"""
 
 import functools
 import inspect
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -21,15 +26,36 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGIS
 
 from spinsr import convert, weights
 from spinsr.launch import register
+from spinsr.training import recipes
 
 from .networks import NETWORKS, bare
 
 register()
 
 OPTIONS = Path(__file__).parents[1] / 'options'
-RECIPES = sorted(OPTIONS.glob('*.yml'))
-TRAIN = [path for path in RECIPES if path.name.startswith('train_')]
-TEST = [path for path in RECIPES if path.name.startswith('test_')]
+SHIPPED = sorted(OPTIONS.glob('*.yml'))
+OF_RECIPES = recipes.files()
+# Their plain files stay in options/, so that people find and read them there.
+KEPT = ('SPIN', 'SAN', 'RCAN')
+
+
+class OptionFile(NamedTuple):
+    stem: str
+    text: str
+
+
+def stands_for_others(file):
+    """The largest scale; all stages of the network, and the first of its other configurations."""
+    largest = max(other.scale for other in OF_RECIPES.values() if other.format is file.format)
+    return file.scale == largest and (file.configuration == file.format.name or not file.stage)
+
+
+FILES = [OptionFile(path.stem, path.read_text()) for path in SHIPPED if path.name not in OF_RECIPES]
+FILES += [
+    OptionFile(name.removesuffix('.yml'), file.text()) for name, file in OF_RECIPES.items() if stands_for_others(file)
+]
+TRAIN = [file for file in FILES if file.stem.startswith('train_')]
+TEST = [file for file in FILES if file.stem.startswith('test_')]
 # The variants of SPIN x4: parameters, and what differs from train_SPIN_x4.yml beside the name.
 PAPER_CELLS = [12, 16, 20, 24]
 VARIANT = {'type': 'SPINVariant'}
@@ -116,18 +142,18 @@ CROP_KEYS = {'gt_size', 'use_hflip', 'use_rot'}
 TOP_KEYS = {'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'path', 'val'}
 PATH_KEYS = {'pretrain_network_g', 'param_key_g', 'strict_load_g', 'pretrain_network_s', 'resume_state'}
 
-every_file = pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
-every_train_file = pytest.mark.parametrize('path', TRAIN, ids=lambda path: path.stem)
-every_test_file = pytest.mark.parametrize('path', TEST, ids=lambda path: path.stem)
+every_file = pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
+every_train_file = pytest.mark.parametrize('file', TRAIN, ids=lambda file: file.stem)
+every_test_file = pytest.mark.parametrize('file', TEST, ids=lambda file: file.stem)
 
 
-def load(path):
-    with path.open(encoding='utf-8') as file:
-        return yaml.load(file, Loader=ordered_yaml()[0])
+def load(file):
+    text = file.read_text(encoding='utf-8') if isinstance(file, Path) else file.text
+    return yaml.load(text, Loader=ordered_yaml()[0])
 
 
-def phase(path):
-    return path.name.partition('_')[0]
+def phase(file):
+    return file.stem.partition('_')[0]
 
 
 def leaves(tree, at=''):
@@ -168,12 +194,23 @@ def build_once(network_yaml):
         return build_network(yaml.safe_load(network_yaml))
 
 
-def test_every_arch_and_scale_has_its_files():
-    trained = {bare(name): network for name, network in NETWORKS.items() if network.patch}
-    pairs = [(arch, scale) for arch, network in trained.items() for scale in network.parameters]
-    wanted = {f'{kind}_{arch}_x{scale}' for kind in ('train', 'test') for arch, scale in pairs}
+def test_shipped_files_are_all_there():
+    kept = {name.removesuffix('.yml') for name, file in OF_RECIPES.items() if file.format.name in KEPT}
     more = {'train_SPIN_x4_sample', 'test_SPIN_x4_sample', 'train_SPIN_x4_release', 'train_SPIN_x4_distill'}
-    assert {path.stem for path in RECIPES} == wanted | more | set(AFTER_X4) | set(LIGHT) | set(STRATEGIES)
+    assert {path.stem for path in SHIPPED} == kept | more | set(AFTER_X4) | set(LIGHT) | set(STRATEGIES)
+
+
+@pytest.mark.parametrize('name', [name for name, file in OF_RECIPES.items() if file.format.name in KEPT])
+def test_shipped_file_is_what_the_recipe_determines(name):
+    assert (OPTIONS / name).read_bytes() == OF_RECIPES[name].text().encode(), (
+        'spinsr options NAME -o options --overwrite'
+    )
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_a_recipe_has_every_scale(name):
+    scales = {file.scale for file in OF_RECIPES.values() if file.format.registered == name}
+    assert scales in (set(), set(NETWORKS[name].parameters))
 
 
 @pytest.mark.parametrize('path', sorted(OPTIONS.rglob('*.yml')), ids=lambda path: path.stem)
@@ -199,16 +236,16 @@ def test_variant_differs_from_the_recipe_by_its_network_alone(name):
 
 
 @every_file
-def test_sections_are_all_there_and_in_order(path):
-    lines = path.read_text(encoding='utf-8').splitlines()
-    assert [line for line in lines if line in SECTIONS['train']] == SECTIONS[phase(path)]
+def test_sections_are_all_there_and_in_order(file):
+    lines = file.text.splitlines()
+    assert [line for line in lines if line in SECTIONS['train']] == SECTIONS[phase(file)]
     assert max(map(len, lines)) <= 120
 
 
 @every_file
-def test_keys_are_known(path):
-    opt = load(path)
-    is_train = phase(path) == 'train'
+def test_keys_are_known(file):
+    opt = load(file)
+    is_train = phase(file) == 'train'
     more = {'train', 'logger', 'dist_params'} if is_train else set()
     assert set(opt) - {'network_s'} == TOP_KEYS | more
     assert ('network_s' in opt) == (opt['model_type'] == 'UncertaintyModel')
@@ -226,8 +263,8 @@ def test_keys_are_known(path):
 
 
 @every_file
-def test_types_are_registered(path):
-    opt = load(path)
+def test_types_are_registered(file):
+    opt = load(file)
     assert opt['model_type'] in MODEL_REGISTRY
     assert all(dataset_opt['type'] in DATASET_REGISTRY for dataset_opt in opt['datasets'].values())
     for metric_opt in opt['val']['metrics'].values():
@@ -236,22 +273,25 @@ def test_types_are_registered(path):
 
 
 @every_file
-def test_network_is_the_paper_s_and_names_every_argument(path):
-    opt = load(path)
+def test_network_is_the_paper_s_and_names_every_argument(file):
+    opt = load(file)
     network_opt = opt['network_g']
     signature = inspect.signature(ARCH_REGISTRY.get(network_opt['type']))
     assert set(network_opt) == {'type', *signature.parameters}
     count = sum(parameter.numel() for parameter in on_meta(network_opt).parameters())
-    assert count == LIGHT.get(path.stem, NETWORKS[network_opt['type']].parameters[opt['scale']])
+    of_recipe = OF_RECIPES.get(f'{file.stem}.yml')
+    if not of_recipe or of_recipe.configuration == of_recipe.format.name:
+        assert count == LIGHT.get(file.stem, NETWORKS[network_opt['type']].parameters[opt['scale']])
 
 
 @every_file
-def test_scale_and_names_agree(path):
-    opt = load(path)
+def test_scale_and_names_agree(file):
+    opt = load(file)
     scale = opt['scale']
-    arch = bare(opt['network_g']['type'])
-    assert opt['name'] == path.stem
-    assert re.fullmatch(rf'{phase(path)}_{arch}_x{scale}(_\w+)?', path.stem)
+    of_recipe = OF_RECIPES.get(f'{file.stem}.yml')
+    arch = of_recipe.configuration if of_recipe else bare(opt['network_g']['type'])
+    assert opt['name'] == file.stem
+    assert re.fullmatch(rf'{phase(file)}_{re.escape(arch)}_x{scale}(_\w+)?', file.stem)
     assert opt['network_g']['upscale'] == scale
     for metric_opt in opt['val']['metrics'].values():
         assert metric_opt['crop_border'] == scale
@@ -266,33 +306,32 @@ def test_scale_and_names_agree(path):
 
 
 @every_file
-def test_basicsr_parses_it(path, tmp_path, monkeypatch):
+def test_basicsr_parses_it(file, tmp_path, monkeypatch):
+    path = tmp_path / 'options.yml'
+    path.write_text(file.text)
     monkeypatch.setattr(sys, 'argv', ['basicsr', '-opt', str(path)])
-    opt, _ = parse_options(str(tmp_path), is_train=phase(path) == 'train')
+    opt, _ = parse_options(str(tmp_path), is_train=phase(file) == 'train')
     assert opt['num_gpu'] == torch.cuda.device_count()
     phases = {dataset_opt['phase'] for dataset_opt in opt['datasets'].values()}
-    assert phases == ({'train', 'val'} if phase(path) == 'train' else {'test'})
+    assert phases == ({'train', 'val'} if phase(file) == 'train' else {'test'})
     assert all(dataset_opt['scale'] == opt['scale'] for dataset_opt in opt['datasets'].values())
 
 
 @every_train_file
-def test_patches_fit(path):
-    opt = load(path)
+def test_patches_fit(file):
+    opt = load(file)
     gt_size = opt['datasets']['train']['gt_size']
     assert gt_size % opt['scale'] == 0
     # spinsr prepare cuts sub-images of 480x480.
     assert gt_size <= 480
 
 
-@every_train_file
-def test_patch_and_batch_are_the_recipe_s(path):
-    opt = load(path)
+@pytest.mark.parametrize('name', OWN_PATCH_AND_BATCH)
+def test_patch_and_batch(name):
+    (opt,) = [load(file) for file in TRAIN if file.stem.endswith(f'_x4_{name}') and 'RCAN' not in file.stem]
     train = opt['datasets']['train']
-    own = path.stem.rpartition('_')[2]
-    network = NETWORKS[opt['network_g']['type']]
-    recipe = OWN_PATCH_AND_BATCH.get(own, (network.patch, network.batch))
     first = train.get('gt_sizes', [train['gt_size']])[0]
-    assert (first // opt['scale'], train['batch_size_per_gpu']) == recipe
+    assert (first // opt['scale'], train['batch_size_per_gpu']) == OWN_PATCH_AND_BATCH[name]
 
 
 def test_patches_of_the_release_grow_with_the_learning_rate():
@@ -319,13 +358,13 @@ def test_distillation_is_the_release_from_another_target():
 
 
 @every_train_file
-def test_optimizer_scheduler_and_loss_build(path):
-    train = load(path)['train']
+def test_optimizer_scheduler_and_loss_build(file):
+    train = load(file)['train']
     losses = {key: part for key, part in train.items() if key.endswith('_opt') and key != 'perceptual_opt'}
-    assert 'pixel_opt' in losses or path.stem.endswith('_distill')
+    assert 'pixel_opt' in losses or file.stem.endswith('_distill')
     assert all(isinstance(build_loss(part), torch.nn.Module) for part in losses.values())
     of_muon = train['optim_g'].pop('type') == 'Muon'
-    assert of_muon == path.stem.endswith('_distill'), 'BasicSR 1.4.2 knows Adam alone'
+    assert of_muon == file.stem.endswith('_distill')
     adam = train['optim_g']['adam'] if of_muon else train['optim_g']
     adam.pop('params', None)
     lr = adam['lr']
@@ -334,27 +373,26 @@ def test_optimizer_scheduler_and_loss_build(path):
     if kind == 'MultiStepLR':
         milestones = train['scheduler']['milestones']
         assert milestones == sorted(set(milestones))
-        assert milestones[-1] < train['total_iter']
+        assert max(milestones, default=0) < train['total_iter']
         lr_scheduler.MultiStepRestartLR(optimizer, **train['scheduler'])
     else:
         assert kind == 'CosineAnnealingRestartLR'
         scheduler = lr_scheduler.CosineAnnealingRestartLR(optimizer, **train['scheduler'])
-        optimizer.step()
-        for _ in range(train['total_iter'] - 1):
-            scheduler.step()
-        assert optimizer.param_groups[0]['lr'] < lr / 100
+        scheduler.last_epoch = train['total_iter'] - 1
+        assert scheduler.get_lr()[0] < lr / 100
 
 
 @every_test_file
-def test_test_file_tests_what_the_train_file_trains(path):
-    opt = load(path)
-    trained = load(path.with_name(path.name.replace('test_', 'train_')))
+def test_test_file_tests_what_the_train_file_trains(file):
+    opt = load(file)
+    name = file.stem.replace('test_', 'train_')
+    (trained,) = [load(other) for other in TRAIN if other.stem == name]
     assert opt['network_g'] == trained['network_g']
     assert opt['path']['pretrain_network_g'] == f'experiments/{trained["name"]}/models/net_g_latest.pth'
     assert opt['path']['param_key_g'] == ('params_ema' if trained['train']['ema_decay'] > 0 else 'params')
     assert opt['path']['strict_load_g'] is True
     names = [dataset_opt['name'] for _, dataset_opt in sorted(opt['datasets'].items())]
-    assert names == (['sample_val'] if path.stem.endswith('_sample') else BENCHMARKS)
+    assert names == (['sample_val'] if file.stem.endswith('_sample') else BENCHMARKS)
 
 
 @pytest.mark.parametrize('name', AFTER_X4)
@@ -401,18 +439,9 @@ def test_strategy_changes_what_it_says_and_nothing_else(name):
     assert differ == changes | {'name'} | ({'path:pretrain_network_g'} if start else set())
 
 
-@pytest.mark.parametrize(
-    'path', [path for path in TRAIN if path.stem not in {*STRATEGIES, *AFTER_X4}], ids=lambda path: path.stem
-)
-def test_warm_start_is_from_x2_for_rcan_and_san(path):
-    opt = load(path)
-    arch = opt['network_g']['type']
-    if path.stem in LIGHT or not NETWORKS[arch].warm_start or opt['scale'] == 2:
-        assert opt['path']['pretrain_network_g'] is None
-    else:
-        start = load(OPTIONS / f'train_{bare(arch)}_x2.yml')['name']
-        assert opt['path']['pretrain_network_g'] == f'experiments/{start}/models/net_g_latest.pth'
-        assert opt['path']['strict_load_g'] is False
+@pytest.mark.parametrize('name', [*LIGHT, *(f'train_SPIN_x4_{name}' for name in ('sample', 'release', 'distill'))])
+def test_starts_from_scratch(name):
+    assert load(OPTIONS / f'{name}.yml')['path']['pretrain_network_g'] is None
 
 
 @pytest.mark.parametrize(
@@ -424,9 +453,12 @@ def test_warm_start_is_from_x2_for_rcan_and_san(path):
     ],
     ids=['x3', 'x4', 'x8'],
 )
-@pytest.mark.parametrize('arch', [bare(name) for name, network in NETWORKS.items() if network.warm_start])
+@pytest.mark.parametrize('arch', ['SAN', 'RCAN'])
 def test_warm_start_keeps_all_but_the_upsampler(arch, scale, afresh):
     """What the comments in the option files promise."""
-    start = on_meta(load(OPTIONS / f'train_{arch}_x2.yml')['network_g']).state_dict()
-    state = on_meta(load(OPTIONS / f'train_{arch}_x{scale}.yml')['network_g']).state_dict()
+    two, other = (load(OPTIONS / f'train_{arch}_x{each}.yml') for each in (2, scale))
+    assert two['path']['pretrain_network_g'] is None and two['path']['strict_load_g'] is True
+    assert other['path']['pretrain_network_g'] == f'experiments/{two["name"]}/models/net_g_latest.pth'
+    assert other['path']['strict_load_g'] is False
+    start, state = (on_meta(opt['network_g']).state_dict() for opt in (two, other))
     assert {key for key, value in state.items() if key not in start or value.shape != start[key].shape} == afresh

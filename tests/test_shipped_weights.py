@@ -30,7 +30,7 @@ def test_spin_x4_is_the_default():
 
 @every_file
 def test_file_names_its_network_and_holds_finite_float32(path):
-    net, scale = load(path)
+    _, scale = load(path)
     with safe_open(path, 'pt') as file:
         about = file.metadata()
         values = [file.get_tensor(key) for key in file.keys()]

@@ -17,7 +17,7 @@ from spinsr import cli, train
 from spinsr import test as run_test
 from spinsr.launch import INTERRUPTED, launch
 from spinsr.models.spinsr_model import SpinsrModel
-from spinsr.training import experiment
+from spinsr.training import experiment, option_files
 
 from .tiny_project import TRAIN, changed, write_images, write_options
 
@@ -162,6 +162,12 @@ def test_forced_seed_is_the_seed(project):
             id='no-weights',
         ),
         pytest.param(
+            {'path:pretrain_network_g': 'experiments/train_RLFN_x2_contrastive/models/net_g_latest.pth'},
+            [],
+            'train it first: python -m spinsr.train -opt train_RLFN_x2_contrastive.yml',
+            id='no-weights-of-a-recipe',
+        ),
+        pytest.param(
             {'datasets:train:filename_tmpl': '{}x2'},
             [],
             "0.png of hr has no LR image 0x2.png in lr (filename_tmpl: '{}x2')",
@@ -191,13 +197,42 @@ def test_shipped_option_file_from_another_directory(project, capsys, name):
     assert capsys.readouterr().err.endswith('make it with: spinsr prepare sample\n')
 
 
+def test_generated_option_file_says_so(project, capsys):
+    seen = []
+    flags = ['-opt', 'test_RDBESA_x3', '--no-check']
+    assert launch('spinsr.test', lambda opt, args: seen.append((opt['name'], args.opt)), flags, is_train=False) == 0
+    assert seen == [('test_RDBESA_x3', 'test_RDBESA_x3.yml')]
+    line = 'spinsr.test: test_RDBESA_x3.yml was generated from the recipe of RDBESA; to change it: spinsr options '
+    assert capsys.readouterr().err == f'{line}test_RDBESA_x3.yml -o DIR\n'
+
+
+# Pairs of random images instead of DIV2K and Set5.
+HERE = [f'datasets:{key}:dataroot_gt=hr' for key in ('train', 'val', 'val_2')]
+HERE += [f'datasets:{key}:dataroot_lq=lr' for key in ('train', 'val_2')]
+HERE += [f'datasets:{key}:io_backend:type=disk' for key in ('train', 'val')]
+HERE += ['datasets:val_2:filename_tmpl={}', 'datasets:train:gt_size=16', 'datasets:train:batch_size_per_gpu=2']
+HERE += ['datasets:train:num_worker_per_gpu=0', 'logger:use_tb_logger=false']
+
+
+@pytest.mark.slow
+def test_trains_from_a_generated_option_file(project, iterations):
+    write_images(project, 4)
+    short = ['train:total_iter=10', 'train:scheduler:milestones=[5]', 'network_g:num_block=1']
+    assert train.main(['-opt', 'train_RLFN_x2.yml', '--force_yml', *HERE, *short]) == 0
+    assert iterations == list(range(1, 11))
+    folder = project / 'experiments/train_RLFN_x2'
+    assert (folder / 'models/net_g_latest.pth').is_file()
+    copy = (folder / 'train_RLFN_x2.yml').read_text()
+    assert copy.endswith(option_files.find('train_RLFN_x2').text())
+
+
 @pytest.mark.parametrize(
     ('main', 'name', 'line'),
     [
         (train.main, 'test_SPIN_x4_sample.yml', 'this is an option file for testing: python -m spinsr.test'),
         (run_test.main, 'train_SPIN_x4_sample.yml', 'this is an option file for training: python -m spinsr.train'),
         (train.main, 'train_SPIN_x4_sampel.yml', "did you mean 'train_SPIN_x4_sample.yml'?"),
-        (train.main, 'nothere.yml', 'no such file, nor a shipped option file (spinsr options lists them)'),
+        (train.main, 'nothere.yml', 'no such file, nor an option file of spinsr (spinsr options lists them)'),
     ],
     ids=['test-file', 'train-file', 'misspelt', 'no-file'],
 )

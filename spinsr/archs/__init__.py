@@ -1,7 +1,7 @@
 """The networks. Importing this package registers them in BasicSR, each under its class name, our RCAN as RCAN_spinsr.
 
-Import it before `basicsr`: BasicSR 1.4.2 alone fails to import with current torchvision. Every file that ends in
-`_arch.py` is imported.
+Import it before `basicsr`: BasicSR 1.4.2 alone fails to import with current torchvision. It does not import BasicSR
+itself, and works without it: `ARCH_REGISTRY` is then one of ours. Every file that ends in `_arch.py` is imported.
 """
 
 import importlib

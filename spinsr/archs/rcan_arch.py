@@ -1,26 +1,73 @@
 """RCAN: Image Super-Resolution Using Very Deep Residual Channel Attention Networks (Zhang et al., ECCV 2018).
 
 Upstream: https://github.com/yulunzhang/RCAN (no licence; nothing is copied). BasicSR already has this network and keeps
-the name RCAN in its registry. Ours is BasicSR's (Apache-2.0) with the paper's 20 blocks per group as the default, and
-with the image mean as a buffer, so that official weights whose mean drifted in training convert exactly.
+the name RCAN in its registry. Ours has BasicSR's arguments and state-dict names, the paper's 20 blocks per group as the
+default, and the image mean as a buffer, so that official weights whose mean drifted in training convert exactly.
 """
 
 from collections.abc import Sequence
 
 import torch
-from basicsr.archs import rcan_arch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import mean_shift, shapes
+from spinsr.convert.recipe import AUTHORS_FLIPS, ON_255, Recipe, Start, adam, halved_every
 from spinsr.convert.registry import ArchFormat, Form, Onnx, PublishedResult, Source, bare, register_format, renamed
+from spinsr.modules.channel_attention import ChannelAttention
 from spinsr.modules.mean_shift import register_mean
-from spinsr.modules.upsample import upsample_and_convolve, upscale_factors
+from spinsr.modules.upsample import Upsample, upsample_and_convolve, upscale_factors
 from spinsr.utils.validation import between, check, check_equal, check_length
 
 
+class ResidualChannelAttentionBlock(nn.Module):
+    """RCAB: convolution, ReLU, convolution, channel attention, and the input.
+
+    Args:
+        num_feat: Channels C.
+        squeeze_factor: Channel reduction of the attention, 1 to `num_feat`.
+        res_scale: Factor of the residual.
+    """
+
+    def __init__(self, num_feat: int, squeeze_factor: int, res_scale: float):
+        super().__init__()
+        self.res_scale = res_scale
+        self.rcab = nn.Sequential(
+            nn.Conv2d(num_feat, num_feat, 3, 1, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(num_feat, num_feat, 3, 1, 1),
+            ChannelAttention(num_feat, squeeze_factor),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return x + self.rcab(x) * self.res_scale
+
+
+class ResidualGroup(nn.Module):
+    """Blocks, a convolution, and the short skip connection.
+
+    Args:
+        num_feat: Channels C.
+        num_block: Residual channel attention blocks.
+        squeeze_factor: Channel reduction of the attention, 1 to `num_feat`.
+        res_scale: Factor of the residual of a block.
+    """
+
+    def __init__(self, num_feat: int, num_block: int, squeeze_factor: int, res_scale: float):
+        super().__init__()
+        self.residual_group = nn.Sequential(
+            *(ResidualChannelAttentionBlock(num_feat, squeeze_factor, res_scale) for _ in range(num_block))
+        )
+        self.conv = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return x + self.conv(self.residual_group(x))
+
+
 @ARCH_REGISTRY.register(suffix='spinsr')
-class RCAN(rcan_arch.RCAN):
+class RCAN(nn.Module):
     """Residual channel attention network; `type: RCAN_spinsr` in option files.
 
     Args:
@@ -55,18 +102,15 @@ class RCAN(rcan_arch.RCAN):
         check_equal(num_in_ch=num_in_ch, num_out_ch=num_out_ch)
         check_length(rgb_mean=rgb_mean, num_in_ch=num_in_ch)
         check(between(1, num_feat), squeeze_factor=squeeze_factor)
-        upscale_factors(upscale)  # refuses 0 and 1, which BasicSR accepts
-        super().__init__(
-            num_in_ch=num_in_ch,
-            num_out_ch=num_out_ch,
-            num_feat=num_feat,
-            num_group=num_group,
-            num_block=num_block,
-            squeeze_factor=squeeze_factor,
-            upscale=upscale,
-            res_scale=res_scale,
+        upscale_factors(upscale)  # refuses what the tail cannot do before the body is built
+        super().__init__()
+        self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
+        self.body = nn.Sequential(
+            *(ResidualGroup(num_feat, num_block, squeeze_factor, res_scale) for _ in range(num_group))
         )
-        del self.mean  # BasicSR's is a plain attribute in the scale of 0..1
+        self.conv_after_body = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+        self.upsample = Upsample(upscale, num_feat)
+        self.conv_last = nn.Conv2d(num_feat, num_out_ch, 3, 1, 1)
         self.img_range = img_range
         register_mean(self, img_range, rgb_mean)
 
@@ -136,6 +180,34 @@ register_format(
             PublishedResult(2, 15_444_667, '38.27 34.12 32.41 33.34 39.44', _PUBLISHED),
             PublishedResult(3, 15_629_307, '34.74 30.65 29.32 29.09 34.44', _PUBLISHED),
             PublishedResult(4, 15_592_379, '32.63 28.87 27.77 26.82 31.22', _PUBLISHED),
+        ),
+        recipe=Recipe(
+            about="The recipe is the authors': 1,000 epochs of 1,000 iterations, LR patches of 48x48, batch 16. Their "
+            "code also skips a batch whose loss passes 1e6, which BasicSR cannot do. (BasicSR's own option file for "
+            'RCAN x2 has another recipe: 300,000 iterations, beta2 0.99, EMA.)',
+            scales=(2, 3, 4, 8),
+            patch=48,
+            batch=16,
+            optim_g=adam(1e-4),
+            scheduler=halved_every(200_000, 1_000_000),
+            total_iter=1_000_000,
+            start=Start(
+                scale=2,
+                comment='The authors start x3, x4 and x8 from the x2 model, so train that first. What is new or '
+                'different in the upsampler is initialised randomly, everything else is kept. To train from scratch: ~ '
+                'and strict_load_g: true.',
+            ),
+            save_checkpoint_freq=10_000,
+            comments={
+                'use_hflip': AUTHORS_FLIPS,
+                'network_g:type': "the name RCAN is BasicSR's own",
+                'num_block': "the paper's; BasicSR's default is 16",
+                'res_scale': "the authors' code accepts it but does not use it",
+                'rgb_mean': 'of DIV2K',
+                'milestones': 'every 200 epochs',
+                'pixel_opt:loss_weight': ON_255,
+                'save_checkpoint_freq': 'about 190 MB each',
+            },
         ),
         source=Source(
             'Image Super-Resolution Using Very Deep Residual Channel Attention Networks (Zhang et al., ECCV 2018)',

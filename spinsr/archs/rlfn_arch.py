@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
+from spinsr.convert.recipe import Recipe, Start, adam, halved_every
 from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Sizes, Source, bare, register_format, renamed
 from spinsr.modules.esa import MIN_SIDE, EnhancedSpatialAttention
 from spinsr.modules.padding import pad_to
@@ -146,6 +147,47 @@ register_format(
         published=(
             PublishedResult(2, 527_000, '38.07 33.72 32.22 32.33 -', _PUBLISHED),
             PublishedResult(4, 543_000, '32.24 28.62 27.60 26.17 -', _PUBLISHED),
+        ),
+        recipe=Recipe(
+            about="The authors' training code is not public. What the paper says: HR patches of 256x256, batch 64, "
+            '1,000,000 iterations in each of three stages. The first stage starts from scratch at x2, and from the '
+            'trained x2 network at x4. The second trains again with the same settings, from the weights of the first. '
+            'The third adds the contrastive loss. x3, which is not published, is trained as x4, with HR patches of '
+            '255x255.',
+            hr_patch=256,
+            batch=64,
+            optim_g=adam(5e-4),
+            scheduler=halved_every(200_000, 1_000_000),
+            total_iter=1_000_000,
+            start=Start(
+                scale=2,
+                stage='contrastive',
+                comment='All stages of x2 come first. conv_last has another shape and is initialised randomly. To '
+                'train from scratch: ~ and strict_load_g: true.',
+            ),
+            stages={
+                'restart': {'start': Start(comment='The first stage comes first.')},
+                'contrastive': {
+                    'start': Start(stage='restart', comment='The second stage comes first.'),
+                    'losses': {
+                        'contrastive_opt': {'type': 'ContrastiveLoss', 'loss_weight': 0.004, 'num_feat': 64, 'seed': 0}
+                    },
+                },
+            },
+            by_configuration={
+                'RLFN-NTIRE': {
+                    'about': "The authors' training code is not public. The winner of NTIRE 2022 was trained in more "
+                    'stages, pruned, and ended with L2. Here it is trained as RLFN, from scratch: our choice.',
+                    'scales': (4,),
+                    'start': None,
+                    'comments': {'num_mid': ''},
+                }
+            },
+            comments={
+                'num_mid': 'the same as num_feat',
+                'contrastive_opt:loss_weight': 'our choice',
+                'contrastive_opt:seed': 'of the random features',
+            },
         ),
         source=Source(
             'Residual Local Feature Network for Efficient Super-Resolution (Kong et al., CVPRW 2022)',

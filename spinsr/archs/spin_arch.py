@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
 from spinsr.convert.mean_shift import take
+from spinsr.convert.recipe import AUTHORS_FLIPS, ON_255, Recipe, adam, multistep
 from spinsr.convert.registry import ArchFormat, PublishedResult, Source, register_format, renamed
 from spinsr.modules.layout import to_image, to_tokens
 from spinsr.modules.spin import (
@@ -235,6 +236,29 @@ FORMAT = register_format(
             PublishedResult(2, 497_000, '38.20 33.90 32.31 32.79 -', _PUBLISHED),
             PublishedResult(3, 569_000, '34.65 30.57 29.23 28.71 -', _PUBLISHED),
             PublishedResult(4, 555_000, '32.48 28.80 27.70 26.55 30.98', _PUBLISHED),
+        ),
+        recipe=Recipe(
+            about="The recipe is that of the authors' code: 1,000 epochs of 1,000 iterations, LR patches of 64x64, "
+            'batch 64. Paper and code disagree on the learning rate: the paper says 5e-4 without a schedule, the code '
+            'has 2e-4 and halves it five times. We follow the code, which has both.',
+            patch=64,
+            batch=16,
+            network={'stoken_size': 2 * CELLS},
+            optim_g=adam(2e-4),
+            scheduler=multistep(250_000, 400_000, 450_000, 475_000, 500_000),
+            total_iter=1_000_000,
+            comments={
+                'use_hflip': AUTHORS_FLIPS,
+                'batch_size_per_gpu': 'The authors: 16 on each of 4 GPUs. On one GPU use 64 for the same recipe. If 64 '
+                'does not fit, a smaller batch is another recipe: it sees fewer patches unless total_iter and the '
+                'milestones grow by the same factor.',
+                'stoken_size': 'side of the superpixel cells of each block, in LR pixels',
+                'num_iter': 'association rounds',
+                'pretrain_network_g': 'every scale from scratch, as the authors do',
+                'lr': 'the paper: 0.0005',
+                'milestones': 'epochs 250, 400, 450, 475, 500',
+                'pixel_opt:loss_weight': ON_255,
+            },
         ),
         source=Source(
             'Lightweight Image Super-Resolution with Superpixel Token Interaction (Zhang et al., ICCV 2023)',

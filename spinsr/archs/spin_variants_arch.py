@@ -170,6 +170,7 @@ register_format(
         arch=SPINVariant,
         name='SPINVariant',
         registered='SPINVariant',
+        recipe=None,  # trained as SPIN: options/ablation
         arguments=_arguments,
         untold={
             **FORMAT.untold,

@@ -117,6 +117,8 @@ def _preparation(path: str) -> str:
         return f'; make it with: spinsr prepare teacher {folder} --arch NAME --weights FILE --scale {scale}'
     if parts[:2] == ('datasets', 'div2k'):
         return '; make it with: spinsr prepare div2k PATH_TO_DIV2K'
+    if parts[:2] == ('datasets', 'df2k'):
+        return '; make it with: spinsr prepare div2k PATH_TO_DF2K --subset -o datasets/df2k'
     if parts[:2] in (('datasets', 'release'), ('datasets', 'distill')):
         return f'; make it with the command at the top of train_SPIN_x4_{parts[1]}.yml'
     if parts[:2] == ('datasets', 'sample'):
@@ -133,7 +135,9 @@ def _maker(path: str) -> str:
         return f'; spinsr ships {", ".join(weights.shipped())}'
     if len(parts) < 4 or parts[0] != 'experiments' or parts[2] != 'models':
         return ''
-    for name, file in option_files.shipped().items():
-        if option_files.read(file).get('name') == parts[1] and not Path(name).name.startswith('test'):
+    # The name of an experiment is that of its option file.
+    names = [*option_files.shipped(), *option_files.generated()]
+    for name in names:
+        if PurePosixPath(name).stem == parts[1] and not parts[1].startswith('test'):
             return f'; train it first: python -m spinsr.train -opt {name}'
     return f'; train the experiment {parts[1]} first'

@@ -13,8 +13,11 @@ COMMANDS = (
     'check',
     'complexity',
     'convert',
+    'env',
     'evaluate',
     'export',
+    'install-basicsr',
+    'models',
     'options',
     'prepare',
     'report',
@@ -31,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--version', action='version', version=f'spinsr {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='command')
     for name in COMMANDS:
-        importlib.import_module(f'spinsr.cli.{name}').add_parser(commands)
+        importlib.import_module(f'spinsr.cli.{name.replace("-", "_")}').add_parser(commands)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         # The command's own parser: its usage shows the flags that there are.

@@ -35,6 +35,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def index(text: str) -> int:
+    """An integer of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'must be an integer of at least 0, got {text!r}')
+    return int(text)
+
+
 def scales(text: str) -> tuple[int, ...]:
     """Integers, separated by commas."""
     try:

@@ -20,7 +20,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('-opt', metavar='FILE', required=True, help='an option file, or the name of a shipped one')
+    parser.add_argument('-opt', metavar='FILE', required=True, help='an option file, or the name of one of spinsr')
     parser.add_argument(
         '--force_yml', nargs='+', metavar='KEY=VALUE', default=(), help='set values first: train:ema_decay=0.999'
     )
@@ -44,7 +44,9 @@ def run(args: argparse.Namespace) -> int:
     if args.imports:
         register()
         import_modules(args.imports)
-    _, options = option_files.load(args.opt, args.force_yml)
+    file, options = option_files.load(args.opt, args.force_yml)
+    if generated := option_files.origin(file):
+        print(generated)
     findings = check(options, is_train=False if args.test else None, decode=args.deep, progress=True)
     for finding in findings:
         print(f'{finding.level:<8} {finding}')

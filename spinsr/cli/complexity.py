@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from spinsr.cli import arguments, network
+from spinsr.training import imports
 from spinsr.utils.text import printable
-from spinsr.weights import DEFAULT_ARCH, DEFAULT_SCALE
+from spinsr.weights import DEFAULT_ARCH, DEFAULT_SCALE, require_file
 
 EXAMPLE = """\
 examples:
@@ -84,6 +85,13 @@ def run(args: argparse.Namespace) -> int:
             --import fails, the device does not exist, or --plot or --scores has nothing to draw.
     """
     _check_usage(args)
+    # Before torch is imported: what is mistyped shows at once.
+    imports.require_modules(args.imports)
+    if args.weights and not any(path.is_file() for path in args.weights):
+        require_file(args.weights[0])
+    for path in args.scores:
+        if not path.is_file():
+            raise ValueError(f'{path} is missing')
     outputs = [path for path in (args.markdown, args.json, args.plot) if path]
     arguments.check_outputs(outputs, args.overwrite)
     network.import_modules(args)

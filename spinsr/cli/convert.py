@@ -1,10 +1,13 @@
 """`spinsr convert`: a checkpoint of one form -> a file of another."""
 
 import argparse
+from pathlib import Path
 
 from spinsr.cli import network
 from spinsr.training import imports
+from spinsr.utils.atomic_write import check_target
 from spinsr.utils.text import printable
+from spinsr.weights import ENDINGS, require_file
 
 EXAMPLE = """\
 examples:
@@ -49,6 +52,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
+    # Before torch is imported: what is mistyped shows at once.
+    imports.require_modules(args.imports)
+    check_target(Path(args.target), args.overwrite, ENDINGS, 'a checkpoint')
+    require_file(args.source)
     network.import_modules(args)
     from spinsr.convert import convert_file
 

@@ -4,11 +4,12 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from spinsr.cli import arguments, network
+from spinsr.evaluation.protocols import PROTOCOLS
 from spinsr.utils.text import printable
 from spinsr.weights import DEFAULT_SCALE
 
@@ -86,20 +87,18 @@ def run(args: argparse.Namespace) -> int:
     protocols = _unique(args.protocol) if args.protocol else None
     _check_usage(args, scales, protocols)
 
+    _check_protocols(args, protocols)
+    _check_files(args, scales)
+    files = {args.json: 'to_json', args.csv: 'to_csv', args.markdown: 'to_markdown'}
+    files.pop(None, None)
+    arguments.check_outputs(files, args.overwrite)
+
     from spinsr.evaluation import benchmark
     from spinsr.utils.atomic_write import write_bytes
 
     arguments.log_to_stderr(logging.INFO)
-    writers = {
-        args.json: benchmark.to_json,
-        args.csv: benchmark.to_csv,
-        args.markdown: benchmark.to_markdown,
-    }
-    writers.pop(None, None)
-    arguments.check_outputs(writers, args.overwrite)
-    _check_protocols(args, protocols, benchmark.PROTOCOLS)
     metrics = benchmark.load_metrics(_unique(args.metric), network.device(args.device)) if args.metric else {}
-    if args.scale is None and args.weights != 'default' and '{scale}' not in args.weights:
+    if args.scale is None and (args.model or (args.weights != 'default' and '{scale}' not in args.weights)):
         scales = [network.resolve(args, None).scale]
     upscaler, method, about = _source(args, scales)
 
@@ -115,17 +114,17 @@ def run(args: argparse.Namespace) -> int:
     if results:
         print('\n'.join(map(printable, benchmark.to_markdown(results).split('\n'))), end='')
         results = [result | about[result['scale']] for result in results]
-        for path, to_text in writers.items():
+        for path, name in files.items():
             # Names that are not UTF-8 have surrogates; in JSON their escapes read back as the same names.
-            write_bytes(path, to_text(results).encode('utf-8', 'backslashreplace'))
+            write_bytes(path, getattr(benchmark, name)(results).encode('utf-8', 'backslashreplace'))
     return int(bool(failures))
 
 
 def _check_usage(args: argparse.Namespace, scales: list[int], protocols: list[str] | None) -> None:
     if not scales or scales[0] < 1:
         args.error(f'argument --scale: must be integers of at least 1, got {scales}')
-    if _is_rounded(args) and (args.weights != 'default' or args.self_ensemble):
-        flag = '--self-ensemble' if args.self_ensemble else '--weights'
+    if _is_rounded(args) and (args.weights != 'default' or args.model or args.self_ensemble):
+        flag = '--self-ensemble' if args.self_ensemble else '--model' if args.model else '--weights'
         args.error(f'argument {flag}: needs a network, not {"--sr" if args.sr else "--arch bicubic"}')
     files = [path for path in (args.json, args.csv, args.markdown) if path]
     if len({path.resolve() for path in files}) < len(files):
@@ -137,11 +136,32 @@ def _check_usage(args: argparse.Namespace, scales: list[int], protocols: list[st
         )
 
 
-def _check_protocols(args: argparse.Namespace, protocols: list[str] | None, known: Mapping[str, Any]) -> None:
+def _check_files(args: argparse.Namespace, scales: list[int]) -> None:
+    """Finds out, before torch is imported, what is mistyped."""
+    if len({os.path.basename(os.path.abspath(folder)) for folder in args.benchmark}) < len(args.benchmark):
+        raise ValueError(f'benchmarks must be folders of different names, got {", ".join(map(str, args.benchmark))}')
+    if not any((folder / 'HR').is_dir() for folder in args.benchmark):
+        raise ValueError(f'not a directory: {args.benchmark[0] / "HR"}')
+    if args.sr is not None:
+        for scale in scales:
+            folder = _folder(args.sr, scale)
+            if not os.path.isdir(folder):
+                raise ValueError(f'not a directory: {folder}')
+    elif args.arch != 'bicubic':
+        for scale in scales:
+            weights = args.weights.replace('{scale}', str(scale))
+            network.check_files(argparse.Namespace(**{**vars(args), 'weights': weights}), scale)
+
+
+def _folder(text: str, scale: int) -> str:
+    return os.path.expanduser(text).replace('{scale}', str(scale))
+
+
+def _check_protocols(args: argparse.Namespace, protocols: list[str] | None) -> None:
     for name in protocols or ():
-        if name not in known:
-            args.error(f'argument --protocol: must be among {", ".join(known)}, got {name!r}')
-    for name in (name for name, rules in known.items() if rules.unrounded and _is_rounded(args)):
+        if name not in PROTOCOLS:
+            args.error(f'argument --protocol: must be among {", ".join(PROTOCOLS)}, got {name!r}')
+    for name in (name for name, rules in PROTOCOLS.items() if rules.unrounded and _is_rounded(args)):
         message = f'{name} needs unrounded outputs of a network, but these images have 8 bits'
         if protocols is None:
             print(f'spinsr evaluate: skipped, {message}', file=sys.stderr)
@@ -159,10 +179,7 @@ def _source(args: argparse.Namespace, scales: list[int]) -> tuple[Callable[..., 
 
     if args.sr is not None:
         folder = os.path.expanduser(args.sr)
-        about = {scale: {'sr': folder.replace('{scale}', str(scale))} for scale in scales}
-        for entry in about.values():
-            if not os.path.isdir(entry['sr']):
-                raise ValueError(f'not a directory: {entry["sr"]}')
+        about = {scale: {'sr': _folder(args.sr, scale)} for scale in scales}
         return benchmark.images(folder), Path(os.path.abspath(folder)).name, about
     if args.arch == 'bicubic':
         return benchmark.upsample, 'bicubic', {scale: {} for scale in scales}
@@ -175,7 +192,7 @@ def _source(args: argparse.Namespace, scales: list[int]) -> tuple[Callable[..., 
             'arch': described.arch,
             'arch_args': dict(args.arch_args),
             'parameters': sum(parameter.numel() for parameter in nets[scale].parameters()),
-            'weights': weights,
+            'weights': args.model or weights,
             'self_ensemble': args.self_ensemble,
         }
     upscaler = benchmark.network(nets, self_ensemble=args.self_ensemble)

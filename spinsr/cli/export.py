@@ -5,6 +5,7 @@ import argparse
 from spinsr.cli import arguments, network
 from spinsr.training import imports
 from spinsr.utils.text import printable
+from spinsr.weights import require_file
 
 EXAMPLE = """\
 examples:
@@ -61,9 +62,14 @@ def run(args: argparse.Namespace) -> int:
                 raise ValueError(f'--{flag.replace("_", "-")} is for ONNX; a .safetensors file holds only weights')
     elif args.target.suffix != '.onnx':
         raise ValueError(f'OUT must end in .onnx or .safetensors, got {args.target}')
+    if args.opset is not None and args.opset < 18:
+        raise ValueError(f'opset must be at least 18, got {args.opset}')
+    # Before torch is imported: what is mistyped shows at once.
+    imports.require_modules(args.imports)
+    require_file(args.source)
+    arguments.check_outputs([args.target], args.overwrite)
     network.import_modules(args)
     network.check_arch(args)
-    arguments.check_outputs([args.target], args.overwrite)
     return _write_safetensors(args) if args.target.suffix == '.safetensors' else _write_onnx(args)
 
 

@@ -153,17 +153,18 @@ def _run_teacher(args: argparse.Namespace) -> int:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from spinsr.data.teacher_outputs import describe, find_lr
-    from spinsr.inference.teacher import prepare_teacher
-    from spinsr.inference.upscale import check_options
-    from spinsr.weights import default_weights
+    from spinsr.inference.options import check_options
 
     arguments.log_to_stderr(logging.INFO)
-    # Before the network is built: what is mistyped shows at once.
+    # Before torch is imported: what is mistyped shows at once.
     check_options(args.tile, 'fp32')
     find_lr(args.dataset, args.scale)
+    network.check_files(args, args.scale)
+
+    from spinsr.inference.teacher import prepare_teacher
+
     described = network.resolve(args, args.scale)
-    is_shipped = args.weights == 'default'
-    weights = default_weights(described.arch, args.scale) if is_shipped else arguments.path(args.weights)
+    weights = network.shipped_file(args, described.arch, args.scale) or arguments.path(args.weights)
     teacher = describe(described.arch, weights, args.scale, args.tile, dict(args.arch_args))
     net = described.build(network.device(args.device))
     with logging_redirect_tqdm(), network.limited_memory(args):

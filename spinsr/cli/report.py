@@ -49,7 +49,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         default=12,
         help='pictures of the first N images by name (default: 12); scores are of all',
     )
-    parser.add_argument('--block', metavar='B', type=int, default=0, help='superpixels of this block (default: 0)')
+    parser.add_argument(
+        '--block', metavar='B', type=arguments.index, default=0, help='superpixels of this block (default: 0)'
+    )
     parser.add_argument('--overwrite', action='store_true', help='replace the page where it exists')
     network.add_arguments(parser)
     parser.set_defaults(run=run)
@@ -62,6 +64,11 @@ def run(args: argparse.Namespace) -> int:
         ValueError, TypeError, OSError, ImportError: As `spinsr.report.make_report` and `spinsr.load`; or the page
             exists or cannot be written, which shows before the work.
     """
+    # Before torch is imported: what is mistyped shows at once.
+    for folder in (args.folder, args.log):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f'not a directory: {folder}')
+    network.check_files(args, args.scale)
     arguments.check_outputs([args.out], args.overwrite)
     from spinsr.report import make_report
     from spinsr.utils.atomic_write import write_bytes
@@ -93,8 +100,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _weights(args: argparse.Namespace, described: Any) -> str:
-    from spinsr.weights import default_weights
-
-    if args.weights == 'default':
-        return f'{default_weights(described.arch, described.scale).name}, shipped with spinsr'
+    if (shipped := network.shipped_file(args, described.arch, described.scale)) is not None:
+        return f'{shipped.name}, shipped with spinsr'
     return Path(args.weights).name

@@ -28,22 +28,35 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument('image', metavar='IMAGE', type=arguments.path, help='image file')
     parser.add_argument('-o', '--out', metavar='DIR', type=arguments.path, required=True, help='folder of the pictures')
     parser.add_argument(
-        '--scale', metavar='S', type=int, help='upscaling factor (default: that of the weights; without --weights 4)'
+        '--scale',
+        metavar='S',
+        type=arguments.positive,
+        help='upscaling factor (default: that of the weights; without --weights 4)',
     )
-    parser.add_argument('--block', metavar='B', type=int, nargs='+', default=[0], help='blocks, from 0 (default: 0)')
+    parser.add_argument(
+        '--block', metavar='B', type=arguments.index, nargs='+', default=[0], help='blocks, from 0 (default: 0)'
+    )
     parser.add_argument(
         '--pixel',
         metavar=('Y', 'X'),
-        type=int,
+        type=arguments.index,
         nargs=2,
         help='draw to which superpixels this pixel belongs, and to which it attends',
     )
-    parser.add_argument('--superpixel', metavar='K', type=int, help='draw its pixels, and to which pixels it attends')
     parser.add_argument(
-        '--top', metavar='N', type=int, help='how many of its pixels (default: the area of a cell, as in the network)'
+        '--superpixel', metavar='K', type=arguments.index, help='draw its pixels, and to which pixels it attends'
     )
     parser.add_argument(
-        '--enlarge', metavar='F', type=int, help="side of an image's pixel in the pictures (default: for about 1000)"
+        '--top',
+        metavar='N',
+        type=arguments.positive,
+        help='how many of its pixels (default: the area of a cell, as in the network)',
+    )
+    parser.add_argument(
+        '--enlarge',
+        metavar='F',
+        type=arguments.positive,
+        help="side of an image's pixel in the pictures (default: for about 1000)",
     )
     parser.add_argument('--overwrite', action='store_true', help='replace existing pictures')
     network.add_arguments(parser)
@@ -56,9 +69,10 @@ def run(args: argparse.Namespace) -> int:
         args.error('--top goes with --superpixel')
     from spinsr.data import photograph
 
-    # Before the network is built, so that typing errors show at once.
+    # Before torch is imported, so that typing errors show at once.
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f'output path is not a directory: {args.out}')
+    network.check_files(args, args.scale)
     image = photograph.read(args.image).pixels
     net = network.load(args, args.scale)
     from spinsr.analysis.superpixels import draw, find_superpixels, write_pictures

@@ -46,7 +46,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help='output folder (default: the working directory)',
     )
     parser.add_argument(
-        '--scale', metavar='S', type=int, help='upscaling factor (default: that of the weights; without --weights 4)'
+        '--scale',
+        metavar='S',
+        type=arguments.positive,
+        help='upscaling factor (default: that of the weights; without --weights 4)',
     )
     parser.add_argument(
         '--tile',
@@ -82,14 +85,16 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from spinsr.inference.image_files import name_outputs, upscale_files
-    from spinsr.inference.upscale import check_options
+    from spinsr.inference.image_files import find_images, name_outputs, upscale_files
+    from spinsr.inference.options import check_options
 
     arguments.log_to_stderr(logging.WARNING)
-    # Before the network is built: what is mistyped shows at once.
+    # Before torch is imported: what is mistyped shows at once.
     check_options(args.tile, args.precision)
+    found = find_images(args.inputs, args.out)
+    network.check_files(args, args.scale)
     described = network.resolve(args, args.scale)
-    outputs = name_outputs(args.inputs, args.out, described.scale)
+    outputs = name_outputs(found, args.out, described.scale)
     net = described.build(network.device(args.device))
     if args.compile:
         net = _compiled(net, args.precision)

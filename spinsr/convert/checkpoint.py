@@ -5,7 +5,7 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spinsr.utils.atomic_write import write_bytes
+from spinsr.utils.atomic_write import check_target, write_bytes
 from spinsr.utils.text import printable
-
-ENDINGS = ('.pth', '.pt', '.safetensors')
+from spinsr.weights import ENDINGS, require_file
 
 # Under which keys training programs keep a state dict, the averaged weights first.
 WRAPPERS = (
@@ -38,8 +37,7 @@ def read_checkpoint(path: str | os.PathLike) -> Mapping:
         ValueError: Not a checkpoint, damaged, or it holds more than tensors and plain containers.
     """
     path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'no such weights file: {printable(path)}')
+    require_file(path)
     try:
         if not path.endswith('.safetensors'):
             return read_torch_file(path)
@@ -133,7 +131,7 @@ def write_checkpoint(
         ImportError: A .safetensors file, and the package safetensors is not installed.
     """
     path = Path(path)
-    check_target(path, overwrite)
+    check_target(path, overwrite, ENDINGS, 'a checkpoint')
     content, buffer = _standing_alone(state_dict), io.BytesIO()
     if path.suffix == '.safetensors':
         for name, value in content.items():
@@ -143,23 +141,6 @@ def write_checkpoint(
     else:
         torch.save(content, buffer, _use_new_zipfile_serialization=not for_old_torch)
     write_bytes(path, buffer.getbuffer())
-
-
-def check_target(path: Path, overwrite: bool, endings: Sequence[str] = ENDINGS, what: str = 'a checkpoint') -> None:
-    """Refuses what `write_checkpoint` will refuse, before the work; also for other kinds of files.
-
-    Raises:
-        ValueError: Another ending.
-        OSError: The file exists, and `overwrite` is not set; or the folder is missing.
-    """
-    if path.suffix not in endings:
-        raise ValueError(f'{what} must end in {", ".join(endings)}, got {printable(path)}')
-    if path.is_dir():
-        raise IsADirectoryError(f'{printable(path)} is a folder, not a file to write')
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f'the folder of {printable(path)} does not exist')
-    if path.exists() and not overwrite:
-        raise FileExistsError(f'{printable(path)} exists; --overwrite replaces it')
 
 
 def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:

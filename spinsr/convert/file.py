@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 from spinsr._version import __version__
 from spinsr.convert import mean_shift
-from spinsr.convert.checkpoint import check_target, read_checkpoint, unwrap, wrapped_in, write_checkpoint
+from spinsr.convert.checkpoint import ENDINGS, read_checkpoint, unwrap, wrapped_in, write_checkpoint
 from spinsr.convert.registry import ArchFormat, StateDict, get_format
 from spinsr.convert.shapes import read_arguments
 from spinsr.convert.state_dicts import belongs_to, convert_state_dict, detect_arch, form_of, to_form, to_official
+from spinsr.utils.atomic_write import check_target
 from spinsr.utils.text import printable
 
 FORMS = ('spinsr', 'official', 'basicsr')
@@ -79,7 +80,7 @@ def convert_file(
     target = Path(target)
     if to not in FORMS:
         raise ValueError(f'to must be one of {", ".join(FORMS)}, got {to!r}')
-    check_target(target, overwrite)
+    check_target(target, overwrite, ENDINGS, 'a checkpoint')
     checkpoint = read_checkpoint(source)
     bare = target.suffix == '.safetensors'
     try:
@@ -87,7 +88,7 @@ def convert_file(
         first = next(iter(read.values()))
         format = get_format(detect_arch(first)) if arch is None else _checked_format(first, arch)
         ours = {name: convert_state_dict(state_dict, format.name) for name, state_dict in read.items()}
-        arguments, parameters = [read_arguments(state_dict, format) for state_dict in ours.values()][0]
+        arguments, parameters = next(read_arguments(state_dict, format) for state_dict in ours.values())
         converted = {name: _convert(read[name], ours[name], format, to) for name in read}
     except (ValueError, TypeError) as error:
         raise ValueError(f'{printable(os.fspath(source))}: {error}') from error

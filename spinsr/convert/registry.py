@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from spinsr.convert.names import NameTable, Row
+from spinsr.convert.recipe import Recipe
 from spinsr.utils.text import nearest, printable
 
 StateDict = dict[str, Tensor]
@@ -154,7 +155,7 @@ class ArchFormat:
         half: Half types, 'bf16' and 'fp16', in which the whole network can run without visible harm.
         onnx: How the network is exported.
         published: What the paper reports.
-        recipe: How the network is trained; None until a recipe is declared.
+        recipe: How the network is trained, from which its option files are written; None for a network without one.
     """
 
     arch: type[nn.Module]
@@ -178,7 +179,7 @@ class ArchFormat:
     half: tuple[str, ...] = ()
     onnx: Onnx = Onnx()
     published: tuple[PublishedResult, ...] = ()
-    recipe: Any = None
+    recipe: Recipe | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'name', self.name or self.arch.__name__)

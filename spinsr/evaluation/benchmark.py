@@ -1,9 +1,9 @@
 """PSNR, SSIM and other full-reference metrics on benchmark folders, each number under the name of its protocol.
 
 The protocols of the literature differ by more than the methods do that are compared in them (docs/evaluate.md has the
-formulas), so several are computed side by side. PSNR and SSIM themselves are BasicSR's functions. Their Y is float32,
-which on Set5 and Set14 moves PSNR by less than 4e-7 dB from a Y in float64; the MATLAB script of RCAN's authors keeps Y
-in single precision, too.
+formulas), so several are computed side by side. PSNR and SSIM equal those of BasicSR. Their Y is float32, which on Set5
+and Set14 moves PSNR by less than 4e-7 dB from a Y in float64; the MATLAB script of RCAN's authors keeps Y in single
+precision, too.
 """
 
 import csv
@@ -25,45 +25,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from spinsr import compat
 from spinsr.data import bicubic, image_file
+from spinsr.evaluation.protocols import METRIC_PROTOCOL, PROTOCOLS
+from spinsr.evaluation.psnr_ssim import SSIM_WINDOW, luma, psnr, ssim
 from spinsr.inference.upscale import super_resolve, super_resolve_colours
 from spinsr.utils.text import markdown_table
 
-compat.install()
-
-from basicsr.metrics import calculate_psnr, calculate_ssim  # noqa: E402  after compat
-
 logger = logging.getLogger(__name__)
-
-# Side of SSIM's window, which must lie inside the image.
-SSIM_WINDOW = 11
-# What the metrics of pyiqa are computed on: the images that this protocol compares.
-METRIC_PROTOCOL = 'rgb'
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How two images are compared.
-
-    Args:
-        y: On Y of BT.601 in studio range, not rounded; else on RGB.
-        unrounded: On the network's output clipped to 0 … 255; else on the output rounded to uint8. The mean over a set
-            is then rounded up, PSNR to 2 decimals and SSIM to 4, as the authors of SPIN report it.
-        extra_border: Pixels that are left out at every edge, beyond the scale.
-    """
-
-    y: bool = False
-    unrounded: bool = False
-    extra_border: int = 0
-
-
-PROTOCOLS = {
-    'y_crop_scale': Protocol(y=True),
-    'spin_published': Protocol(y=True, unrounded=True),
-    'ntire': Protocol(extra_border=6),
-    'rgb': Protocol(),
-}
 
 
 @dataclass(frozen=True)
@@ -262,17 +230,18 @@ def score(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str) -> dict[str
     elif sr.dtype == np.uint8:
         raise ValueError(f'{protocol} is for unrounded outputs of a network, and these images are rounded to 8 bits')
     border = scale + rules.extra_border
-    inside = min(hr.shape[:2]) - 2 * border
-    # BasicSR's functions take BGR.
-    images = (sr[..., ::-1], hr[..., ::-1])
-    return {
-        'psnr': float(calculate_psnr(*images, border, test_y_channel=rules.y)) if inside > 0 else None,
-        'ssim': float(calculate_ssim(*images, border, test_y_channel=rules.y)) if inside >= SSIM_WINDOW else None,
-    }
+    height, width = (side - 2 * border for side in hr.shape[:2])
+    inside = min(height, width)
+    if inside < 1:
+        return {'psnr': None, 'ssim': None}
+    images = [image[border : border + height, border : border + width] for image in (sr, hr)]
+    if rules.y:
+        images = [luma(image) for image in images]
+    return {'psnr': psnr(*images), 'ssim': ssim(*images) if inside >= SSIM_WINDOW else None}
 
 
 def load_metrics(names: Sequence[str], device: str | torch.device = 'cpu') -> dict[str, Callable[..., Any]]:
-    """Full-reference metrics of pyiqa by name: lpips, dists, gmsd, fsim, …
+    """Full-reference metrics of pyiqa by name, such as lpips, dists, gmsd and fsim.
 
     They compare the images of the protocol `rgb`: rounded to uint8, RGB, without a border as wide as the scale.
 

@@ -274,7 +274,7 @@ def _work(order: Mapping[str, Any]) -> dict[str, Any]:
     device = torch.device(order['device'])
 
     import spinsr
-    import spinsr.archs  # noqa: F401  before anything of BasicSR
+    import spinsr.archs
 
     logging.getLogger('spinsr').setLevel(logging.ERROR)  # that it has no weights is as wanted
     for module in order['imports']:

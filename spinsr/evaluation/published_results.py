@@ -34,10 +34,7 @@ def _row(name: str, scale: int, parameters: int, psnr: str, source: str) -> Publ
     return Published(name, scale, parameters, {key: float(text) for key, text in numbers if text != '-'}, source)
 
 
-_ELAN = 'ECCV 2022, github.com/xindongzhang/ELAN'
 _SWINIR = 'ICCVW 2021, github.com/JingyunLiang/SwinIR; trained on DIV2K'
-_OMNI = 'CVPR 2023, github.com/Francis0625/Omni-SR; trained on DIV2K'
-_ESRT = 'CVPRW 2022, github.com/luissen/ESRT'
 # Rows of the SPIN paper's Table 1 whose own papers were not at hand.
 _SWINIR_TABLE = 'as cited by SwinIR, ICCVW 2021, Table 3'
 _SMSR = 'as cited by github.com/vpsg-research/DyRSRNet; parameters as the network publishes them'
@@ -45,19 +42,10 @@ _NO_PSNR = 'parameters in the SPIN paper, ICCV 2023, Table 1; no source at hand 
 
 # A dash: not published, or not confirmed by any source.
 _OTHERS = (
-    _row('ELAN-light', 2, 582_000, '38.17 33.94 32.30 32.76 39.11', _ELAN),
-    _row('ELAN-light', 3, 590_000, '34.64 30.55 29.21 28.69 34.00', _ELAN),
-    _row('ELAN-light', 4, 601_000, '32.43 28.78 27.69 26.54 30.92', _ELAN),
     _row('SwinIR-light', 2, 878_000, '38.14 33.86 32.31 32.76 39.12', _SWINIR),
     _row('SwinIR-light', 3, 886_000, '34.62 30.54 29.20 28.66 33.98', _SWINIR),
     _row('SwinIR-light', 4, 897_000, '32.44 28.77 27.69 26.47 30.92', _SWINIR),
     _row('SwinIR', 4, 11_800_000, '32.72 28.94 27.83 27.07 31.67', _SWINIR),
-    _row('Omni-SR', 2, 772_000, '38.22 33.98 32.36 33.05 39.28', _OMNI),
-    _row('Omni-SR', 3, 780_000, '34.70 30.57 29.28 28.84 34.22', _OMNI),
-    _row('Omni-SR', 4, 792_000, '32.49 28.78 27.71 26.64 31.02', _OMNI),
-    _row('ESRT', 2, 677_000, '38.03 33.75 32.25 32.58 39.12', _ESRT),
-    _row('ESRT', 3, 770_000, '34.42 30.43 29.15 28.46 33.95', _ESRT),
-    _row('ESRT', 4, 751_000, '32.19 28.69 27.69 26.39 30.75', _ESRT),
     _row('CARN', 2, 1_592_000, '37.76 33.52 32.09 31.92 38.36', _SWINIR_TABLE),
     _row('CARN', 3, 1_592_000, '34.29 30.29 29.06 28.06 33.50', _SWINIR_TABLE),
     _row('CARN', 4, 1_592_000, '32.13 28.60 27.58 26.07 30.47', _SWINIR_TABLE),

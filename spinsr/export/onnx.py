@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spinsr.convert.checkpoint import check_target
 from spinsr.ops import resolve_backend
-from spinsr.utils.atomic_write import write_bytes
+from spinsr.utils.atomic_write import check_target, write_bytes
 
 SIZE = (64, 64)
 # Largest difference between PyTorch and ONNX Runtime, on outputs in [0, 1], and the images in which to look for it.
@@ -229,7 +228,7 @@ def _stable_sort() -> Any:
     """aten.sort.stable in ONNX, whose TopK puts the lower index first among equals."""
     from onnxscript import opset18 as op
 
-    def sort(x, stable=True, dim=-1, descending=False):  # noqa: ANN001, ANN202
+    def sort(x, stable=True, dim=-1, descending=False):
         length = op.Reshape(op.Gather(op.Shape(x), op.Constant(value_int=dim)), op.Constant(value_ints=[1]))
         return op.TopK(x, length, axis=dim, largest=int(descending), sorted=1)
 

@@ -1,4 +1,6 @@
-"""Files and folders of photographs through a network."""
+"""Files and folders of photographs through a network; importing this module does not import torch."""
+
+from __future__ import annotations
 
 import errno
 import logging
@@ -6,15 +8,16 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import nn
 from tqdm import tqdm
 
 from spinsr.data import image_file, photograph
 from spinsr.data.formats import MAX_PIXELS
-from spinsr.inference import upscale as upscaling
 from spinsr.utils.text import printable
+
+if TYPE_CHECKING:
+    from torch import nn
 
 logger = logging.getLogger('spinsr')
 
@@ -36,24 +39,23 @@ class Report(NamedTuple):
     failed: dict[Path, str]
 
 
-def name_outputs(inputs: Iterable[Path], out: Path, scale: int) -> dict[Path, Path]:
-    """Finds the images, and the name `<stem>_x<scale>.<same ending>` of each output; reads and writes nothing.
+def find_images(inputs: Iterable[Path], out: Path) -> dict[Path, Path]:
+    """Finds the images of files and folders; reads and writes nothing.
 
     Args:
         inputs: Image files, and folders of images (not searched recursively, hidden files are left out).
         out: Folder of the outputs; need not exist.
-        scale: Upscaling factor.
 
     Returns:
-        Input -> output, in the order of the inputs and by name in a folder; an image that is named twice appears once.
+        Resolved path -> path, in the order of the inputs and by name in a folder.
 
     Raises:
         ValueError: A file does not exist, is not a regular file, or does not end as an image does; a folder holds no
-            image; two images would have one output; or an output would be among the inputs.
+            image; or `out` is a file, or among the inputs.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f'output path is not a directory: {out}')
-    sources = {}
+    sources: dict[Path, Path] = {}
     for path in inputs:
         if path.is_dir():
             if out.exists() and out.samefile(path):
@@ -74,6 +76,24 @@ def name_outputs(inputs: Iterable[Path], out: Path, scale: int) -> dict[Path, Pa
             found, place = [path], path.parent.resolve()
         for source in found:
             sources.setdefault(_resolved(place, source), source)
+    return sources
+
+
+def name_outputs(inputs: Iterable[Path] | Mapping[Path, Path], out: Path, scale: int) -> dict[Path, Path]:
+    """Finds the images, and the name `<stem>_x<scale>.<same ending>` of each output; reads and writes nothing.
+
+    Args:
+        inputs: Image files and folders of images, as for `find_images`, or what it has found.
+        out: Folder of the outputs; need not exist.
+        scale: Upscaling factor.
+
+    Returns:
+        Input -> output, in the order of the inputs and by name in a folder; an image that is named twice appears once.
+
+    Raises:
+        ValueError: As `find_images`; two images would have one output; or an output would be among the inputs.
+    """
+    sources = inputs if isinstance(inputs, Mapping) else find_images(inputs, out)
     outputs, names, place = {}, {}, out.resolve()
     for source in sources.values():
         target = out / f'{source.stem}_x{scale}{source.suffix}'
@@ -122,6 +142,8 @@ def upscale_files(
         outputs = name_outputs([Path('photos')], Path('large'), scale=4)
         report = upscale_files(outputs, spinsr.load('SPIN', scale=4, weights='net_g_latest.pth'))
     """
+    from spinsr.inference import upscale as upscaling
+
     upscaling.check_options(tile, precision)
     scale = upscaling.scale_of(net)
     for folder in {target.parent for target in outputs.values()}:

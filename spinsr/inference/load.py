@@ -142,25 +142,23 @@ def resolve(
 
 def _named(arch: str, scale: int, arch_args: Mapping[str, Any]) -> Network:
     """A network without weights."""
+    from spinsr import compat
     from spinsr.archs import ARCH_REGISTRY
+    from spinsr.archs.registry import find
     from spinsr.convert.registry import find_configuration, formats, scale_keyword
     from spinsr.training.option_files import current_arch
 
     arch = current_arch(arch, arch_args)
     format, configuration = find_configuration(arch)
     name = format.registered if format and arch in (format.name, *format.configurations) else arch
-    if name not in ARCH_REGISTRY and f'{name}_basicsr' in ARCH_REGISTRY:
-        name += '_basicsr'
-    if name in ARCH_REGISTRY:
-        cls = ARCH_REGISTRY.get(name)
-    elif format:  # of a project that does not register its networks in BasicSR
+    if format and name not in ARCH_REGISTRY:  # of a project that does not register its networks in BasicSR
         cls = format.arch
-    else:
+    elif (cls := find(name)) is None:
         ours = [name for format in formats() for name in (format.name, *format.configurations)]
-        names = [*ours, *(other for other, _ in ARCH_REGISTRY)]
-        raise ValueError(
-            f'arch must be {", ".join(ours)} or a name in ARCH_REGISTRY, got {arch!r}; {nearest(arch, names)}'
-        )
+        hint = nearest(arch, [*ours, *(other for other, _ in ARCH_REGISTRY)])
+        if not compat.is_installed():
+            hint += f"; BasicSR's own networks need BasicSR: {compat.INSTALL}"
+        raise ValueError(f'arch must be {", ".join(ours)} or a name in ARCH_REGISTRY, got {arch!r}; {hint}')
     scale_keyword(cls)
     _check_keywords(cls, arch, arch_args)
     parameters = inspect.signature(cls).parameters

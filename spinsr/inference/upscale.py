@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spinsr.data import bicubic
+from spinsr.inference import options
+from spinsr.inference.options import SMALLEST_TILE, check_options
 from spinsr.utils import memory
 
 logger = logging.getLogger('spinsr')
 
-PRECISIONS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-# In LR pixels. Below it a tile is mostly overlap, and its memory is that of the network itself.
-SMALLEST_TILE = 32
+PRECISIONS = {name: getattr(torch, dtype) if dtype else None for name, dtype in options.PRECISIONS.items()}
 # Networks of others that halve or quarter the image first and do not pad it: by scale, of what the sides are multiples.
 _MULTIPLES = {'RRDBNet': {1: 4, 2: 2}}
 _ROWS = 64  # of a result that are rounded at once
@@ -268,18 +268,6 @@ def _run(
             side = max(_round_up(side // 2, multiple), smallest)
             _empty_cache(reference.device)
             logger.warning('out of memory for a %dx%d image (%s); trying %d-px tiles', height, width, tried[-1], side)
-
-
-def check_options(tile: int | None, precision: str) -> None:
-    """Checks arguments of `super_resolve` that need no network.
-
-    Raises:
-        ValueError: `tile` or `precision` is not among those allowed.
-    """
-    if tile is not None and tile < SMALLEST_TILE:
-        raise ValueError(f'tile must be at least {SMALLEST_TILE}, got {tile=}')
-    if precision not in PRECISIONS:
-        raise ValueError(f'precision must be one of {", ".join(PRECISIONS)}, got {precision!r}')
 
 
 def check_result(height: int, width: int, size: int, more: int = 0) -> None:

@@ -11,10 +11,10 @@ def register() -> None:
     """Registers our archs, models, datasets and losses in BasicSR: the files that end in _arch.py, _model.py and so on.
 
     Raises:
-        OptionError: If BasicSR cannot be imported, for the reason that compat names.
+        OptionError: If BasicSR is not installed or cannot be imported, for the reason that compat names.
     """
     try:
-        compat.install()
+        compat.require_basicsr()
     except ImportError as error:
         raise OptionError(str(error)) from error
     import spinsr.archs

@@ -5,7 +5,7 @@ import inspect
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from basicsr.losses import build_loss
@@ -73,20 +73,20 @@ class SpinsrModel(SRModel):
     """
 
     # Section of train -> what its loss is called with.
-    CALLS = {
+    CALLS: ClassVar[dict[str, tuple[str, ...]]] = {
         'pixel_opt': ('output', 'gt'),
         'tv_opt': ('output',),
         'contrastive_opt': ('output', 'gt', 'lq'),
         'distill_opt': ('output', 'teacher'),
     }
     # Optimizer that is not BasicSR's or torch's -> the module that builds it and knows what its options may be.
-    OPTIMIZERS = {'Muon': muon}
+    OPTIMIZERS: ClassVar[dict[str, Any]] = {'Muon': muon}
     # What the network files of a checkpoint begin with.
     LABELS = ('net_g',)
     # What it reads of `datasets: train`, beside the data set and its loader.
     OF_TRAINING_SET = progressive_learning.KEYS
     # Section -> option -> what it may be; each is an attribute of the model.
-    OPTIONS = {
+    OPTIONS: ClassVar[dict[str, dict[str, Any]]] = {
         'train': {
             'precision': one_of(*upscaling.PRECISIONS),
             'grad_clip': ABOVE_0,
@@ -95,7 +95,7 @@ class SpinsrModel(SRModel):
             'compile': FLAG,
             'channels_last': FLAG,
             'recompute': FLAG,
-            **{name: SECTION for name in _MORE_LOSSES},
+            **dict.fromkeys(_MORE_LOSSES, SECTION),
             'distill_iters': whole(1, None),
             'pixel_after': whole(0, default=0),
         },

@@ -1,5 +1,7 @@
 """SpinsrModel beside a network that estimates how uncertain every pixel is, and losses that use it."""
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from basicsr.archs import build_network
@@ -29,7 +31,7 @@ class UncertaintyModel(SpinsrModel):
         OptionError: Another loss, no `network_s`, or no weights for one that does not learn.
     """
 
-    CALLS = {**SpinsrModel.CALLS, 'pixel_opt': ('output', 'gt', 's')}
+    CALLS: ClassVar[dict[str, tuple[str, ...]]] = {**SpinsrModel.CALLS, 'pixel_opt': ('output', 'gt', 's')}
     LABELS = ('net_g', 'net_s')
     OPTIONS = SpinsrModel.OPTIONS
 

@@ -4,6 +4,7 @@ The page is self-contained. `pictures` makes its pictures, `curves` draws a trai
 page.html with page.css and page.js in it.
 """
 
+import contextlib
 import copy
 import importlib.metadata
 import os
@@ -187,7 +188,9 @@ def _details(net: nn.Module, weights: str, arch_args: Mapping[str, Any], scale: 
     details = {'Network': f'{type(net).__name__} ×{scale}'} | ({'Weights': weights} if weights else {})
     if arch_args:
         details['Arguments'] = ', '.join(f'{key}={value}' for key, value in arch_args.items())
-    versions = {'spinsr': __version__, 'torch': torch.__version__, 'BasicSR': importlib.metadata.version('basicsr')}
+    versions = {'spinsr': __version__, 'torch': torch.__version__}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        versions['BasicSR'] = importlib.metadata.version('basicsr')
     versions['Python'] = platform.python_version()
     details['Versions'] = ', '.join(f'{name} {version}' for name, version in versions.items())
     details['Ran on'] = f'{parameter.device.type}, {str(parameter.dtype).removeprefix("torch.")}, {platform.machine()}'

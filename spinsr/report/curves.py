@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup, escape
 
-from spinsr.evaluation.benchmark import PROTOCOLS
+from spinsr.evaluation.protocols import PROTOCOLS
 from spinsr.training import option_files
 from spinsr.utils.errors import OptionError
 

@@ -9,11 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from spinsr import compat
-
-compat.install()
-
-from basicsr.metrics.metric_util import to_y_channel  # noqa: E402  after compat
+from spinsr.evaluation import psnr_ssim
 
 # Pictures whose longer side is above this are shrunk to it, crops never.
 LONGEST = 1200
@@ -40,7 +36,7 @@ class Box(NamedTuple):
 
 def luma(image: np.ndarray) -> np.ndarray:
     """Y of BT.601 in studio range as the metrics take it, not rounded: (H, W, 3) uint8, RGB -> (H, W), float64."""
-    return to_y_channel(image[..., ::-1])[..., 0].astype(np.float64)
+    return psnr_ssim.luma(image).astype(np.float64)
 
 
 def choose_crops(bicubic: np.ndarray, hr: np.ndarray | None = None) -> list[Box]:

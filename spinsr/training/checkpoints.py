@@ -16,9 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from spinsr.convert.checkpoint import read_torch_file
 from spinsr.utils.atomic_write import write_bytes
 from spinsr.utils.errors import CheckpointError
 
@@ -45,6 +42,8 @@ def write(path: str | os.PathLike, content: Any) -> str:
     Raises:
         CheckpointError: The disk is full, or the file cannot be written; an existing file stays unchanged.
     """
+    import torch
+
     buffer = io.BytesIO()
     torch.save(content, buffer)
     _seal(buffer)
@@ -268,6 +267,8 @@ def _numbered(states: str | os.PathLike) -> list[tuple[int, Path]]:
 
 
 def _load(path: Path) -> Mapping[str, Any]:
+    from spinsr.convert.checkpoint import read_torch_file
+
     try:
         verify(path)
         content = read_torch_file(path)

@@ -1,12 +1,18 @@
-"""Several processes: torch.distributed started as torchrun expects, on GPUs (NCCL) or on the CPU (gloo)."""
+"""Several processes: torch.distributed started as torchrun expects, on GPUs (NCCL) or on the CPU (gloo).
+
+Importing this module does not import torch, so mistakes in the flags show at once.
+"""
+
+from __future__ import annotations
 
 import datetime
 import os
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from spinsr.utils.errors import OptionError
+
+if TYPE_CHECKING:
+    import torch
 
 # The first process validates alone, and the others wait; torch gives up after 10 minutes. torchrun ends them at once
 # when one dies.
@@ -27,6 +33,8 @@ def init_process(launcher: str, num_gpu: int | str, **params: Any) -> None:
     Raises:
         OptionError: The launcher's variables are not there, or there are fewer GPUs than processes on this machine.
     """
+    import torch
+
     on_gpu = torch.cuda.is_available() and num_gpu != 0
     if launcher == 'slurm':
         from basicsr.utils.dist_util import init_dist
@@ -67,17 +75,23 @@ def require_launcher(launcher: str) -> None:
 
 def leave() -> None:
     """Ends what `init_process` began, after work that went well; torchrun ends the processes of one that did not."""
+    import torch
+
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
     """Whether an error only says that another process of the training has gone."""
+    import torch
+
     return isinstance(error, torch.distributed.DistBackendError) or 'gloo/transport' in str(error)
 
 
 def is_main() -> bool:
     """Whether this is the process that writes: the only one, or the first of several."""
+    import torch
+
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
@@ -87,6 +101,8 @@ def from_main(value: Any) -> Any:
     Args:
         value: Anything that can be pickled.
     """
+    import torch
+
     if not torch.distributed.is_initialized():
         return value
     values = [value]
@@ -100,6 +116,8 @@ def all_true(flag: torch.Tensor) -> bool:
     Args:
         flag: A bool of shape ().
     """
+    import torch
+
     if torch.distributed.is_initialized():
         flag = flag.to(torch.int32)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
@@ -112,6 +130,8 @@ def largest(value: int) -> int:
     Args:
         value: That of this process.
     """
+    import torch
+
     if not torch.distributed.is_initialized():
         return value
     device = 'cuda' if 'nccl' in torch.distributed.get_backend() else 'cpu'

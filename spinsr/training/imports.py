@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Iterable
@@ -25,6 +26,28 @@ def add_import(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def require_modules(names: Iterable[str]) -> None:
+    """Makes sure that the modules can be found, or their packages, also in the working directory; imports nothing.
+
+    Raises:
+        ImportFailed: A module does not exist.
+    """
+    _search_working_directory(names)
+    for name in names:
+        package = name.partition('.')[0]
+        try:
+            found = importlib.util.find_spec(package)
+        except ValueError:  # it is imported already, and has no spec
+            continue
+        if found is None:
+            raise ImportFailed(f'--import {name}: No module named {package!r}')
+
+
+def _search_working_directory(names: Iterable[str]) -> None:
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
 def import_modules(names: Iterable[str]) -> None:
     """Imports modules, also from the working directory; BasicSR must have been made importable.
 
@@ -35,8 +58,7 @@ def import_modules(names: Iterable[str]) -> None:
         ImportFailed: A module does not exist, fails, or exits.
     """
     names = list(names)
-    if names and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    _search_working_directory(names)
     for name in names:
         try:
             importlib.import_module(name)

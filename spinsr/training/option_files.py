@@ -1,7 +1,7 @@
-"""The option files: the shipped ones by name, a file read, single values forced.
+"""The option files: the shipped and the generated ones by name, a file read, single values forced.
 
 The repository's folder options/ travels in the wheel as spinsr/options/; a checkout and an editable install use it
-where it stands.
+where it stands. `spinsr.training.recipes` generates those of the other networks, by name.
 """
 
 import difflib
@@ -10,13 +10,16 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from spinsr import weights
 from spinsr.utils.errors import OptionError
 from spinsr.utils.text import nearest
+
+if TYPE_CHECKING:
+    from spinsr.training.recipes import RecipeFile
 
 logger = logging.getLogger('spinsr')
 
@@ -45,17 +48,25 @@ def shipped() -> dict[str, Path]:
     return {path.relative_to(root).as_posix(): path for path in sorted(root.rglob('*.yml'))}
 
 
-def find(name: str | Path) -> Path:
-    """Finds the option file that -opt names: an existing file, else a shipped one.
+def generated() -> dict[str, 'RecipeFile']:
+    """The option files that recipes determine and that are not shipped, by name."""
+    from spinsr.training import recipes  # imports torch and the networks
+
+    on_disk = shipped()
+    return {name: file for name, file in recipes.files().items() if name not in on_disk}
+
+
+def find(name: str | Path) -> 'Path | RecipeFile':
+    """Finds the option file that -opt names: an existing file, else a shipped one, else one generated from a recipe.
 
     A leading `options/` is dropped for the look-up, so the checkout's command works from everywhere. A name without a
     folder finds a file in one, too.
 
     Args:
-        name: A path, or the name of a shipped option file.
+        name: A path, or the name of a shipped or generated option file.
 
     Raises:
-        OptionError: It is neither; the message names the nearest shipped one.
+        OptionError: It is none of them; the message names the nearest one.
     """
     path = Path(os.path.expanduser(name))
     if path.is_file():
@@ -66,23 +77,36 @@ def find(name: str | Path) -> Path:
     for candidate in (wanted, f'{wanted}.yml'):
         if candidate in files or candidate in anywhere:
             return files.get(candidate) or anywhere[candidate]
-    close = difflib.get_close_matches(path.name, anywhere, n=1, cutoff=0.7)
+    # The networks, whose import takes seconds, are asked only for a name that one of them can have.
+    from_recipes = generated() if wanted.startswith(('train_', 'test_')) else {}
+    for candidate in (wanted, f'{wanted}.yml'):
+        if candidate in from_recipes:
+            return from_recipes[candidate]
+    close = difflib.get_close_matches(path.name, [*anywhere, *from_recipes], n=1, cutoff=0.7)
     hint = f'; did you mean {close[0]!r}?' if close else ''
-    raise OptionError(f'-opt {name}: no such file, nor a shipped option file (spinsr options lists them){hint}')
+    raise OptionError(f'-opt {name}: no such file, nor an option file of spinsr (spinsr options lists them){hint}')
 
 
-def load(name: str | Path, forced: Iterable[str] = ()) -> tuple[Path, dict[str, Any]]:
+def origin(file: 'Path | RecipeFile') -> str:
+    """A line about an option file that is not on the disk; '' for one that is."""
+    if isinstance(file, Path):
+        return ''
+    command = f'spinsr options {file.name} -o DIR'
+    return f'{file.name} was generated from the recipe of {file.configuration}; to change it: {command}'
+
+
+def load(name: str | Path, forced: Iterable[str] = ()) -> 'tuple[Path | RecipeFile, dict[str, Any]]':
     """Reads an option file, sets its forced values, and finds shipped weights by their name.
 
     `pretrain_network_*` may be the name of a file that spinsr ships, SPIN_x4.safetensors; a file of that name in the
     working directory comes first. Networks of older option files get their current type; see `current_arch`.
 
     Args:
-        name: A path, or the name of a shipped option file.
+        name: A path, or the name of a shipped or generated option file.
         forced: The entries of --force_yml.
 
     Returns:
-        The path of the option file, and its content.
+        The option file, as `find` returns it, and its content.
 
     Raises:
         OptionError: As `find`, `read` and `force`.
@@ -115,15 +139,17 @@ def current_arch(arch: Any, arguments: Iterable[str]) -> Any:
     return 'SPINVariant'
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def read(path: 'str | Path | RecipeFile') -> dict[str, Any]:
     """Reads an option file.
 
     Args:
-        path: The file.
+        path: The file, or a generated one.
 
     Raises:
         OptionError: It is not YAML, not a mapping, too large or too deeply nested; a key occurs twice or is not text.
     """
+    if not isinstance(path, str | os.PathLike):
+        return _parse(path.text(), f'option file {path.name}')
     try:
         with open(path, 'rb') as file:
             content = file.read(_MOST_BYTES + 1)

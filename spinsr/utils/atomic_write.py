@@ -3,9 +3,34 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
+
+from spinsr.utils.text import printable
+
+
+def check_target(path: Path, overwrite: bool, endings: Sequence[str], what: str) -> None:
+    """Refuses, before the work, a file that cannot be written after it.
+
+    Args:
+        path: The file.
+        overwrite: Whether an existing file may be replaced.
+        endings: What it may end in.
+        what: The kind of file, for the message.
+
+    Raises:
+        ValueError: Another ending.
+        OSError: The file exists, and `overwrite` is not set; or the folder is missing.
+    """
+    if path.suffix not in endings:
+        raise ValueError(f'{what} must end in {", ".join(endings)}, got {printable(path)}')
+    if path.is_dir():
+        raise IsADirectoryError(f'{printable(path)} is a folder, not a file to write')
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'the folder of {printable(path)} does not exist')
+    if path.exists() and not overwrite:
+        raise FileExistsError(f'{printable(path)} exists; --overwrite replaces it')
 
 
 def write_bytes(path: Path, data: bytes | memoryview, *, sync: bool = False) -> None:

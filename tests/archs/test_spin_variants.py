@@ -210,6 +210,7 @@ def test_superpixels_can_be_drawn():
     assert all(np.isfinite(picture).all() for picture in draw(found, pixel=(8, 10), superpixel=2).values())
 
 
+@pytest.mark.slow
 def test_memory_is_estimated_with_the_gradients_of_the_association():
     section = {'type': 'SPINVariant', **SMALL}
     constant, through = (

@@ -212,7 +212,7 @@ def test_fake_tensors_leave_nothing_behind():
 @pytest.mark.parametrize(('available', 'level'), [(10**6, 'warning'), (10**12, 'note')], ids=['too-little', 'enough'])
 def test_memory_against_what_there_is(chain, monkeypatch, available, level):
     monkeypatch.setattr(memory, '_available', lambda device: (available, 'available'))
-    found = [finding for finding in memory.memory(changed(TRAIN, {'network_g': chain}), (12, 12), is_train=True)]
+    found = list(memory.memory(changed(TRAIN, {'network_g': chain}), (12, 12), is_train=True))
     assert levels(found) == [level, level]
 
 

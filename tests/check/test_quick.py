@@ -136,6 +136,19 @@ def test_a_good_file_has_no_finding(options, is_train):
     assert is_training(options) == is_train
 
 
+# Every scale of each network, and the largest of its stages.
+GENERATED = [
+    file
+    for file in option_files.generated().values()
+    if file.phase == 'train' and (not file.stage or file.scale == max(file.format.recipe.scales))
+]
+
+
+@pytest.mark.parametrize('file', GENERATED, ids=lambda file: file.name)
+def test_a_generated_file_has_no_finding(file):
+    assert list(quick(option_files.read(file), is_train=True)) == []
+
+
 @pytest.mark.parametrize('path', option_files.shipped().values(), ids=lambda path: path.stem)
 def test_a_shipped_file_has_no_finding(path):
     options = option_files.read(path)

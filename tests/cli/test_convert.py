@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,10 +139,12 @@ def test_denied_folder_is_one_line_and_exits_with_1(saved, tmp_path, capsys, mon
 
 @pytest.mark.parametrize(
     'arguments',
-    ['', 'a.pth', 'a b c', 'a b --to ours', 'a b --arch EDSR', 'a b --key ema', 'a b --frobnicate'],
+    ['', 'a.pth', 'a b c', 'a b --to ours', 'a.pth b.pth --arch EDSR', 'a b --key ema', 'a b --frobnicate'],
     ids=str,
 )
-def test_wrong_usage_exits_with_2(arguments, capsys):
+def test_wrong_usage_exits_with_2(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('a.pth').touch()
     with pytest.raises(SystemExit) as exit_info:
         main(['convert', *arguments.split()])
     assert exit_info.value.code == 2

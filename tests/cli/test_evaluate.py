@@ -255,14 +255,14 @@ def test_a_broken_set_fails_and_the_others_are_done(here, capsys):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--benchmark', 'nowhere'], 'nowhere x2: not a directory: nowhere/HR'),
+        (['--benchmark', 'nowhere'], 'error: not a directory: nowhere/HR'),
         (['--sr', 'Mine/HR', '--benchmark', 'Mine'], 'Mine/HR/baby.png must be 36x42'),
         (['--sr', 'nowhere', '--benchmark', 'Mine'], 'error: not a directory: nowhere'),
         (['--sr', 'empty', '--benchmark', 'Mine'], 'no images (.bmp'),
         (['--benchmark', 'Mine', 'there/Mine'], 'benchmarks must be folders of different names'),
         (['--arch', 'SAN', '--benchmark', 'Mine'], 'spinsr ships no weights for SAN x2'),
         (['--arch', 'SPIN', '--weights', 'nowhere.pth', '--benchmark', 'Mine'], 'nowhere.pth'),
-        (['--arch', 'SPINN', '--weights', 'nowhere.pth', '--benchmark', 'Mine'], "got 'SPINN'"),
+        (['--arch', 'SPINN', '--benchmark', 'Mine'], "got 'SPINN'"),
         (['--arch', 'SPIN', '--import', 'no_such_module', '--benchmark', 'Mine'], 'no_such_module'),
     ],
     ids=['benchmark', 'size', 'sr', 'sr_empty', 'one_name_twice', 'default_weights', 'weights', 'arch', 'import'],

@@ -71,9 +71,8 @@ def test_second_run_skips_and_overwrite_does_not(look, capfd):
         ('a.png -o out --block 2', 'the block must be 0 to 1, got 2'),
         ('a.png -o out --pixel 11 0', 'the pixel must be inside the image of 11x14 (HxW), got y=11, x=0'),
         ('a.png -o out --block 0 1 --superpixel 1', 'the superpixel must be 0 to 0 (block 1 has 1x1), got 1'),
-        ('a.png -o out --enlarge 0', 'factor must be at least 1, got factor=0'),
     ],
-    ids=['missing', 'file', 'block', 'pixel', 'superpixel', 'enlarge'],
+    ids=['missing', 'file', 'block', 'pixel', 'superpixel'],
 )
 def test_bad_input_is_one_line_and_exit_status_1(look, capfd, arguments, message):
     assert look(arguments) == 1
@@ -81,11 +80,20 @@ def test_bad_input_is_one_line_and_exit_status_1(look, capfd, arguments, message
     assert not os.path.exists('out')
 
 
-def test_top_without_a_superpixel_is_a_usage_error(look, capfd):
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ('--top 3', '--top goes with --superpixel'),
+        ('--enlarge 0', "argument --enlarge: must be an integer of at least 1, got '0'"),
+        ('--block -1', "argument --block: must be an integer of at least 0, got '-1'"),
+    ],
+    ids=['top', 'enlarge', 'block'],
+)
+def test_usage_error(look, capfd, arguments, message):
     with pytest.raises(SystemExit) as exit:
-        look('a.png -o out --top 3')
+        look(f'a.png -o out {arguments}')
     assert exit.value.code == 2
-    assert '--top goes with --superpixel' in capfd.readouterr().err
+    assert message in capfd.readouterr().err
 
 
 def test_pictures_that_do_not_fit_into_memory_are_one_line(look, capfd):

@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 import spinsr
 from spinsr.archs import ARCH_REGISTRY
+from spinsr.archs.registry import find
 from spinsr.convert import (
     convert_file,
     convert_state_dict,
@@ -240,7 +241,7 @@ def test_rcan_to_basicsr_and_back(ending, official, tmp_path):
     convert_file(source, target, to='basicsr')
     written = read_checkpoint(target)
     written = written if ending == '.safetensors' else written['params']
-    ARCH_REGISTRY.get('RCAN')(3, 3, **official.arguments).load_state_dict(written)
+    find('RCAN')(3, 3, **official.arguments).load_state_dict(written)
     assert same(written, to_basicsr(official.weights))
     done = convert_file(target, tmp_path / 'again.pth')
     assert done.form == 'basicsr'

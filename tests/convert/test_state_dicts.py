@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from spinsr.archs import ARCH_REGISTRY
+from spinsr.archs.registry import find
 from spinsr.convert import convert_state_dict, formats, read_checkpoint, unwrap
 
 from .touch import Touch
@@ -84,7 +85,7 @@ def test_conversion_twice_is_conversion_once(name, official):
 
 def test_rcan_of_basicsr_comes_back_as_it_is(official):
     official = official('rcan_official_tiny_x2')
-    theirs = ARCH_REGISTRY.get('RCAN')(num_in_ch=3, num_out_ch=3, **official.arguments).state_dict()
+    theirs = find('RCAN')(num_in_ch=3, num_out_ch=3, **official.arguments).state_dict()
     assert same(convert_state_dict(theirs, 'RCAN'), theirs)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from spinsr.archs import ARCH_REGISTRY
+from spinsr.archs.registry import find
 from spinsr.convert import convert_state_dict, detect_arch, to_basicsr, to_official
 
 SCALES = {'spin': (2, 3, 4), 'san': (2, 3, 4), 'rcan': (2, 3, 4)}
@@ -97,7 +98,7 @@ def test_every_strange_name_is_named(name, official):
 
 def test_rcan_of_basicsr_gets_the_mean_that_basicsr_subtracts(official):
     official = official('rcan_official_tiny_x2')
-    theirs = ARCH_REGISTRY.get('RCAN')(3, 3, **official.arguments)
+    theirs = find('RCAN')(3, 3, **official.arguments)
     back = to_official(theirs.state_dict(), 'RCAN')
     assert torch.equal(back['add_mean.bias'], 255 * theirs.mean.flatten())
     assert torch.equal(back['sub_mean.bias'], -back['add_mean.bias'])
@@ -109,7 +110,7 @@ def test_rcan_of_basicsr_gets_the_mean_that_basicsr_subtracts(official):
 def test_rcan_of_basicsr_gives_the_same_image(scale, dtype, tolerance, official):
     official = official(f'rcan_official_tiny_x{scale}')
     ours = net_of(official, convert_state_dict(official.weights, 'RCAN')).to(dtype)
-    theirs = ARCH_REGISTRY.get('RCAN')(3, 3, **official.arguments)
+    theirs = find('RCAN')(3, 3, **official.arguments)
     theirs.load_state_dict(to_basicsr(official.weights))
     x = torch.rand(1, 3, 9, 11, dtype=dtype)
     with torch.no_grad():
@@ -119,7 +120,7 @@ def test_rcan_of_basicsr_gives_the_same_image(scale, dtype, tolerance, official)
 
 
 def test_rcan_of_basicsr_comes_out_as_it_is(official):
-    theirs = ARCH_REGISTRY.get('RCAN')(3, 3, **official('rcan_official_tiny_x2').arguments).state_dict()
+    theirs = find('RCAN')(3, 3, **official('rcan_official_tiny_x2').arguments).state_dict()
     assert same(to_basicsr(theirs), theirs)
 
 
@@ -154,7 +155,7 @@ def test_drift_that_leaves_the_mean_is_carried_over(official, assert_close):
         'sub_mean.weight': stretch,
         'sub_mean.bias': stretch.sum((1, 2, 3)) * official.weights['sub_mean.bias'],
     }
-    theirs = ARCH_REGISTRY.get('RCAN')(3, 3, **official.arguments)
+    theirs = find('RCAN')(3, 3, **official.arguments)
     theirs.load_state_dict(to_basicsr(weights))
     with torch.no_grad():
         expected = net_of(official, convert_state_dict(weights, 'RCAN'))(official.images[0].float())
@@ -173,7 +174,7 @@ def test_arch_is_told_from_the_names(name, form, official):
 
 
 def test_rcan_of_basicsr_is_rcan(official):
-    theirs = ARCH_REGISTRY.get('RCAN')(3, 3, **official('rcan_official_tiny_x2').arguments)
+    theirs = find('RCAN')(3, 3, **official('rcan_official_tiny_x2').arguments)
     assert detect_arch(theirs.state_dict()) == 'RCAN'
 
 
@@ -202,7 +203,7 @@ def test_names_of_no_arch_are_refused(names):
 
 def test_other_networks_of_basicsr_are_refused():
     with pytest.raises(ValueError, match='do not belong to a known network: body'):
-        detect_arch(ARCH_REGISTRY.get('EDSR')(3, 3, num_feat=8, num_block=3).state_dict())
+        detect_arch(find('EDSR')(3, 3, num_feat=8, num_block=3).state_dict())
 
 
 @pytest.mark.parametrize(

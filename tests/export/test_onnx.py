@@ -13,10 +13,10 @@ from spinsr.export.onnx import export_file, to_onnx
 from spinsr.ops import associate, top_n
 
 NETWORKS = {
-    'SPIN': dict(num_feat=8, num_block=1, stoken_size=(8,), qk_dim=4, mlp_dim=8, upscale=2),
-    'SAN': dict(num_feat=8, num_group=1, num_block=1, squeeze_factor=4, upscale=2),
-    'RCAN': dict(num_feat=8, num_group=1, num_block=1, squeeze_factor=4, upscale=2),
-    'RDBESA': dict(num_feat=8, num_block=1, squeeze_factor=4, upscale=2),
+    'SPIN': {'num_feat': 8, 'num_block': 1, 'stoken_size': (8,), 'qk_dim': 4, 'mlp_dim': 8, 'upscale': 2},
+    'SAN': {'num_feat': 8, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 4, 'upscale': 2},
+    'RCAN': {'num_feat': 8, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 4, 'upscale': 2},
+    'RDBESA': {'num_feat': 8, 'num_block': 1, 'squeeze_factor': 4, 'upscale': 2},
 }
 SPIN_SIZE = (21, 34)  # no multiple of the cells
 each_arch = pytest.mark.parametrize('arch', NETWORKS)

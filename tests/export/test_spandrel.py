@@ -10,11 +10,11 @@ from spinsr.convert.shapes import arch_args_of
 from spinsr.export.spandrel import install
 
 NETWORKS = {
-    'SPIN': dict(num_feat=16, num_block=3, stoken_size=(12, 16, 20), qk_dim=12, mlp_dim=20, upscale=3),
-    'SAN': dict(num_feat=16, num_group=2, num_block=1, squeeze_factor=4, upscale=2),
-    'RCAN': dict(num_feat=10, num_group=2, num_block=3, squeeze_factor=3, upscale=4),
-    'RLFN': dict(num_feat=8, num_mid=12, num_block=2, num_esa=4, upscale=2),
-    'RDBESA': dict(num_feat=16, num_block=2, squeeze_factor=4, upscale=3),
+    'SPIN': {'num_feat': 16, 'num_block': 3, 'stoken_size': (12, 16, 20), 'qk_dim': 12, 'mlp_dim': 20, 'upscale': 3},
+    'SAN': {'num_feat': 16, 'num_group': 2, 'num_block': 1, 'squeeze_factor': 4, 'upscale': 2},
+    'RCAN': {'num_feat': 10, 'num_group': 2, 'num_block': 3, 'squeeze_factor': 3, 'upscale': 4},
+    'RLFN': {'num_feat': 8, 'num_mid': 12, 'num_block': 2, 'num_esa': 4, 'upscale': 2},
+    'RDBESA': {'num_feat': 16, 'num_block': 2, 'squeeze_factor': 4, 'upscale': 3},
 }
 FORMS = {
     'ours': lambda state_dict, arch: state_dict,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-import spinsr.archs  # noqa: F401
+import spinsr.archs
 
 # isort: split
 from basicsr.archs import build_network

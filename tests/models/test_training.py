@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-import spinsr.archs  # noqa: F401
+import spinsr.archs
 
 # isort: split
 from basicsr.models import build_model

@@ -25,6 +25,7 @@ from spinsr.ops.common.grid import marked_pixels
 from spinsr.ops.pooling import kernels as pooling
 
 from ..networks import SMALL
+from .conftest import CASES, Case
 
 if launch.obstacle():
     pytest.skip(launch.obstacle(), allow_module_level=True)
@@ -32,6 +33,19 @@ if launch.obstacle():
 DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 BACKENDS = ('triton', 'reference')
 HALF_TYPES = pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=['bfloat16', 'float16'])
+
+
+# The interpreter takes seconds for each of the others.
+QUICK = ('one_pixel', 'one_row', 'side_below_cell', 'cells_of_one_pixel', 'one_cell')
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in CASES.items()
+    ]
+)
+def case(request) -> Case:
+    return request.param
 
 
 def features(case, channels, dtype=torch.float64):
@@ -254,6 +268,7 @@ def test_logits_of_half_types_are_float32(dtype, one_case, assert_close):
     assert_close(out, exact.to(dtype), torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('op', [pool_by, intra_by], ids=['pool', 'intra'])
 def test_gradcheck(op, one_case):
     case = one_case('one_cell')._replace(batch=1, height=1, width=3, cell=2)
@@ -427,7 +442,10 @@ def test_maps_built_in_inference_mode_serve_autograd():
     assert q.grad.isfinite().all()
 
 
-@pytest.mark.parametrize('autocast', [None, torch.bfloat16], ids=['float64', 'bfloat16_autocast'])
+@pytest.mark.parametrize(
+    'autocast',
+    [pytest.param(None, id='float64'), pytest.param(torch.bfloat16, id='bfloat16_autocast', marks=pytest.mark.slow)],
+)
 def test_network_equals_reference(autocast, monkeypatch, forward_backward, assert_close):
     from spinsr.archs.spin_arch import SPIN
 
@@ -450,6 +468,7 @@ def test_network_equals_reference(autocast, monkeypatch, forward_backward, asser
         assert (actual[0] - expected[0]).abs().max() < 0.01
 
 
+@pytest.mark.slow
 def test_stores_nothing_of_pixels_times_superpixels():
     x = torch.randn(1, 24, 24, 8, device=DEVICE, requires_grad=True)
     with torch.profiler.profile(profile_memory=True) as profile:  # sees what is made inside custom ops too
@@ -464,6 +483,7 @@ def test_stores_nothing_of_pixels_times_superpixels():
     assert 4 * 9 * 24 * 24 <= largest < 4 * 24 * 24 * 8 * 8  # bytes: the association, and pixels x superpixels
 
 
+@pytest.mark.slow
 def test_kernels_compile_for_a_gpu_without_tf32_and_atomics(tmp_path):
     pytest.importorskip('triton.backends.nvidia', reason='triton was built without its NVIDIA backend')
     environment = {key: value for key, value in os.environ.items() if key != 'TRITON_INTERPRET'}
@@ -474,6 +494,7 @@ def test_kernels_compile_for_a_gpu_without_tf32_and_atomics(tmp_path):
     assert [line.split(': ')[1] for line in process.stdout.splitlines()] == ['True []'] * 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'sizes',
     [pytest.param([(9, 14)], id='one_size'), pytest.param([(12, 7), (9, 14)], id='two_sizes', marks=pytest.mark.slow)],

@@ -318,7 +318,7 @@ def test_without_a_usable_checkpoint_training_starts_from_scratch_and_deletes_no
     whole = options(project, 'whole', {})
     assert train.main(['-opt', whole]) == 0
     expected = final('whole')
-    models, states = files('whole')
+    _, states = files('whole')
     for path in states.iterdir():
         path.write_bytes(b'damaged')
 

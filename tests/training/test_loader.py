@@ -106,7 +106,7 @@ def test_nothing_is_left(build, done):
 )
 def test_enlarged_where_less_than_a_batch(build, caplog, case, ratio):
     caplog.set_level(logging.INFO)
-    _, (train_loader, sampler, _, _, _) = build(**case)
+    _, (_, sampler, _, _, _) = build(**case)
     assert sampler.total == ratio * case['images']
     assert caplog.text.count('fewer than a batch') == (ratio > 2)
 

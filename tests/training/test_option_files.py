@@ -1,13 +1,11 @@
 """Option files: found, read, forced, listed and copied."""
 
-import argparse
 import itertools
 import time
 
 import pytest
 
-from spinsr import weights
-from spinsr.cli import options as command
+from spinsr import cli, weights
 from spinsr.training import option_files
 from spinsr.utils.errors import OptionError
 
@@ -191,26 +189,80 @@ def test_a_file_without_paths_is_loaded_as_it_is(tmp_path, text):
     assert option_files.load(path) == (path, option_files.read(path))
 
 
-def test_command_lists(capsys):
-    assert command.run(_args()) == 0
-    assert capsys.readouterr().out.split() == list(option_files.shipped())
+@pytest.mark.parametrize('name', ['train_RLFN_x4.yml', 'options/train_RLFN_x4.yml', 'train_RLFN_x4'])
+def test_a_file_of_a_recipe_is_found_by_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    file, options = option_files.load(name, ['train:total_iter=10'])
+    assert file == option_files.generated()['train_RLFN_x4.yml']
+    assert (options['network_g']['type'], options['train']['total_iter']) == ('RLFN', 10)
+    assert option_files.origin(file).startswith('train_RLFN_x4.yml was generated from the recipe of RLFN')
 
 
-def test_command_copies_and_never_overwrites(tmp_path, capsys):
+def test_a_misspelt_name_of_a_recipe_names_the_nearest():
+    with pytest.raises(OptionError, match="did you mean 'train_RLFN_x4.yml'"):
+        option_files.find('train_RLNF_x4.yml')
+
+
+def test_generated_files_are_those_that_are_not_shipped():
+    assert not {'train_SPIN_x4.yml', 'test_RCAN_x2.yml', *option_files.shipped()} & set(option_files.generated())
+    assert {'train_RDBESA_x2.yml', 'test_RLFN_x4_contrastive.yml'} <= set(option_files.generated())
+
+
+ALL = sorted([*option_files.shipped(), *option_files.generated()])
+
+
+@pytest.mark.parametrize(
+    ('args', 'names'),
+    [
+        ([], ALL),
+        (['RDBESA'], [f'{phase}_RDBESA_x{scale}.yml' for phase in ('test', 'train') for scale in (2, 3, 4)]),
+        (['RLFN-S', 'RDBESA', '--scale', '3'], [name for name in ALL if '_RLFN-S_x3' in name or 'RDBESA_x3' in name]),
+        (['SAN', '--scale', '4,8', '2'], [name for name in ALL if '_SAN_x' in name and 'x3' not in name]),
+    ],
+    ids=['all', 'network', 'networks-and-scale', 'scales'],
+)
+def test_command_lists(capsys, args, names):
+    assert cli.main(['options', *args]) == 0
+    assert capsys.readouterr().out.split() == names
+
+
+@pytest.mark.parametrize('name', ['train_RLFN_x4.yml', 'train_SPIN_x4'], ids=['generated', 'shipped'])
+def test_command_prints_one_file(capsys, tmp_path, name):
+    assert cli.main(['options', name]) == 0
+    path = tmp_path / 'printed.yml'
+    path.write_text(capsys.readouterr().out)
+    assert option_files.read(path) == option_files.read(option_files.find(name))
+
+
+@pytest.mark.parametrize(
+    ('args', 'line'),
+    [
+        (['RLNF'], "did you mean 'RLFN'?"),
+        (['RDBESA', '--scale', '7'], 'no option file of RDBESA is for scale 7'),
+    ],
+    ids=['name', 'scale'],
+)
+def test_command_refuses(capsys, args, line):
+    assert cli.main(['options', *args]) == 1
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('flag', ['-o', '--copy'])
+def test_command_writes_all(tmp_path, flag):
     target = tmp_path / 'mine'
-    assert command.run(_args(copy=target)) == 0
-    assert {path.name for path in target.rglob('*.yml')} == {name.split('/')[-1] for name in option_files.shipped()}
-    assert command.run(_args(copy=target)) == 0
+    assert cli.main(['options', flag, str(target)]) == 0
+    assert {path.relative_to(target).as_posix() for path in target.rglob('*.yml')} == set(ALL)
+    assert (target / 'train_SPIN_x4.yml').read_bytes() == option_files.shipped()['train_SPIN_x4.yml'].read_bytes()
 
-    changed = target / 'train_SPIN_x4.yml'
+
+def test_command_never_overwrites(tmp_path, capsys):
+    command = ['options', 'RLFN', '--scale', '4', '-o', str(tmp_path)]
+    assert [cli.main(command), cli.main(command)] == [0, 0]
+    changed = tmp_path / 'train_RLFN_x4.yml'
+    text = changed.read_text()
     changed.write_text('name: mine')
-    with pytest.raises(FileExistsError, match='train_SPIN_x4.yml exists and differs'):
-        command.run(_args(copy=target))
+    assert cli.main(command) == 1
+    assert 'train_RLFN_x4.yml exists and differs; --overwrite' in capsys.readouterr().err
     assert changed.read_text() == 'name: mine'
-
-    assert command.run(_args(copy=target, overwrite=True)) == 0
-    assert changed.read_bytes() == option_files.shipped()['train_SPIN_x4.yml'].read_bytes()
-
-
-def _args(copy=None, overwrite=False):
-    return argparse.Namespace(copy=copy, overwrite=overwrite)
+    assert cli.main([*command, '--overwrite']) == 0
+    assert changed.read_text() == text

@@ -76,7 +76,7 @@ def test_repeats_of_an_image_and_epochs_differ():
     first, second = epoch(sampler()), epoch(sampler(), 1)
     assert len(torch.cat([first, second])[:, 1:].flatten().unique()) == 2 * 20 * 3
     assert not torch.equal(first[:, 0], second[:, 0])
-    assert Counter(first[:, 0].tolist()) == {index: 4 for index in range(5)}
+    assert Counter(first[:, 0].tolist()) == dict.fromkeys(range(5), 4)
 
 
 @pytest.mark.parametrize('ratio', [4, 4.5], ids=['whole', 'with-a-rest'])

@@ -56,8 +56,10 @@ class Grid:
 
 
 def marked_pixels(grid: Grid) -> Tensor:
-    """The pixels of each cell, with -1 in padding slots: (K, P). A function, since torch.compile takes no method of a
-    constant."""
+    """The pixels of each cell, with -1 in padding slots: (K, P).
+
+    A function, since torch.compile takes no method of a constant.
+    """
     return grid.pixels if grid.is_pixel is None else grid.pixels.masked_fill(~grid.is_pixel, -1)
 
 

@@ -64,7 +64,7 @@ def gated_feed_forward(
     def sum_of_pixels(x: Tensor, *norm: Tensor) -> Tensor:
         return normalise(x, *norm).sum(1)
 
-    def feed(x, norm_weight, norm_bias, weight, b_squeeze, w_expand, b_expand, b_first, w_second, b_second):  # noqa: PLR0913
+    def feed(x, norm_weight, norm_bias, weight, b_squeeze, w_expand, b_expand, b_first, w_second, b_second):
         products = normalise(x, norm_weight, norm_bias) @ weight.transpose(1, 2)
         by_channel, by_pixel, before, _ = products.tensor_split([m, 2 * m, 2 * m + squeezed], 2)
         gate = F.linear(F.gelu(before + b_squeeze), w_expand, b_expand).sigmoid()  # (B, n, 1)

@@ -1,5 +1,7 @@
-"""The sums of pooling as Triton kernels: a program has one cell; forward it sums what the cell sends to its 9
-neighbours, backward it brings their gradients to its pixels. Every pixel is in one cell, so nothing is written twice.
+"""The sums of pooling as Triton kernels.
+
+A program has one cell; forward it sums what the cell sends to its 9 neighbours, backward it brings their gradients to
+its pixels. Every pixel is in one cell, so nothing is written twice.
 """
 
 import torch

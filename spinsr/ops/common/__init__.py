@@ -1,0 +1,1 @@
+"""What several ops share: dispatch, grids, caches, chunks, precision."""
