@@ -116,6 +116,18 @@ NETWORKS = {
         small={'embed_dim': 12, 'depths': (2,), 'num_heads': (3,), 'window_size': 4},
         parameters={2: 1_005_348, 3: 1_013_463, 4: 1_024_824},
     ),
+    'LAPAR': Network(
+        small={'num_feat': 6, 'num_block': 1},
+        parameters={2: 547_866, 3: 594_266, 4: 659_226},
+    ),
+    'ETDS': Network(
+        small={'num_feat': 10, 'num_block': 2},
+        parameters={2: 55_340, 3: 59_690, 4: 65_780},
+    ),
+    'ETDSInference': Network(
+        small={'num_feat': 10, 'num_block': 2},
+        parameters={2: 60_008, 3: 65_288, 4: 72_608},
+    ),
     'RLFN': Network(
         small={'num_feat': 8, 'num_mid': 12, 'num_block': 2, 'num_esa': 4},
         parameters={2: 526_856, 3: 533_891, 4: 543_740},

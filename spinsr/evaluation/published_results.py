@@ -49,10 +49,6 @@ _OTHERS = (
     _row('CARN', 2, 1_592_000, '37.76 33.52 32.09 31.92 38.36', _SWINIR_TABLE),
     _row('CARN', 3, 1_592_000, '34.29 30.29 29.06 28.06 33.50', _SWINIR_TABLE),
     _row('CARN', 4, 1_592_000, '32.13 28.60 27.58 26.07 30.47', _SWINIR_TABLE),
-    _row('LAPAR-A', 2, 548_000, '38.01 33.62 32.19 32.10 38.67', _SWINIR_TABLE),
-    # SwinIR prints 544K; its code has 594,266 and the SPIN paper prints 594K.
-    _row('LAPAR-A', 3, 594_000, '34.36 30.34 29.11 28.15 33.51', _SWINIR_TABLE),
-    _row('LAPAR-A', 4, 659_000, '32.15 28.61 27.61 26.14 30.42', _SWINIR_TABLE),
     _row('LatticeNet', 2, 756_000, '38.15 33.78 32.25 32.43 -', _SWINIR_TABLE),
     _row('LatticeNet', 3, 765_000, '34.53 30.39 29.15 28.33 -', _SWINIR_TABLE),
     _row('LatticeNet', 4, 777_000, '32.30 28.68 27.62 26.25 -', _SWINIR_TABLE),
