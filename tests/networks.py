@@ -69,7 +69,7 @@ NETWORKS = {
         parameters={2: 694_404, 3: 703_059, 4: 715_176},
     ),
     'IMDN_AS': Network(
-        small={'num_feat': 16, 'num_block': 1},
+        small={'num_feat': 16, 'num_block': 3},
         parameters={1: 752_104},
     ),
     'IMDN_RTC': Network(
