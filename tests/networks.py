@@ -69,6 +69,18 @@ NETWORKS = {
         small={'num_feat': 8, 'num_itl': 1, 'num_sal': 1, 'patch_size': 4},
         parameters={2: 424_636, 3: 432_751, 4: 444_112},
     ),
+    'DLGSANet': Network(
+        small={
+            'num_feat': 8,
+            'num_group': 1,
+            'num_block': 1,
+            'group_width': 4,
+            'kernel_size': 3,
+            'num_heads': 2,
+            'tlc_kernel': 7,
+        },
+        parameters={2: 4_733_724, 3: 4_745_889, 4: 4_762_920},
+    ),
     'EMT': Network(
         small={
             'num_feat': 20,
