@@ -108,6 +108,10 @@ NETWORKS = {
         small={'embed_dim': 12, 'depths': (2,), 'num_heads': (3,), 'window_size': 4},
         parameters={2: 1_005_348, 3: 1_013_463, 4: 1_024_824},
     ),
+    'RAMiT': Network(
+        small={'num_feat': 16, 'depths': (2, 1, 1, 1), 'window_size': 2, 'slim': True},
+        parameters={2: 939_844, 3: 948_499, 4: 960_616},
+    ),
     'RLFN': Network(
         small={'num_feat': 8, 'num_mid': 12, 'num_block': 2, 'num_esa': 4},
         parameters={2: 526_856, 3: 533_891, 4: 543_740},
