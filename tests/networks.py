@@ -53,6 +53,18 @@ NETWORKS = {
         small={'num_feat': 8, 'num_itl': 1, 'num_sal': 1, 'patch_size': 4},
         parameters={2: 424_636, 3: 432_751, 4: 444_112},
     ),
+    'DLGSANet': Network(
+        small={
+            'num_feat': 8,
+            'num_group': 1,
+            'num_block': 1,
+            'group_width': 4,
+            'kernel_size': 3,
+            'num_heads': 2,
+            'tlc_kernel': 7,
+        },
+        parameters={2: 4_733_724, 3: 4_745_889, 4: 4_762_920},
+    ),
     'EMT': Network(
         small={
             'num_feat': 20,
@@ -115,6 +127,10 @@ NETWORKS = {
     'Swin2SR': Network(
         small={'embed_dim': 12, 'depths': (2,), 'num_heads': (3,), 'window_size': 4},
         parameters={2: 1_005_348, 3: 1_013_463, 4: 1_024_824},
+    ),
+    'RAMiT': Network(
+        small={'num_feat': 16, 'depths': (2, 1, 1, 1), 'window_size': 2, 'slim': True},
+        parameters={2: 939_844, 3: 948_499, 4: 960_616},
     ),
     'RLFN': Network(
         small={'num_feat': 8, 'num_mid': 12, 'num_block': 2, 'num_esa': 4},
