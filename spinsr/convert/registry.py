@@ -92,12 +92,14 @@ class PublishedResult:
         parameters: As published.
         psnr: dB on Y for Set5, Set14, B100, Urban100, Manga109; '-' where it is not published or not confirmed.
         source: Where the numbers were read.
+        name: Of the configuration; the network's public name by default.
     """
 
     scale: int
     parameters: int
     psnr: str
     source: str
+    name: str = ''
 
 
 def bare(state_dict: StateDict) -> Mapping[str, Any]:
@@ -137,7 +139,8 @@ class ArchFormat:
             that differ, as {'RLFN-S': {'num_feat': 48}}.
         official_arguments: (variant, the authors' constructor arguments) -> ours, for files of `spinsr.convert.parity`;
             the variant is what follows the network in the file's name. `renamed` makes one; None for equal names.
-        parity: How the names of such files begin; the public name in lower case by default.
+        parity: How the names of such files begin; the public name in lower case by default. A second beginning that
+            continues the first belongs to the variant: ('awsrn', 'awsrnd') makes 'awsrnd_x2' the variant 'd'.
         untold: Arguments that no shape tells, with values that fit weights of every size. These values serve to list
             the tensors; a network is built with the constructor's defaults.
         from_official: (renamed, the authors' state dict) -> our state dict, for what a table cannot say.

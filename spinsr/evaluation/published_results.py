@@ -41,7 +41,6 @@ _ESRT = 'CVPRW 2022, github.com/luissen/ESRT'
 # Rows of the SPIN paper's Table 1 whose own papers were not at hand.
 _SWINIR_TABLE = 'as cited by SwinIR, ICCVW 2021, Table 3'
 _RFDN = 'ECCVW 2020, Table 3, as cited with CATANet, CVPR 2025'
-_SMSR = 'as cited by github.com/vpsg-research/DyRSRNet; parameters as the network publishes them'
 _CFSR = 'as cited by github.com/Aitical/CFSR; parameters as the network publishes them'
 _NO_PSNR = 'parameters in the SPIN paper, ICCV 2023, Table 1; no source at hand confirmed its PSNR'
 
@@ -60,9 +59,6 @@ _OTHERS = (
     _row('ESRT', 2, 677_000, '38.03 33.75 32.25 32.58 39.12', _ESRT),
     _row('ESRT', 3, 770_000, '34.42 30.43 29.15 28.46 33.95', _ESRT),
     _row('ESRT', 4, 751_000, '32.19 28.69 27.69 26.39 30.75', _ESRT),
-    _row('CARN', 2, 1_592_000, '37.76 33.52 32.09 31.92 38.36', _SWINIR_TABLE),
-    _row('CARN', 3, 1_592_000, '34.29 30.29 29.06 28.06 33.50', _SWINIR_TABLE),
-    _row('CARN', 4, 1_592_000, '32.13 28.60 27.58 26.07 30.47', _SWINIR_TABLE),
     _row('IMDN', 2, 694_000, '38.00 33.63 32.19 32.17 38.88', _SWINIR_TABLE),
     _row('IMDN', 3, 703_000, '34.36 30.32 29.09 28.17 33.61', _SWINIR_TABLE),
     _row('IMDN', 4, 715_000, '32.21 28.58 27.56 26.04 30.45', _SWINIR_TABLE),
@@ -76,12 +72,6 @@ _OTHERS = (
     _row('RFDN', 2, 534_000, '38.05 33.68 32.16 32.12 38.88', _RFDN),
     _row('RFDN', 3, 541_000, '34.41 30.34 29.09 28.21 33.67', _RFDN),
     _row('RFDN', 4, 550_000, '32.24 28.61 27.57 26.11 30.58', _RFDN),
-    _row('SMSR', 2, 985_000, '38.00 33.64 32.17 32.19 38.76', _SMSR),
-    _row('SMSR', 3, 993_000, '34.40 30.33 29.10 28.25 33.68', _SMSR),
-    _row('SMSR', 4, 1_006_000, '32.12 28.55 27.55 26.11 30.54', _SMSR),
-    _row('AWSRN-M', 2, 1_063_000, '- - - - -', _NO_PSNR),
-    _row('AWSRN-M', 3, 1_143_000, '- - - - -', _NO_PSNR),
-    _row('AWSRN-M', 4, 1_254_000, '- - - - -', _NO_PSNR),
     _row('MADNet', 2, 878_000, '- - - - -', _NO_PSNR),
     _row('MADNet', 3, 930_000, '- - - - -', _NO_PSNR),
     _row('MADNet', 4, 1_002_000, '- - - - -', _NO_PSNR),
@@ -95,6 +85,6 @@ _OTHERS = (
 )
 
 PUBLISHED = (
-    *(_row(f.name, r.scale, r.parameters, r.psnr, r.source) for f in formats() for r in f.published),
+    *(_row(r.name or f.name, r.scale, r.parameters, r.psnr, r.source) for f in formats() for r in f.published),
     *_OTHERS,
 )

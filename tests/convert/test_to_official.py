@@ -185,7 +185,7 @@ def test_a_few_strange_names_do_not_hide_the_arch(official):
 @pytest.mark.parametrize(
     ('names', 'candidates'),
     [
-        (['conv_first.weight', 'conv_last.weight'], 'EMT and RCAN and RDBESA and RLFN and SAN and SPIN'),
+        (['conv_first.weight', 'conv_last.weight'], '.*EMT and .*RCAN and .*SPIN'),
         (['head.0.weight', 'tail.1.bias'], 'RCAN and SAN'),
     ],
     ids=['ours', 'official'],
