@@ -45,6 +45,14 @@ NETWORKS = {
         small={'num_feat': 16, 'num_group': 2, 'num_block': 2, 'squeeze_factor': 4},
         parameters={2: 15_444_643, 3: 15_629_283, 4: 15_592_355, 8: 15_740_067},
     ),
+    'AWSRN': Network(
+        small={'num_feat': 4, 'num_mid': 6, 'num_block': 2, 'num_unit': 2},
+        parameters={2: 1_396_872, 3: 1_476_147, 4: 1_587_132},
+    ),
+    'CARN': Network(
+        small={'num_feat': 8, 'groups': 2},
+        parameters={2: 964_163, 3: 1_148_803, 4: 1_111_875},
+    ),
     'RDBESA': Network(
         small={'num_feat': 16, 'num_block': 2, 'squeeze_factor': 2},
         parameters={2: 527_068, 3: 535_723, 4: 547_840},

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from spinsr.archs.dlgsanet_arch import DLGSANet, DynamicConvolution, SparseGlobalAttention, tile_starts
 from spinsr.convert.registry import get_format
+import itertools
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_tiles_cover_a_side(side):
     starts = tile_starts(side, tile)
     assert starts[0] == 0
     assert starts[-1] == side - tile
-    assert all(0 < after - before <= tile for before, after in zip(starts, starts[1:], strict=False))
+    assert all(0 < after - before <= tile for before, after in itertools.pairwise(starts))
 
 
 def test_attention_over_tiles_is_for_eval_mode(assert_close):
