@@ -137,7 +137,7 @@ def _check_usage(args: argparse.Namespace, scales: list[int], protocols: list[st
 
 
 def _check_files(args: argparse.Namespace, scales: list[int]) -> None:
-    """Finds out, before torch is imported, what is mistyped."""
+    """Finds typing errors before torch is imported."""
     if len({os.path.basename(os.path.abspath(folder)) for folder in args.benchmark}) < len(args.benchmark):
         raise ValueError(f'benchmarks must be folders of different names, got {", ".join(map(str, args.benchmark))}')
     if not any((folder / 'HR').is_dir() for folder in args.benchmark):

@@ -72,7 +72,7 @@ class Onnx:
 
 @dataclass(frozen=True)
 class Form:
-    """A state dict of somebody else's implementation of the network.
+    """A state dict of another implementation of the network.
 
     Attributes:
         from_ours: Our state dict -> theirs; raises ValueError for weights that theirs cannot hold.
