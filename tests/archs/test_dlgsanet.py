@@ -1,12 +1,13 @@
 """What only DLGSANet has: its configurations, kernels for each pixel, and attention over tiles in eval mode."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from spinsr.archs.dlgsanet_arch import DLGSANet, DynamicConvolution, SparseGlobalAttention, tile_starts
 from spinsr.convert.registry import get_format
-import itertools
 
 
 @pytest.mark.parametrize(
