@@ -140,6 +140,18 @@ NETWORKS = {
         small={'num_feat': 16, 'depths': (2, 1, 1, 1), 'window_size': 2, 'slim': True},
         parameters={2: 939_844, 3: 948_499, 4: 960_616},
     ),
+    'LAPAR': Network(
+        small={'num_feat': 6, 'num_block': 1},
+        parameters={2: 547_866, 3: 594_266, 4: 659_226},
+    ),
+    'ETDS': Network(
+        small={'num_feat': 10, 'num_block': 2},
+        parameters={2: 55_340, 3: 59_690, 4: 65_780},
+    ),
+    'ETDSInference': Network(
+        small={'num_feat': 10, 'num_block': 2},
+        parameters={2: 60_008, 3: 65_288, 4: 72_608},
+    ),
     'RLFN': Network(
         small={'num_feat': 8, 'num_mid': 12, 'num_block': 2, 'num_esa': 4},
         parameters={2: 526_856, 3: 533_891, 4: 543_740},

@@ -45,10 +45,6 @@ _OTHERS = (
     _row('SwinIR-light', 3, 886_000, '34.62 30.54 29.20 28.66 33.98', _SWINIR),
     _row('SwinIR-light', 4, 897_000, '32.44 28.77 27.69 26.47 30.92', _SWINIR),
     _row('SwinIR', 4, 11_800_000, '32.72 28.94 27.83 27.07 31.67', _SWINIR),
-    _row('LAPAR-A', 2, 548_000, '38.01 33.62 32.19 32.10 38.67', _SWINIR_TABLE),
-    # SwinIR prints 544K; its code has 594,266 and the SPIN paper prints 594K.
-    _row('LAPAR-A', 3, 594_000, '34.36 30.34 29.11 28.15 33.51', _SWINIR_TABLE),
-    _row('LAPAR-A', 4, 659_000, '32.15 28.61 27.61 26.14 30.42', _SWINIR_TABLE),
     _row('LatticeNet', 2, 756_000, '38.15 33.78 32.25 32.43 -', _SWINIR_TABLE),
     _row('LatticeNet', 3, 765_000, '34.53 30.39 29.15 28.33 -', _SWINIR_TABLE),
     _row('LatticeNet', 4, 777_000, '32.30 28.68 27.62 26.25 -', _SWINIR_TABLE),
