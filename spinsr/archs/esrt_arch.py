@@ -276,6 +276,7 @@ register_format(
             2022,
             'https://github.com/luissen/ESRT',
             'MIT',
+            weights='none',
         ),
     )
 )

@@ -410,6 +410,7 @@ register_format(
             2022,
             'https://github.com/mv-lab/swin2sr',
             'Apache-2.0',
+            weights='release',
         ),
     )
 )

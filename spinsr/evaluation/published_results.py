@@ -5,7 +5,7 @@ The rows of the networks of spinsr are in their formats (`ArchFormat.published`)
 
 from typing import NamedTuple
 
-from spinsr.convert.registry import formats
+from spinsr.convert.registry import Source, formats
 
 
 class Published(NamedTuple):
@@ -29,9 +29,13 @@ class Published(NamedTuple):
 DATASETS = ('Set5', 'Set14', 'B100', 'Urban100', 'Manga109')
 
 
+def numbers(psnr: str) -> dict[str, float]:
+    """PSNR by dataset of a line as in `PublishedResult.psnr`."""
+    return {key: float(text) for key, text in zip(DATASETS, psnr.split(), strict=True) if text != '-'}
+
+
 def _row(name: str, scale: int, parameters: int, psnr: str, source: str) -> Published:
-    numbers = zip(DATASETS, psnr.split(), strict=True)
-    return Published(name, scale, parameters, {key: float(text) for key, text in numbers if text != '-'}, source)
+    return Published(name, scale, parameters, numbers(psnr), source)
 
 
 _SWINIR = 'ICCVW 2021, github.com/JingyunLiang/SwinIR; trained on DIV2K'
@@ -59,7 +63,59 @@ _OTHERS = (
     _row('DRSAN', 4, 730_000, '- - - - -', _NO_PSNR),
 )
 
-PUBLISHED = (
-    *(_row(r.name or f.name, r.scale, r.parameters, r.psnr, r.source) for f in formats() for r in f.published),
-    *_OTHERS,
+_LAVA = 'https://github.com/The-Learning-And-Vision-Atelier-LAVA'
+_SWINIR_SOURCE = Source(
+    'SwinIR: Image Restoration Using Swin Transformer (Liang et al., ICCVW 2021)',
+    2021,
+    'https://github.com/JingyunLiang/SwinIR',
+    'Apache-2.0',
+    weights='release',
 )
+# What `_OTHERS` need beside their numbers. No code of the authors for LatticeNet, MADNet and GLADSR was found.
+SOURCES = {
+    'SwinIR-light': _SWINIR_SOURCE,
+    'SwinIR': _SWINIR_SOURCE,
+    'CARN': Source(
+        'Cascading Residual Network (Ahn et al., ECCV 2018)',
+        2018,
+        'https://github.com/nmhkahn/CARN-pytorch',
+        'MIT',
+        'MIT',
+        'repository',
+    ),
+    'LAPAR-A': Source(
+        'LAPAR (Li et al., NeurIPS 2020)',
+        2020,
+        'https://github.com/dvlab-research/Simple-SR',
+        'MIT',
+        weights='not in the repository',
+    ),
+    'LatticeNet': Source('LatticeNet (Luo et al., ECCV 2020)', 2020, weights='none'),
+    'SMSR': Source('Sparse Mask SR (Wang et al., CVPR 2021)', 2021, f'{_LAVA}/SMSR', weights='repository (x2)'),
+    'AWSRN-M': Source(
+        'Adaptive Weighted SR Network (Wang et al., 2019)',
+        2019,
+        'https://github.com/ChaofWang/AWSRN',
+        'MIT',
+        weights='not in the repository',
+    ),
+    'MADNet': Source('MADNet (Lan et al., IEEE Transactions on Cybernetics)', weights='none'),
+    'GLADSR': Source('GLADSR, as cited by SPIN, ICCV 2023', weights='none'),
+    'DRSAN': Source(
+        'Dynamic Residual Self-Attention Network (Park et al., arXiv:2112.04488)',
+        2021,
+        'https://github.com/saturnian77/DRSAN',
+    ),
+}
+
+_OURS = tuple(_row(r.name or f.name, r.scale, r.parameters, r.psnr, r.source) for f in formats() for r in f.published)
+
+
+def elsewhere() -> tuple[Published, ...]:
+    """The rows of networks that spinsr does not have: of each network here, the format knows better."""
+    ours = {name for format in formats() for name in (format.name, *format.configurations)}
+    ours |= {row.name for row in _OURS}
+    return tuple(row for row in _OTHERS if row.name not in ours)
+
+
+PUBLISHED = (*_OURS, *elsewhere())

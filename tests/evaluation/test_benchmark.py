@@ -30,6 +30,7 @@ from spinsr.evaluation.benchmark import (
     to_json,
     to_markdown,
 )
+from spinsr.evaluation.protocols import DEFAULT
 from spinsr.inference.upscale import super_resolve
 
 from ..tiny_benchmark import SIZES, photo, write_benchmark
@@ -209,11 +210,11 @@ def test_network_in_every_protocol(tmp_path, self_ensemble):
     hr = write_benchmark(tmp_path / 'Mine')
     net = Nearest(3, 120.3)  # so that some values must be clipped
     (result,) = evaluate([tmp_path / 'Mine'], [3], network({3: net}, self_ensemble=self_ensemble))
-    assert list(result['protocols']) == list(PROTOCOLS)
+    assert list(result['protocols']) == list(DEFAULT)
     cut = mod_crop(hr['baby'], 3)
     x = torch.from_numpy(downsample(cut, 3)).permute(2, 0, 1)[None] / 255
     y = (super_resolve(x, net, self_ensemble=self_ensemble)[0] * 255).clamp(0, 255).permute(1, 2, 0).numpy()
-    expected = {name: score(y, cut, 3, name) for name in PROTOCOLS}
+    expected = {name: score(y, cut, 3, name) for name in DEFAULT}
     assert {name: entry['images']['baby'] for name, entry in result['protocols'].items()} == expected
     assert expected['spin_published'] != expected['y_crop_scale']
 
