@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-
 from spinsr.archs.ipt_arch import IPT, tile_weights
 
 SMALL = {'num_feat': 2, 'patch_size': 8, 'patch_dim': 2, 'num_heads': 2, 'num_layer': 1}
