@@ -128,6 +128,10 @@ NETWORKS = {
         small={'num_feat': 8, 'num_block': 1, 'squeeze_factor': 1, 'num_heads': 3},
         parameters={2: 677_771, 3: 770_251, 4: 751_755},
     ),
+    'IPT': Network(
+        small={'num_feat': 4, 'patch_size': 16, 'patch_dim': 4, 'num_heads': 2, 'num_layer': 1},
+        parameters={2: 115_460_419, 3: 115_645_059, 4: 115_608_131},
+    ),
     'OmniSR': Network(
         small={'num_feat': 8, 'num_group': 1, 'window_size': 4},
         parameters={2: 784_604, 3: 793_259, 4: 805_376},
