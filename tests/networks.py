@@ -65,6 +65,22 @@ NETWORKS = {
         small={'num_feat': 16, 'num_block': 2, 'squeeze_factor': 2},
         parameters={2: 527_068, 3: 535_723, 4: 547_840},
     ),
+    'DITN': Network(
+        small={'num_feat': 8, 'num_itl': 1, 'num_sal': 1, 'patch_size': 4},
+        parameters={2: 424_636, 3: 432_751, 4: 444_112},
+    ),
+    'DLGSANet': Network(
+        small={
+            'num_feat': 8,
+            'num_group': 1,
+            'num_block': 1,
+            'group_width': 4,
+            'kernel_size': 3,
+            'num_heads': 2,
+            'tlc_kernel': 7,
+        },
+        parameters={2: 4_733_724, 3: 4_745_889, 4: 4_762_920},
+    ),
     'EMT': Network(
         small={
             'num_feat': 20,
@@ -75,6 +91,74 @@ NETWORKS = {
             'shift_size': ((4, 2), (2, 4)),
         },
         parameters={2: 670_572, 3: 678_687, 4: 690_048},
+    ),
+    'IMDN': Network(
+        small={'num_feat': 16, 'num_block': 2},
+        parameters={2: 694_404, 3: 703_059, 4: 715_176},
+    ),
+    'IMDN_AS': Network(
+        small={'num_feat': 16, 'num_block': 3},
+        parameters={1: 752_104},
+    ),
+    'IMDN_RTC': Network(
+        small={'num_feat': 8, 'num_block': 2},
+        parameters={2: 20_190},
+    ),
+    'RFDN': Network(
+        small={'num_feat': 16, 'num_block': 1},
+        parameters={2: 417_212, 3: 423_977, 4: 433_448},
+    ),
+    'BSRN': Network(
+        small={'num_feat': 32, 'num_block': 1},
+        parameters={2: 331_628, 3: 340_283, 4: 352_400},
+    ),
+    'BSRN_S': Network(
+        small={'num_feat': 8, 'num_block': 2},
+        parameters={4: 156_288},
+    ),
+    'SAFMN': Network(
+        small={'num_feat': 8, 'num_block': 2},
+        parameters={2: 227_820, 3: 232_695, 4: 239_520},
+    ),
+    'SMFANet': Network(
+        small={'num_feat': 6, 'num_block': 2},
+        parameters={2: 185_628, 3: 190_503, 4: 197_328},
+    ),
+    'ShuffleMixer': Network(
+        small={'num_feat': 8, 'num_block': 1, 'kernel_size': 3},
+        parameters={2: 393_939, 3: 414_739, 4: 410_579},
+    ),
+    'ELAN': Network(
+        small={'num_feat': 12, 'num_block': 2, 'num_layer': 2, 'window_size': (2, 4, 8)},
+        parameters={2: 8_254_092, 3: 8_278_407, 4: 8_312_448},
+    ),
+    'ESRT': Network(
+        small={'num_feat': 8, 'num_block': 1, 'squeeze_factor': 1, 'num_heads': 3},
+        parameters={2: 677_771, 3: 770_251, 4: 751_755},
+    ),
+    'OmniSR': Network(
+        small={'num_feat': 8, 'num_group': 1, 'window_size': 4},
+        parameters={2: 784_604, 3: 793_259, 4: 805_376},
+    ),
+    'Swin2SR': Network(
+        small={'embed_dim': 12, 'depths': (2,), 'num_heads': (3,), 'window_size': 4},
+        parameters={2: 1_005_348, 3: 1_013_463, 4: 1_024_824},
+    ),
+    'RAMiT': Network(
+        small={'num_feat': 16, 'depths': (2, 1, 1, 1), 'window_size': 2, 'slim': True},
+        parameters={2: 939_844, 3: 948_499, 4: 960_616},
+    ),
+    'LAPAR': Network(
+        small={'num_feat': 6, 'num_block': 1},
+        parameters={2: 547_866, 3: 594_266, 4: 659_226},
+    ),
+    'ETDS': Network(
+        small={'num_feat': 10, 'num_block': 2},
+        parameters={2: 55_340, 3: 59_690, 4: 65_780},
+    ),
+    'ETDSInference': Network(
+        small={'num_feat': 10, 'num_block': 2},
+        parameters={2: 60_008, 3: 65_288, 4: 72_608},
     ),
     'RLFN': Network(
         small={'num_feat': 8, 'num_mid': 12, 'num_block': 2, 'num_esa': 4},

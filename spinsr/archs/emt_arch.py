@@ -19,6 +19,7 @@ from spinsr.convert.recipe import AUTHORS_FLIPS, DF2K, ON_255, Recipe, adam, cos
 from spinsr.convert.registry import ArchFormat, Sizes, Source, register_format, renamed, under
 from spinsr.modules.mean_shift import register_mean
 from spinsr.modules.padding import pad_to
+from spinsr.modules.shift import ShiftedMLP, fixed_kernels
 
 
 class StripedWindowAttention(nn.Module):
@@ -98,46 +99,6 @@ class PixelMixer(nn.Module):
         return self.norm(torch.stack(moved, 2).flatten(1, 2) - x)
 
 
-def shift(x: Tensor) -> Tensor:
-    """Moves four fifths of the channels by one pixel, each to another side; zeros come in at the border.
-
-    Args:
-        x: (B, C, H, W), C divisible by 5.
-
-    Returns:
-        (B, C, H, W): the neighbour on the right, on the left, below, above, and the pixel itself.
-    """
-    right, left, below, above, same = x.chunk(5, 1)
-    return torch.cat(
-        [
-            F.pad(right[..., 1:], (0, 1)),
-            F.pad(left[..., :-1], (1, 0)),
-            F.pad(below[..., 1:, :], (0, 0, 0, 1)),
-            F.pad(above[..., :-1, :], (0, 0, 1, 0)),
-            same,
-        ],
-        1,
-    )
-
-
-class ShiftedMLP(nn.Module):
-    """shift, 1 x 1 convolution, swish, shift, 1 x 1 convolution.
-
-    Args:
-        num_feat: Channels C, divisible by 5.
-        hidden: Channels between the convolutions, divisible by 5.
-    """
-
-    def __init__(self, num_feat: int, hidden: int):
-        super().__init__()
-        self.fc1 = nn.Conv2d(num_feat, hidden, 1)
-        self.fc2 = nn.Conv2d(hidden, num_feat, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        return self.fc2(shift(F.silu(self.fc1(shift(x)))))
-
-
 class MixedTransformerBlock(nn.Module):
     """Layers of a mixer and an MLP, each added to its input: windows first, shifted in every second layer, then pixels.
 
@@ -167,7 +128,7 @@ class MixedTransformerBlock(nn.Module):
             else PixelMixer(num_feat)
             for layer in range(num_layer)
         )
-        self.mlp_list = nn.ModuleList(ShiftedMLP(num_feat, int(mlp_ratio * num_feat)) for _ in range(num_layer))
+        self.mlp_list = nn.ModuleList(ShiftedMLP(num_feat, int(mlp_ratio * num_feat), F.silu) for _ in range(num_layer))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -250,19 +211,12 @@ class EMT(nn.Module):
         return ((image + self.mean) / self.img_range)[..., :height, :width]
 
 
-# The one tap of each fixed kernel of the authors: the neighbour on the right, left, below, above, and the pixel itself.
-_TAPS = ((1, 2), (1, 0), (2, 1), (0, 1), (1, 1))
-
-
 def _fixed_kernels(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The kernels in the authors' form, which are `shift` and `PixelMixer` here."""
-    kernels = torch.zeros(5, 1, 3, 3)
-    for kernel, tap in zip(kernels, _TAPS, strict=True):
-        kernel[0][tap] = 1
-    fixed = {}
+    kernels, fixed = fixed_kernels(5), {}
     for name, value in ours.items():
         if re.fullmatch(r'body\.\d+\.mlp_list\.\d+\.fc[12]\.weight', name):
-            fixed[name.replace('weight', 'mask')] = kernels.repeat_interleave(value.shape[1] // 5, 0).to(value)
+            fixed[name.replace('weight', 'mask')] = fixed_kernels(value.shape[1]).to(value)
         elif re.fullmatch(r'body\.\d+\.sa_list\.\d+\.norm\.weight', name):
             mask = kernels.repeat(len(value) // 5, 1, 1, 1)
             fixed[name.replace('norm.weight', 'token_mixer.mask')] = mask.to(value)
@@ -345,6 +299,7 @@ register_format(
             'https://github.com/Fried-Rice-Lab/EMT',
             'MIT',
             'MIT',
+            weights='repository',
         ),
     )
 )

@@ -17,11 +17,13 @@ COMMANDS = (
     'evaluate',
     'export',
     'install-basicsr',
+    'models',
     'options',
     'prepare',
     'report',
     'superpixels',
     'upscale',
+    'zoo',
 )
 # Those that skip what an earlier run of theirs has done.
 CONTINUING = ('prepare', 'upscale')

@@ -2,26 +2,36 @@
 
 import argparse
 import contextlib
+import logging
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from spinsr.training import imports
 from spinsr.weights import DEFAULT_ARCH, DEFAULT_SCALE, default_weights, require_file
+from spinsr.weights.models import find_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --arch, --weights, --arch-args, --import and --device."""
+    """Adds --arch, --weights, --model, --arch-args, --import and --device."""
     group = parser.add_argument_group('network')
     group.add_argument(
         '--arch',
         metavar='NAME',
         help="a network of spinsr, or any other name in BasicSR's ARCH_REGISTRY (default: told from the weights)",
     )
-    group.add_argument(
+    files = group.add_mutually_exclusive_group()
+    files.add_argument(
         '--weights',
         metavar='FILE',
         default='default',
         help="BasicSR's .pth, the authors' file, or .safetensors (default: the weights that spinsr ships)",
+    )
+    files.add_argument(
+        '--model',
+        metavar='NAME',
+        help='a network with weights that comes with spinsr; spinsr models lists them',
     )
     add_build_arguments(group)
 
@@ -52,8 +62,8 @@ def check_files(args: argparse.Namespace, scale: int | None = None) -> None:
         ValueError, OSError, ImportError: As `resolve`.
     """
     imports.require_modules(args.imports)
-    if args.weights != 'default':
-        require_file(os.path.expanduser(args.weights))
+    if (path := weights(args, scale)) != 'default':
+        require_file(path)
     elif args.arch in (None, DEFAULT_ARCH):
         default_weights(DEFAULT_ARCH, scale or DEFAULT_SCALE)
 
@@ -67,8 +77,29 @@ def resolve(args: argparse.Namespace, scale: int | None) -> Any:
     import_modules(args)
     from spinsr.inference.load import resolve
 
-    weights = args.weights if args.weights == 'default' else os.path.expanduser(args.weights)
-    return resolve(args.arch, scale, weights, **dict(args.arch_args))
+    return resolve(args.arch, scale, weights(args, scale), **dict(args.arch_args))
+
+
+def weights(args: argparse.Namespace, scale: int | None) -> str:
+    """The path that --model or --weights names, or 'default'.
+
+    Raises:
+        ValueError: No such model comes with spinsr.
+    """
+    if args.model is not None:
+        return str(find_model(args.model, scale).path)
+    return args.weights if args.weights == 'default' else os.path.expanduser(args.weights)
+
+
+def shipped_file(args: argparse.Namespace, arch: str, scale: int) -> Path | None:
+    """The weights of spinsr that the flags choose; None for a file of the user's.
+
+    Raises:
+        ValueError: There are none for this network.
+    """
+    if args.model is not None:
+        return find_model(args.model, scale).path
+    return default_weights(arch, scale) if args.weights == 'default' else None
 
 
 def load(args: argparse.Namespace, scale: int | None) -> Any:
@@ -125,6 +156,18 @@ def limited_memory(args: argparse.Namespace) -> contextlib.AbstractContextManage
     from spinsr.inference import upscale as upscaling
 
     return upscaling.limited_memory() if device(args.device).type == 'cpu' else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def errors_only() -> Iterator[None]:
+    """Hides the warning that a network has no weights, which do not matter where it is counted."""
+    logger = logging.getLogger('spinsr')
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def argument(text: str) -> tuple[str, Any]:

@@ -154,10 +154,9 @@ def _run_teacher(args: argparse.Namespace) -> int:
 
     from spinsr.data.teacher_outputs import describe, find_lr
     from spinsr.inference.options import check_options
-    from spinsr.weights import default_weights
 
     arguments.log_to_stderr(logging.INFO)
-    # Before torch is imported: what is mistyped shows at once.
+    # Before torch is imported, so that a typing error is reported at once.
     check_options(args.tile, 'fp32')
     find_lr(args.dataset, args.scale)
     network.check_files(args, args.scale)
@@ -165,8 +164,7 @@ def _run_teacher(args: argparse.Namespace) -> int:
     from spinsr.inference.teacher import prepare_teacher
 
     described = network.resolve(args, args.scale)
-    is_shipped = args.weights == 'default'
-    weights = default_weights(described.arch, args.scale) if is_shipped else arguments.path(args.weights)
+    weights = network.shipped_file(args, described.arch, args.scale) or arguments.path(args.weights)
     teacher = describe(described.arch, weights, args.scale, args.tile, dict(args.arch_args))
     net = described.build(network.device(args.device))
     with logging_redirect_tqdm(), network.limited_memory(args):

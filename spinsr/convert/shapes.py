@@ -52,6 +52,17 @@ def stages(state_dict: Mapping[str, Tensor], template: str = 'upsample.{}.weight
     return math.prod(math.isqrt(shape[0] // shape[1]) for shape in shapes)
 
 
+def ratio(part: int, whole: int) -> float:
+    """The ratio of two widths from which `int(ratio * whole)` makes the first.
+
+    Example:
+        >>> ratio(72, 36), int(ratio(79, 50) * 50)
+        (2.0, 79)
+    """
+    value = part / whole
+    return value if int(value * whole) == part else math.nextafter(value, math.inf)
+
+
 def mean_of_grey(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     """`rgb_mean` where the default, which is for three channels, does not fit; the numbers are in the state dict."""
     channels = state_dict['conv_first.weight'].shape[1]
@@ -111,6 +122,8 @@ def read_arguments(
         if name in state_dict and state_dict[name].shape != expected.shape:
             found = tuple(state_dict[name].shape)
             raise ValueError(f'{name} must have the shape {tuple(expected.shape)} in {format.name}, got {found}')
+        if name in state_dict and expected.is_floating_point() and not state_dict[name].is_floating_point():
+            raise ValueError(f'{name} must hold floating-point numbers, got {state_dict[name].dtype}')
     # Not a comparison of names: a network may accept files without a tensor, as those with a mean of the images.
     missing, strange = net.load_state_dict({name: value.to('meta') for name, value in state_dict.items()}, strict=False)
     if missing:

@@ -5,7 +5,7 @@ The rows of the networks of spinsr are in their formats (`ArchFormat.published`)
 
 from typing import NamedTuple
 
-from spinsr.convert.registry import formats
+from spinsr.convert.registry import Source, formats
 
 
 class Published(NamedTuple):
@@ -29,49 +29,29 @@ class Published(NamedTuple):
 DATASETS = ('Set5', 'Set14', 'B100', 'Urban100', 'Manga109')
 
 
+def numbers(psnr: str) -> dict[str, float]:
+    """PSNR by dataset of a line as in `PublishedResult.psnr`."""
+    return {key: float(text) for key, text in zip(DATASETS, psnr.split(), strict=True) if text != '-'}
+
+
 def _row(name: str, scale: int, parameters: int, psnr: str, source: str) -> Published:
-    numbers = zip(DATASETS, psnr.split(), strict=True)
-    return Published(name, scale, parameters, {key: float(text) for key, text in numbers if text != '-'}, source)
+    return Published(name, scale, parameters, numbers(psnr), source)
 
 
-_ELAN = 'ECCV 2022, github.com/xindongzhang/ELAN'
 _SWINIR = 'ICCVW 2021, github.com/JingyunLiang/SwinIR; trained on DIV2K'
-_OMNI = 'CVPR 2023, github.com/Francis0625/Omni-SR; trained on DIV2K'
-_ESRT = 'CVPRW 2022, github.com/luissen/ESRT'
 # Rows of the SPIN paper's Table 1 whose own papers were not at hand.
 _SWINIR_TABLE = 'as cited by SwinIR, ICCVW 2021, Table 3'
-_RFDN = 'ECCVW 2020, Table 3, as cited with CATANet, CVPR 2025'
-_CFSR = 'as cited by github.com/Aitical/CFSR; parameters as the network publishes them'
 _NO_PSNR = 'parameters in the SPIN paper, ICCV 2023, Table 1; no source at hand confirmed its PSNR'
 
 # A dash: not published, or not confirmed by any source.
 _OTHERS = (
-    _row('ELAN-light', 2, 582_000, '38.17 33.94 32.30 32.76 39.11', _ELAN),
-    _row('ELAN-light', 3, 590_000, '34.64 30.55 29.21 28.69 34.00', _ELAN),
-    _row('ELAN-light', 4, 601_000, '32.43 28.78 27.69 26.54 30.92', _ELAN),
     _row('SwinIR-light', 2, 878_000, '38.14 33.86 32.31 32.76 39.12', _SWINIR),
     _row('SwinIR-light', 3, 886_000, '34.62 30.54 29.20 28.66 33.98', _SWINIR),
     _row('SwinIR-light', 4, 897_000, '32.44 28.77 27.69 26.47 30.92', _SWINIR),
     _row('SwinIR', 4, 11_800_000, '32.72 28.94 27.83 27.07 31.67', _SWINIR),
-    _row('Omni-SR', 2, 772_000, '38.22 33.98 32.36 33.05 39.28', _OMNI),
-    _row('Omni-SR', 3, 780_000, '34.70 30.57 29.28 28.84 34.22', _OMNI),
-    _row('Omni-SR', 4, 792_000, '32.49 28.78 27.71 26.64 31.02', _OMNI),
-    _row('ESRT', 2, 677_000, '38.03 33.75 32.25 32.58 39.12', _ESRT),
-    _row('ESRT', 3, 770_000, '34.42 30.43 29.15 28.46 33.95', _ESRT),
-    _row('ESRT', 4, 751_000, '32.19 28.69 27.69 26.39 30.75', _ESRT),
-    _row('IMDN', 2, 694_000, '38.00 33.63 32.19 32.17 38.88', _SWINIR_TABLE),
-    _row('IMDN', 3, 703_000, '34.36 30.32 29.09 28.17 33.61', _SWINIR_TABLE),
-    _row('IMDN', 4, 715_000, '32.21 28.58 27.56 26.04 30.45', _SWINIR_TABLE),
-    _row('LAPAR-A', 2, 548_000, '38.01 33.62 32.19 32.10 38.67', _SWINIR_TABLE),
-    # SwinIR prints 544K; its code has 594,266 and the SPIN paper prints 594K.
-    _row('LAPAR-A', 3, 594_000, '34.36 30.34 29.11 28.15 33.51', _SWINIR_TABLE),
-    _row('LAPAR-A', 4, 659_000, '32.15 28.61 27.61 26.14 30.42', _SWINIR_TABLE),
     _row('LatticeNet', 2, 756_000, '38.15 33.78 32.25 32.43 -', _SWINIR_TABLE),
     _row('LatticeNet', 3, 765_000, '34.53 30.39 29.15 28.33 -', _SWINIR_TABLE),
     _row('LatticeNet', 4, 777_000, '32.30 28.68 27.62 26.25 -', _SWINIR_TABLE),
-    _row('RFDN', 2, 534_000, '38.05 33.68 32.16 32.12 38.88', _RFDN),
-    _row('RFDN', 3, 541_000, '34.41 30.34 29.09 28.21 33.67', _RFDN),
-    _row('RFDN', 4, 550_000, '32.24 28.61 27.57 26.11 30.58', _RFDN),
     _row('MADNet', 2, 878_000, '- - - - -', _NO_PSNR),
     _row('MADNet', 3, 930_000, '- - - - -', _NO_PSNR),
     _row('MADNet', 4, 1_002_000, '- - - - -', _NO_PSNR),
@@ -81,10 +61,61 @@ _OTHERS = (
     _row('DRSAN', 2, 690_000, '- - - - -', _NO_PSNR),
     _row('DRSAN', 3, 740_000, '- - - - -', _NO_PSNR),
     _row('DRSAN', 4, 730_000, '- - - - -', _NO_PSNR),
-    _row('ShuffleMixer', 4, 411_000, '32.21 28.66 27.61 26.08 30.65', _CFSR),
 )
 
-PUBLISHED = (
-    *(_row(r.name or f.name, r.scale, r.parameters, r.psnr, r.source) for f in formats() for r in f.published),
-    *_OTHERS,
+_LAVA = 'https://github.com/The-Learning-And-Vision-Atelier-LAVA'
+_SWINIR_SOURCE = Source(
+    'SwinIR: Image Restoration Using Swin Transformer (Liang et al., ICCVW 2021)',
+    2021,
+    'https://github.com/JingyunLiang/SwinIR',
+    'Apache-2.0',
+    weights='release',
 )
+# What `_OTHERS` need beside their numbers. No code of the authors for LatticeNet, MADNet and GLADSR was found.
+SOURCES = {
+    'SwinIR-light': _SWINIR_SOURCE,
+    'SwinIR': _SWINIR_SOURCE,
+    'CARN': Source(
+        'Cascading Residual Network (Ahn et al., ECCV 2018)',
+        2018,
+        'https://github.com/nmhkahn/CARN-pytorch',
+        'MIT',
+        'MIT',
+        'repository',
+    ),
+    'LAPAR-A': Source(
+        'LAPAR (Li et al., NeurIPS 2020)',
+        2020,
+        'https://github.com/dvlab-research/Simple-SR',
+        'MIT',
+        weights='not in the repository',
+    ),
+    'LatticeNet': Source('LatticeNet (Luo et al., ECCV 2020)', 2020, weights='none'),
+    'SMSR': Source('Sparse Mask SR (Wang et al., CVPR 2021)', 2021, f'{_LAVA}/SMSR', weights='repository (x2)'),
+    'AWSRN-M': Source(
+        'Adaptive Weighted SR Network (Wang et al., 2019)',
+        2019,
+        'https://github.com/ChaofWang/AWSRN',
+        'MIT',
+        weights='not in the repository',
+    ),
+    'MADNet': Source('MADNet (Lan et al., IEEE Transactions on Cybernetics)', weights='none'),
+    'GLADSR': Source('GLADSR, as cited by SPIN, ICCV 2023', weights='none'),
+    'DRSAN': Source(
+        'Dynamic Residual Self-Attention Network (Park et al., arXiv:2112.04488)',
+        2021,
+        'https://github.com/saturnian77/DRSAN',
+    ),
+}
+
+_OURS = tuple(_row(r.name or f.name, r.scale, r.parameters, r.psnr, r.source) for f in formats() for r in f.published)
+
+
+def elsewhere() -> tuple[Published, ...]:
+    """The rows of networks that spinsr does not have: of each network here, the format knows better."""
+    ours = {name for format in formats() for name in (format.name, *format.configurations)}
+    ours |= {row.name for row in _OURS}
+    return tuple(row for row in _OTHERS if row.name not in ours)
+
+
+PUBLISHED = (*_OURS, *elsewhere())

@@ -115,7 +115,7 @@ def to_onnx(
     sides = _sides(net)
     sides = None if size else sides
     size = tuple(size or SIZE)
-    channels = next(m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d))
+    channels = _channels(net)
     with torch.no_grad():
         content = _translate(net, _image(channels, size), sides, opset)
         sizes = (size, *_SIZES) if sides else (size,)
@@ -163,6 +163,15 @@ def _sides(net: nn.Module) -> tuple[int, int | None] | None:
     if format and format.onnx.refused:
         raise ValueError(f'{format.name} cannot be exported to ONNX: {format.onnx.refused}')
     return format.onnx.sides if format else None
+
+
+def _channels(net: nn.Module) -> int:
+    """The channels of the images that the network takes."""
+    from spinsr.convert.registry import find_format
+
+    format = find_format(type(net))
+    told = format.arguments(net.state_dict()).get('num_in_ch') if format else None
+    return told or next(m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d))
 
 
 def _image(channels: int, size: tuple[int, int], seed: int = 0) -> Tensor:

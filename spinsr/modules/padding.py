@@ -1,4 +1,4 @@
-"""Padding of images that are smaller than a network needs."""
+"""Padding of images whose size a network does not take."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,3 +27,14 @@ def pad_to(x: Tensor, height: int, width: int) -> Tensor:
     rows, columns = min(missing_rows, x.shape[2] - 1), min(missing_columns, x.shape[3] - 1)
     x = F.pad(x, (0, columns, 0, rows), mode='reflect')
     return F.pad(x, (0, missing_columns - columns, 0, missing_rows - rows), mode='replicate')
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Extends an image (B, C, H, W), as `pad_to`, to the next sides that `multiple` divides.
+
+    Example:
+        >>> import torch
+        >>> pad_to_multiple(torch.rand(1, 3, 5, 8), 4).shape
+        torch.Size([1, 3, 8, 8])
+    """
+    return pad_to(x, *(side + -side % multiple for side in x.shape[2:]))

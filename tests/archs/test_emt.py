@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spinsr.archs.emt_arch import EMT, PixelMixer, StripedWindowAttention, _fixed_kernels, shift
+from spinsr.archs.emt_arch import EMT, PixelMixer, StripedWindowAttention, _fixed_kernels
 
 SMALL = {
     'num_feat': 20,
@@ -79,11 +79,6 @@ def fixed_kernels(name: str) -> torch.Tensor:
     prefix = 'body.0.sa_list.0.' if name == 'token_mixer.mask' else 'body.0.mlp_list.0.'
     weights = {'body.0.sa_list.0.norm.weight': torch.ones(20), 'body.0.mlp_list.0.fc1.weight': torch.ones(40, 20, 1, 1)}
     return _fixed_kernels(weights)[prefix + name].double()
-
-
-def test_shift_is_a_convolution_with_the_fixed_kernels(assert_close):
-    x = torch.rand(2, 20, 5, 6, dtype=torch.float64)
-    assert_close(shift(x), F.conv2d(x, fixed_kernels('fc1.mask'), padding=1, groups=20))
 
 
 def test_pixel_mixer_is_a_circular_convolution_with_the_fixed_kernels(assert_close):

@@ -1,0 +1,79 @@
+"""The networks with weights that come with spinsr, by the names that --model takes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from spinsr.utils.text import nearest, printable
+from spinsr.weights import DEFAULT_SCALE, FOLDER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A shipped network at one scale. The numbers are those of the model card, spinsr/weights/README.md.
+
+    Attributes:
+        name: What --model takes; the same at every scale.
+        arch: The network.
+        scale: Upscaling factor.
+        file: Name of the weights in spinsr/weights.
+        parameters: Trained numbers.
+        multiply_adds: For an output of 1280x720.
+        psnr: dB on Y (`y_crop_scale`) by benchmark.
+        licence: Of the weights, in short.
+    """
+
+    name: str
+    arch: str
+    scale: int
+    file: str
+    parameters: int
+    multiply_adds: float
+    psnr: Mapping[str, float]
+    licence: str = 'research and education'
+
+    @property
+    def path(self) -> Path:
+        """The weights."""
+        return FOLDER / self.file
+
+
+def _spin(scale: int, parameters: int, multiply_adds: float, set5: float, set14: float) -> Model:
+    return Model(
+        name='spin',
+        arch='SPIN',
+        scale=scale,
+        file=f'SPIN_x{scale}.safetensors',
+        parameters=parameters,
+        multiply_adds=multiply_adds,
+        psnr={'Set5': set5, 'Set14': set14},
+    )
+
+
+MODELS = (
+    _spin(2, 497_275, 593.9e9, 37.283, 32.962),
+    _spin(3, 569_475, 174.4e9, 33.535, 29.794),
+    _spin(4, 555_035, 88.7e9, 31.43, 28.11),
+)
+
+
+def find_model(name: str, scale: int | None = None) -> Model:
+    """The shipped network of this name and scale.
+
+    Args:
+        name: As 'spin'.
+        scale: Upscaling factor; None takes 4, or the only scale that there is.
+
+    Raises:
+        ValueError: There is none.
+    """
+    same = {model.scale: model for model in MODELS if model.name == name}
+    if not same:
+        names = sorted({model.name for model in MODELS})
+        known, hint = ', '.join(names), nearest(name, names)
+        raise ValueError(f'model must be one of {known}, got {printable(repr(name))}; {hint}')
+    if scale is None:
+        scale = next(iter(same)) if len(same) == 1 else DEFAULT_SCALE
+    if scale not in same:
+        raise ValueError(f'the model {name} has the scales {", ".join(map(str, same))}, got {scale}')
+    return same[scale]
