@@ -267,6 +267,7 @@ register_format(
             'Exploring Sparsity in Image Super-Resolution for Efficient Inference (Wang et al., CVPR 2021)',
             2021,
             'https://github.com/The-Learning-And-Vision-Atelier-LAVA/SMSR',
+            weights='repository (x2)',
         ),
     )
 )
