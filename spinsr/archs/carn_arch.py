@@ -216,6 +216,7 @@ register_format(
             'https://github.com/nmhkahn/CARN-pytorch',
             'MIT',
             'MIT',
+            weights='repository',
         ),
     )
 )

@@ -63,7 +63,6 @@ _OTHERS = (
     _row('DRSAN', 4, 730_000, '- - - - -', _NO_PSNR),
 )
 
-_LAVA = 'https://github.com/The-Learning-And-Vision-Atelier-LAVA'
 _SWINIR_SOURCE = Source(
     'SwinIR: Image Restoration Using Swin Transformer (Liang et al., ICCVW 2021)',
     2021,
@@ -75,14 +74,6 @@ _SWINIR_SOURCE = Source(
 SOURCES = {
     'SwinIR-light': _SWINIR_SOURCE,
     'SwinIR': _SWINIR_SOURCE,
-    'CARN': Source(
-        'Cascading Residual Network (Ahn et al., ECCV 2018)',
-        2018,
-        'https://github.com/nmhkahn/CARN-pytorch',
-        'MIT',
-        'MIT',
-        'repository',
-    ),
     'LAPAR-A': Source(
         'LAPAR (Li et al., NeurIPS 2020)',
         2020,
@@ -91,14 +82,6 @@ SOURCES = {
         weights='not in the repository',
     ),
     'LatticeNet': Source('LatticeNet (Luo et al., ECCV 2020)', 2020, weights='none'),
-    'SMSR': Source('Sparse Mask SR (Wang et al., CVPR 2021)', 2021, f'{_LAVA}/SMSR', weights='repository (x2)'),
-    'AWSRN-M': Source(
-        'Adaptive Weighted SR Network (Wang et al., 2019)',
-        2019,
-        'https://github.com/ChaofWang/AWSRN',
-        'MIT',
-        weights='not in the repository',
-    ),
     'MADNet': Source('MADNet (Lan et al., IEEE Transactions on Cybernetics)', weights='none'),
     'GLADSR': Source('GLADSR, as cited by SPIN, ICCV 2023', weights='none'),
     'DRSAN': Source(
