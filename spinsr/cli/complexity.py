@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             --import fails, the device does not exist, or --plot or --scores has nothing to draw.
     """
     _check_usage(args)
-    # Before torch is imported: what is mistyped shows at once.
+    # Before torch is imported, so that a typing error is reported at once.
     imports.require_modules(args.imports)
     if args.weights and not any(path.is_file() for path in args.weights):
         require_file(args.weights[0])
