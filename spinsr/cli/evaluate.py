@@ -198,7 +198,7 @@ def _check_different(files: list[Path], args: argparse.Namespace) -> None:
 
 
 def _check_files(args: argparse.Namespace, scales: list[int]) -> None:
-    """Finds out, before torch is imported, what is mistyped."""
+    """Finds typing errors before torch is imported."""
     _check_benchmarks(args)
     if args.sr is not None:
         for scale in scales:

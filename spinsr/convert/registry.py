@@ -75,7 +75,7 @@ class Onnx:
 
 @dataclass(frozen=True)
 class Form:
-    """A state dict of somebody else's implementation of the network.
+    """A state dict of another implementation of the network.
 
     Attributes:
         from_ours: Our state dict -> theirs; raises ValueError for weights that theirs cannot hold.
@@ -145,7 +145,8 @@ class ArchFormat:
             that differ, as {'RLFN-S': {'num_feat': 48}}.
         official_arguments: (variant, the authors' constructor arguments) -> ours, for files of `spinsr.convert.parity`;
             the variant is what follows the network in the file's name. `renamed` makes one; None for equal names.
-        parity: How the names of such files begin; the public name in lower case by default.
+        parity: How the names of such files begin; the public name in lower case by default. A second beginning that
+            continues the first belongs to the variant: ('awsrn', 'awsrnd') makes 'awsrnd_x2' the variant 'd'.
         untold: Arguments that no shape tells, with values that fit weights of every size. These values serve to list
             the tensors; a network is built with the constructor's defaults.
         from_official: (renamed, the authors' state dict) -> our state dict, for what a table cannot say.

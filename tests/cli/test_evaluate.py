@@ -248,7 +248,7 @@ def test_a_broken_set_fails_and_the_others_are_done(here, capsys):
     captured = capsys.readouterr()
     errors = [line for line in captured.err.splitlines() if 'error' in line]
     assert len(errors) == 1
-    assert errors[0].startswith('spinsr evaluate: error: Bad x2: Bad/HR/bird.png cannot be read whole')
+    assert errors[0].startswith('spinsr evaluate: error: Bad x2: Bad/HR/bird.png cannot be read completely')
     assert '| Mine ' in captured.out and 'Bad' not in captured.out
     assert [result['dataset'] for result in json.loads((here / 'out.json').read_text())] == ['Mine']
 
