@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         (scale,) = args.scale
         points = [
-            plot.Point(row.variant, row.latency, row.psnr[args.dataset])
+            plot.Point(row.name, row.latency, row.psnr[args.dataset])
             for row in table
             if row.latency is not None and args.dataset in row.psnr
         ]

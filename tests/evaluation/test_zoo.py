@@ -87,7 +87,7 @@ def test_command_writes_table_numbers_and_picture(tmp_path, monkeypatch, counted
     table = (tmp_path / 't.md').read_text()
     assert capsys.readouterr().out == table and '0.25 s' in table and '300 MB' in table
     lines = list(csv.DictReader(io.StringIO((tmp_path / 't.csv').read_text())))
-    assert [line['variant'] for line in lines] == [SMALL, 'SMFANet', 'SMFANet (DF2K)', 'SMFANet+', 'SMFANet+ (DF2K)']
+    assert [line['name'] for line in lines] == [SMALL, 'SMFANet', 'SMFANet (DF2K)', 'SMFANet+', 'SMFANet+ (DF2K)']
     assert (lines[1]['Set5'], lines[1]['latency'], lines[0]['Set5']) == ('32.25', '0.25', '')
     assert Image.open('p.png').size == plot.SIZE
 
