@@ -203,12 +203,18 @@ register_format(
         layout=bare,
         onnx=Onnx(sides=(2, None)),  # torch.export makes a constant of a side of 1
         published=(
-            PublishedResult(2, 1_592_000, '37.76 33.52 32.09 31.92 38.36', _PUBLISHED + _MANGA),
-            PublishedResult(3, 1_592_000, '34.29 30.29 29.06 28.06 33.50', _PUBLISHED + _MANGA),
-            PublishedResult(4, 1_592_000, '32.13 28.60 27.58 26.07 30.47', _PUBLISHED + _MANGA),
-            PublishedResult(2, 412_000, '37.53 33.26 31.92 31.23 -', _PUBLISHED, 'CARN-M'),
-            PublishedResult(3, 412_000, '33.99 30.08 28.91 27.55 -', _PUBLISHED, 'CARN-M'),
-            PublishedResult(4, 412_000, '31.92 28.42 27.44 25.62 -', _PUBLISHED, 'CARN-M'),
+            PublishedResult(
+                2, 1_592_000, '37.76 33.52 32.09 31.92 38.36', _PUBLISHED + _MANGA, configuration='CARN-multi'
+            ),
+            PublishedResult(
+                3, 1_592_000, '34.29 30.29 29.06 28.06 33.50', _PUBLISHED + _MANGA, configuration='CARN-multi'
+            ),
+            PublishedResult(
+                4, 1_592_000, '32.13 28.60 27.58 26.07 30.47', _PUBLISHED + _MANGA, configuration='CARN-multi'
+            ),
+            PublishedResult(2, 412_000, '37.53 33.26 31.92 31.23 -', _PUBLISHED, 'CARN-M', 'CARN-M-multi'),
+            PublishedResult(3, 412_000, '33.99 30.08 28.91 27.55 -', _PUBLISHED, 'CARN-M', 'CARN-M-multi'),
+            PublishedResult(4, 412_000, '31.92 28.42 27.44 25.62 -', _PUBLISHED, 'CARN-M', 'CARN-M-multi'),
         ),
         source=Source(
             'Fast, Accurate, and Lightweight Super-Resolution with Cascading Residual Network (Ahn et al., ECCV 2018)',

@@ -74,13 +74,6 @@ _SWINIR_SOURCE = Source(
 SOURCES = {
     'SwinIR-light': _SWINIR_SOURCE,
     'SwinIR': _SWINIR_SOURCE,
-    'LAPAR-A': Source(
-        'LAPAR (Li et al., NeurIPS 2020)',
-        2020,
-        'https://github.com/dvlab-research/Simple-SR',
-        'MIT',
-        weights='not in the repository',
-    ),
     'LatticeNet': Source('LatticeNet (Luo et al., ECCV 2020)', 2020, weights='none'),
     'MADNet': Source('MADNet (Lan et al., IEEE Transactions on Cybernetics)', weights='none'),
     'GLADSR': Source('GLADSR, as cited by SPIN, ICCV 2023', weights='none'),
@@ -91,14 +84,19 @@ SOURCES = {
     ),
 }
 
-_OURS = tuple(_row(r.name or f.name, r.scale, r.parameters, r.psnr, r.source) for f in formats() for r in f.published)
+# By name and scale: a network and its form for inference have the same results.
+_OURS = {
+    (r.name or f.name, r.scale): _row(r.name or f.name, r.scale, r.parameters, r.psnr, r.source)
+    for f in formats()
+    for r in f.published
+}
 
 
 def elsewhere() -> tuple[Published, ...]:
     """The rows of networks that spinsr does not have: of each network here, the format knows better."""
     ours = {name for format in formats() for name in (format.name, *format.configurations)}
-    ours |= {row.name for row in _OURS}
+    ours |= {name for name, _ in _OURS}
     return tuple(row for row in _OTHERS if row.name not in ours)
 
 
-PUBLISHED = (*_OURS, *elsewhere())
+PUBLISHED = (*_OURS.values(), *elsewhere())
