@@ -45,6 +45,22 @@ NETWORKS = {
         small={'num_feat': 16, 'num_group': 2, 'num_block': 2, 'squeeze_factor': 4},
         parameters={2: 15_444_643, 3: 15_629_283, 4: 15_592_355, 8: 15_740_067},
     ),
+    'AWSRN': Network(
+        small={'num_feat': 4, 'num_mid': 6, 'num_block': 2, 'num_unit': 2},
+        parameters={2: 1_396_872, 3: 1_476_147, 4: 1_587_132},
+    ),
+    'CARN': Network(
+        small={'num_feat': 8, 'groups': 2},
+        parameters={2: 964_163, 3: 1_148_803, 4: 1_111_875},
+    ),
+    'IPT': Network(
+        small={'num_feat': 4, 'patch_size': 8, 'token_size': 2, 'num_layer': 2, 'num_heads': 2},
+        parameters={2: 115_460_419, 3: 115_645_059, 4: 115_608_131},
+    ),
+    'SMSR': Network(
+        small={'num_feat': 8, 'num_block': 2, 'squeeze_factor': 4, 'gumbel_noise': False},
+        parameters={2: 987_306, 3: 995_961, 4: 1_008_078},
+    ),
     'RDBESA': Network(
         small={'num_feat': 16, 'num_block': 2, 'squeeze_factor': 2},
         parameters={2: 527_068, 3: 535_723, 4: 547_840},
@@ -52,6 +68,18 @@ NETWORKS = {
     'DITN': Network(
         small={'num_feat': 8, 'num_itl': 1, 'num_sal': 1, 'patch_size': 4},
         parameters={2: 424_636, 3: 432_751, 4: 444_112},
+    ),
+    'DLGSANet': Network(
+        small={
+            'num_feat': 8,
+            'num_group': 1,
+            'num_block': 1,
+            'group_width': 4,
+            'kernel_size': 3,
+            'num_heads': 2,
+            'tlc_kernel': 7,
+        },
+        parameters={2: 4_733_724, 3: 4_745_889, 4: 4_762_920},
     ),
     'EMT': Network(
         small={
@@ -115,6 +143,10 @@ NETWORKS = {
     'Swin2SR': Network(
         small={'embed_dim': 12, 'depths': (2,), 'num_heads': (3,), 'window_size': 4},
         parameters={2: 1_005_348, 3: 1_013_463, 4: 1_024_824},
+    ),
+    'RAMiT': Network(
+        small={'num_feat': 16, 'depths': (2, 1, 1, 1), 'window_size': 2, 'slim': True},
+        parameters={2: 939_844, 3: 948_499, 4: 960_616},
     ),
     'LAPAR': Network(
         small={'num_feat': 6, 'num_block': 1},

@@ -232,11 +232,13 @@ register_format(
             PublishedResult(4, 601_000, '32.43 28.78 27.69 26.54 30.92', _PUBLISHED, 'ELAN-light'),
             PublishedResult(4, 8_310_000, '32.75 28.96 27.83 27.13 -', _PUBLISHED),
         ),
+        protocol='spin_published',
         source=Source(
             'Efficient Long-Range Attention Network for Image Super-Resolution (Zhang et al., ECCV 2022)',
             2022,
             'https://github.com/xindongzhang/ELAN',
             'Apache-2.0',
+            weights='none',
         ),
     )
 )

@@ -234,6 +234,16 @@ _PAPER = (
 )
 _REPOSITORY = 'https://github.com/ECNUSR/ETDS'
 
+
+def _published(network: str) -> tuple[PublishedResult, ...]:
+    """The results, which are the same before and after the conversion."""
+    return tuple(
+        PublishedResult(scale, *result, _PUBLISHED, f'ETDS-{size}', f'{network}-{size}')
+        for size, results in _RESULTS.items()
+        for scale, result in zip((2, 3, 4), results, strict=True)
+    )
+
+
 register_format(
     ArchFormat(
         arch=ETDS,
@@ -245,12 +255,9 @@ register_format(
         configurations={f'ETDS-{size}': arguments for size, arguments in _SIZES.items()},
         layout=under('params'),
         onnx=Onnx(sides=(1, None)),
-        published=tuple(
-            PublishedResult(scale, *result, _PUBLISHED, f'ETDS-{size}')
-            for size, results in _RESULTS.items()
-            for scale, result in zip((2, 3, 4), results, strict=True)
-        ),
-        source=Source(_PAPER, 2023, _REPOSITORY, 'Apache-2.0'),
+        published=_published('ETDS'),
+        protocol='y_mod12',
+        source=Source(_PAPER, 2023, _REPOSITORY, 'Apache-2.0', weights='none before conversion'),
     )
 )
 
@@ -264,6 +271,8 @@ register_format(
         parity=('etds_infer',),
         layout=under('params'),
         onnx=Onnx(sides=(1, None)),
-        source=Source(_PAPER, 2023, _REPOSITORY, 'Apache-2.0', 'Apache-2.0'),
+        published=_published('ETDSInference'),
+        protocol='y_mod12',
+        source=Source(_PAPER, 2023, _REPOSITORY, 'Apache-2.0', 'Apache-2.0', 'repository'),
     )
 )

@@ -405,11 +405,12 @@ register_format(
         layout=under('params'),
         sizes=Sizes(minimum=5, multiple=8, pads=True),
         source=Source(
-            'Swin2SR: SwinV2 Transformer for Compressed Image Super-Resolution and Restoration '
-            '(Conde et al., ECCVW 2022)',
+            'Swin2SR: SwinV2 Transformer for Compressed Image Super-Resolution and Restoration (Conde et al., '
+            'ECCVW 2022)',
             2022,
             'https://github.com/mv-lab/swin2sr',
             'Apache-2.0',
+            weights='release',
         ),
     )
 )

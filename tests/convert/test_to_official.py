@@ -185,8 +185,8 @@ def test_a_few_strange_names_do_not_hide_the_arch(official):
 @pytest.mark.parametrize(
     ('names', 'candidates'),
     [
-        (['conv_first.weight', 'conv_last.weight'], '.*EMT and .*RCAN and .*SPIN'),
-        (['head.0.weight', 'tail.1.bias'], 'RCAN and SAN'),
+        (['conv_first.weight', 'conv_last.weight'], '.*DITN, .*EMT, .*RCAN, .*SPIN.* and .*'),
+        (['head.0.weight', 'tail.1.bias'], '.*RCAN.* and .*SAN.*'),
     ],
     ids=['ours', 'official'],
 )

@@ -62,14 +62,13 @@ def run(path, x):
 @pytest.mark.parametrize(
     ('arch', 'size'),
     [
-        ('SPIN', SPIN_SIZE),
-        ('SAN', (4, 5)),
-        ('SAN', (33, 20)),
-        ('RCAN', (2, 3)),
-        ('RCAN', (33, 20)),
-        ('RDBESA', (15, 31)),
+        pytest.param('SPIN', SPIN_SIZE, id='SPIN-21x34', marks=pytest.mark.slow),
+        pytest.param('SAN', (4, 5), id='SAN-4x5', marks=pytest.mark.slow),
+        pytest.param('SAN', (33, 20), id='SAN-33x20', marks=pytest.mark.slow),
+        pytest.param('RCAN', (2, 3), id='RCAN-2x3'),
+        pytest.param('RCAN', (33, 20), id='RCAN-33x20'),
+        pytest.param('RDBESA', (15, 31), id='RDBESA-15x31', marks=pytest.mark.slow),
     ],
-    ids=['SPIN-21x34', 'SAN-4x5', 'SAN-33x20', 'RCAN-2x3', 'RCAN-33x20', 'RDBESA-15x31'],
 )
 def test_onnx_gives_what_torch_gives(arch, size, exported):
     net, path, _ = exported(arch)
@@ -78,6 +77,7 @@ def test_onnx_gives_what_torch_gives(arch, size, exported):
         np.testing.assert_allclose(run(path, x), net(x).numpy(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('arch', 'size', 'sides', 'shape'),
     [

@@ -32,6 +32,7 @@ def test_results_names_and_gradients_stay(arch):
     assert list(net.state_dict()) == names
 
 
+@pytest.mark.slow
 def test_a_compiler_takes_it(compiled, assert_close):
     net = spinsr.load('SPIN', 2, None, **SMALL['SPIN']).double().train()
     x = torch.rand(1, 3, 9, 14, dtype=torch.float64)

@@ -96,6 +96,7 @@ def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(tmp_path, 
     assert [path.name for path in (two / 'experiments').iterdir()] == ['tiny']
 
 
+@pytest.mark.slow
 def test_two_processes_with_muon_give_the_weights_of_one_with_twice_the_batch(tmp_path):
     # Adam's eps is large because some biases have a gradient of rounding errors alone, whose sign differs.
     muon = {'type': 'Muon', 'lr': 0.01, 'adam': {'eps': 1e-4}}
@@ -116,6 +117,7 @@ def test_two_processes_with_muon_give_the_weights_of_one_with_twice_the_batch(tm
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_error_of_one_process_is_said_and_ends_all(tmp_path):
     folder = project(tmp_path / 'two', **{'train:total_iter': 100})
     for path in (folder / 'hr').iterdir():
@@ -123,7 +125,7 @@ def test_error_of_one_process_is_said_and_ends_all(tmp_path):
     run = start(folder, ['-opt', 'tiny.yml'], processes=2)
     output = finish(run)
     assert run.returncode != 0
-    assert 'spinsr.train: error: ' in output and '.png cannot be read whole' in output
+    assert 'spinsr.train: error: ' in output and '.png cannot be read completely' in output
 
 
 def test_launcher_flag_without_a_launcher_is_one_line(tmp_path):
