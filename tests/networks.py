@@ -93,11 +93,11 @@ NETWORKS = {
         parameters={2: 670_572, 3: 678_687, 4: 690_048},
     ),
     'IMDN': Network(
-        small={'num_feat': 16, 'num_block': 2},
+        small={'num_feat': 32, 'num_block': 2},
         parameters={2: 694_404, 3: 703_059, 4: 715_176},
     ),
     'IMDN_AS': Network(
-        small={'num_feat': 16, 'num_block': 3},
+        small={'num_feat': 32, 'num_block': 3},
         parameters={1: 752_104},
     ),
     'IMDN_RTC': Network(

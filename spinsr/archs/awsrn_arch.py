@@ -21,6 +21,9 @@ from spinsr.utils.validation import check_equal, check_length
 KERNELS = (3, 5, 7, 9)
 
 
+RGB_MEAN = (0.4488, 0.4371, 0.4040)
+
+
 class WeightNormConv2d(nn.Conv2d):
     """A convolution with the weight g v / |v|, |v| the norm of each output channel's kernel (Salimans & Kingma, 2016).
 
@@ -135,7 +138,7 @@ class AWSRN(nn.Module):
         num_block: int = 4,
         num_unit: int = 4,
         upscale: int = 4,
-        rgb_mean: Sequence[float] = (0.4488, 0.4371, 0.4040),
+        rgb_mean: Sequence[float] = RGB_MEAN,
     ):
         super().__init__()
         check_equal(num_in_ch=num_in_ch, num_out_ch=num_out_ch)
@@ -185,6 +188,19 @@ def _official_arguments(variant: str, official: Mapping[str, Any]) -> dict[str, 
     }
 
 
+def _mean(weights: Mapping[str, Tensor]) -> Tensor:
+    """The constant of the authors' code, which their files do not hold."""
+    channels = weights['conv_first.weight_v'].shape[1]
+    mean = torch.tensor(RGB_MEAN) if channels == len(RGB_MEAN) else torch.zeros(channels)
+    return mean.view(1, -1, 1, 1)
+
+
+def _to_official(renamed: dict[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if 'mean' in ours and not torch.equal(ours['mean'].float(), _mean(ours)):
+        raise ValueError('mean must be that of DIV2K, which is a constant in the code of the authors')
+    return renamed
+
+
 _PARTS = '{part:weight_g|weight_v|bias}'
 _FACTOR = '{factor:res_scale|x_scale}'
 _PUBLISHED = 'arXiv:1904.02358, github.com/ChaofWang/AWSRN'
@@ -214,6 +230,8 @@ register_format(
         },
         parity=('awsrn', 'awsrnd'),
         official_arguments=_official_arguments,
+        from_official=lambda renamed, _: {**renamed, 'mean': _mean(renamed)},
+        to_official=_to_official,
         layout=bare,
         onnx=Onnx(sides=(2, None)),  # torch.export makes a constant of a side of 1
         published=(

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 SIZE = (1200, 800)
 FONT = 13
+# More names than this are written smaller.
+CROWD = 20
 PUBLISHED, OURS = '#5b7fa6', '#d1495b'
 
 
@@ -94,8 +96,9 @@ def _add_names(figure: 'Figure', axes: Any, points: Sequence[Point]) -> None:
 
     figure.draw_without_rendering()  # the layout, in which the places of the names are found
     figure.set_layout_engine('none')
+    size = FONT if len(points) <= CROWD else FONT - 4
     names = [
-        axes.text(point.x, point.psnr, point.name, color=OURS if point.ours else PUBLISHED, size=FONT)
+        axes.text(point.x, point.psnr, point.name, color=OURS if point.ours else PUBLISHED, size=size)
         for point in points
     ]
     centres = axes.transData.transform([(point.x, point.psnr) for point in points])

@@ -159,7 +159,7 @@ def _named(arch: str, scale: int, arch_args: Mapping[str, Any]) -> Network:
         hint = nearest(arch, [*ours, *(other for other, _ in ARCH_REGISTRY)])
         if not compat.is_installed():
             hint += f"; BasicSR's own networks need BasicSR: {compat.INSTALL}"
-        raise ValueError(f'arch must be {", ".join(ours)} or a name in ARCH_REGISTRY, got {arch!r}; {hint}')
+        raise ValueError(f'arch must be a network of spinsr or a name in ARCH_REGISTRY, got {arch!r}; {hint}')
     scale_keyword(cls)
     _check_keywords(cls, arch, arch_args)
     parameters = inspect.signature(cls).parameters

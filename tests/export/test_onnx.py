@@ -293,7 +293,8 @@ def test_command_writes_onnx_of_a_fixed_size(exported, checkpoint, tmp_path, cap
 )
 def test_command_says_what_it_wrote(written, takes, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(onnx, 'export_file', lambda *_, **__: written)
-    assert cli.main(['export', 'net.pth', str(tmp_path / 'net.onnx')]) == 0
+    (tmp_path / 'net.pth').touch()
+    assert cli.main(['export', str(tmp_path / 'net.pth'), str(tmp_path / 'net.onnx')]) == 0
     assert takes in capsys.readouterr().out
 
 

@@ -375,7 +375,15 @@ def test_second_signal_ends_at_once(project, whole, monkeypatch, capfd):
     assert_identical(final('broken'), whole[1])
 
 
-def test_ctrl_c_is_one_line(project, monkeypatch, capfd):
+@pytest.fixture
+def ctrl_c():
+    """Lets this process hear Ctrl-C: a shell starts background jobs, and so the tests in one, deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_is_one_line(project, ctrl_c, monkeypatch, capfd):
     at(monkeypatch, *ITERATION, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
     assert train.main(['-opt', options(project, 'broken', {})]) == 130
     assert capfd.readouterr().err.splitlines()[-1] == 'spinsr.train: interrupted'
