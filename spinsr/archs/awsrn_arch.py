@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
 from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Source, bare, register_format
+from spinsr.modules.local_fusion import LocalFusionBlock
 from spinsr.modules.mean_shift import register_mean
+from spinsr.modules.weight_norm import WeightNormConv2d
 from spinsr.utils.validation import check_equal, check_length
 
 # Kernel sizes of the convolutions in the upsampler.
@@ -22,73 +24,6 @@ KERNELS = (3, 5, 7, 9)
 
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
-
-
-class WeightNormConv2d(nn.Conv2d):
-    """A convolution with the weight g v / |v|, |v| the norm of each output channel's kernel (Salimans & Kingma, 2016).
-
-    Unlike torch's own, it can be pickled, and its parameters have the names `weight_g` and `weight_v`.
-
-    Args:
-        in_channels, out_channels: Channels.
-        kernel_size: An odd number; the image keeps its size.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
-        super().__init__(in_channels, out_channels, kernel_size, 1, kernel_size // 2)
-        weight = self.weight.detach()
-        del self.weight
-        self.weight_g = nn.Parameter(torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True))
-        self.weight_v = nn.Parameter(weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
-        norm = torch.linalg.vector_norm(self.weight_v, dim=(1, 2, 3), keepdim=True)
-        return self._conv_forward(x, self.weight_v * (self.weight_g / norm), self.bias)
-
-
-class AdaptiveWeightedResidualUnit(nn.Module):
-    """AWRU: res_scale * convolutions(x) + x_scale * x, with learned factors.
-
-    Args:
-        num_feat: Channels C.
-        num_mid: Channels between the convolutions.
-    """
-
-    def __init__(self, num_feat: int, num_mid: int):
-        super().__init__()
-        self.body = nn.Sequential(
-            WeightNormConv2d(num_feat, num_mid, 3), nn.ReLU(), WeightNormConv2d(num_mid, num_feat, 3)
-        )
-        self.res_scale, self.x_scale = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        return self.res_scale * self.body(x) + self.x_scale * x
-
-
-class LocalFusionBlock(nn.Module):
-    """LFB: residual units in a row, whose results a convolution fuses; the sum with the input has learned factors.
-
-    Args:
-        num_feat: Channels C.
-        num_mid: Channels inside a unit.
-        num_unit: Residual units.
-    """
-
-    def __init__(self, num_feat: int, num_mid: int, num_unit: int):
-        super().__init__()
-        self.units = nn.ModuleList(AdaptiveWeightedResidualUnit(num_feat, num_mid) for _ in range(num_unit))
-        self.fuse = WeightNormConv2d(num_unit * num_feat, num_feat, 3)
-        self.res_scale, self.x_scale = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        seen, out = [], x
-        for unit in self.units:
-            out = unit(out)
-            seen.append(out)
-        return self.res_scale * self.fuse(torch.cat(seen, 1)) + self.x_scale * x
 
 
 class AdaptiveWeightedMultiScale(nn.Module):
@@ -166,7 +101,7 @@ def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         'num_in_ch': channels,
         'num_out_ch': channels,
         'num_feat': num_feat,
-        'num_mid': len(weights['body.0.units.0.body.0.weight_v']),
+        'num_mid': len(weights['body.0.units.0.expand.weight_v']),
         'num_block': shapes.count(weights, 'body.{}.'),
         'num_unit': shapes.count(weights, 'body.0.units.{}.'),
         'upscale': shapes.shuffle(weights, 'skip.weight_v', 'conv_first.weight_v'),
@@ -212,10 +147,8 @@ register_format(
             (None, 'mean'),
             (f'head.0.{_PARTS}', f'conv_first.{_PARTS}'),
             (f'skip.0.{_PARTS}', f'skip.{_PARTS}'),
-            (
-                f'body.{{block}}.b{{unit}}.body.{{layer:0|2}}.{_PARTS}',
-                f'body.{{block}}.units.{{unit}}.body.{{layer}}.{_PARTS}',
-            ),
+            (f'body.{{block}}.b{{unit}}.body.0.{_PARTS}', f'body.{{block}}.units.{{unit}}.expand.{_PARTS}'),
+            (f'body.{{block}}.b{{unit}}.body.2.{_PARTS}', f'body.{{block}}.units.{{unit}}.reduce.{_PARTS}'),
             (f'body.{{block}}.b{{unit}}.{_FACTOR}.scale', f'body.{{block}}.units.{{unit}}.{_FACTOR}'),
             (f'body.{{block}}.reduction.{_PARTS}', f'body.{{block}}.fuse.{_PARTS}'),
             (f'body.{{block}}.{_FACTOR}.scale', f'body.{{block}}.{_FACTOR}'),

@@ -200,7 +200,7 @@ register_format(
         },
         official_arguments=renamed(in_nc='num_in_ch', out_nc='num_out_ch', nf='num_feat', num_modules='num_block'),
         layout=_wrapped,
-        onnx=Onnx(sides=(1, None)),
+        onnx=Onnx(sides=(2, None)),
         published=(
             PublishedResult(2, 694_000, '38.00 33.63 32.19 32.17 38.88', _PUBLISHED),
             PublishedResult(3, 703_000, '34.36 30.32 29.09 28.17 33.61', _PUBLISHED),
@@ -233,7 +233,7 @@ register_format(
             'num_block': shapes.count(weights, 'blocks.{}.'),
             'upscale': shapes.shuffle(weights),
         },
-        onnx=Onnx(sides=(1, None)),
+        onnx=Onnx(sides=(2, None)),
         source=_SOURCE,
     )
 )

@@ -161,7 +161,7 @@ register_format(
         configurations={'ShuffleMixer-tiny': {'num_feat': 32, 'kernel_size': 3}},
         official_arguments=renamed(n_feats='num_feat', n_blocks='num_block', upscaling_factor='upscale'),
         layout=under('params'),
-        onnx=Onnx(sides=(1, None)),
+        onnx=Onnx(sides=(2, None)),
         published=(
             PublishedResult(2, 394_000, '38.01 33.63 32.17 31.89 38.83', _PUBLISHED),
             PublishedResult(3, 415_000, '34.40 30.37 29.12 28.08 33.69', _PUBLISHED),
