@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
-from spinsr.convert.registry import ArchFormat, Sizes, Source, register_format, renamed
+from spinsr.convert.registry import ArchFormat, Sizes, Source, bare, register_format, renamed
 from spinsr.modules.cosine import attend_channels
 from spinsr.modules.gated_feed_forward import GatedFeedForward
 from spinsr.modules.padding import pad_to_multiple
@@ -219,6 +219,7 @@ register_format(
             ffn_expansion_factor='mlp_ratio',
         ),
         untold={'patch_size': 8},
+        layout=bare,
         sizes=Sizes(minimum=5, multiple=8, pads=True),
         source=Source(
             'Unfolding Once is Enough: A Deployment-Friendly Transformer Unit for Super-Resolution (Liu et al., 2023)',
