@@ -173,7 +173,9 @@ def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         'num_block': shapes.count(weights, 'body.{}.'),
         'num_itl': shapes.count(weights, 'body.0.itl.{}.'),
         'num_sal': shapes.count(weights, 'body.0.sal.{}.'),
-        'mlp_ratio': weights['body.0.itl.0.ffn.project_out.weight'].shape[1] / len(weights['conv_first.weight']),
+        'mlp_ratio': shapes.ratio(
+            weights['body.0.itl.0.ffn.project_out.weight'].shape[1], len(weights['conv_first.weight'])
+        ),
         'bias': 'body.0.itl.0.ffn.project_out.bias' in weights,
         'upscale': shapes.shuffle(weights),
     }

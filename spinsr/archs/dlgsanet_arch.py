@@ -294,8 +294,8 @@ def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         'group_width': num_feat // groups,
         'kernel_size': kernel_size,
         'num_heads': len(weights['body.0.1.attn.temperature']),
-        'mlp_ratio': weights['body.0.0.local_ffn.project_out.weight'].shape[1] / num_feat,
-        'global_mlp_ratio': weights['body.0.1.global_ffn.project_out.weight'].shape[1] / num_feat,
+        'mlp_ratio': shapes.ratio(weights['body.0.0.local_ffn.project_out.weight'].shape[1], num_feat),
+        'global_mlp_ratio': shapes.ratio(weights['body.0.1.global_ffn.project_out.weight'].shape[1], num_feat),
         'upscale': shapes.shuffle(weights),
     }
 

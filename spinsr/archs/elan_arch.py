@@ -217,7 +217,7 @@ register_format(
             **shapes.mean_of_grey(weights),
             'num_block': shapes.count(weights, 'body.{}.'),
             'num_layer': shapes.count(weights, 'body.0.lfe.{}.'),
-            'mlp_ratio': len(weights['body.0.lfe.0.fc1.weight']) / len(weights['conv_first.weight']),
+            'mlp_ratio': shapes.ratio(len(weights['body.0.lfe.0.fc1.weight']), len(weights['conv_first.weight'])),
             'upscale': shapes.shuffle(weights),
         },
         configurations={'ELAN-light': {'num_feat': 60, 'num_block': 12, 'num_layer': 2}},
