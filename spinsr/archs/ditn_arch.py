@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
-from spinsr.convert.registry import ArchFormat, Sizes, Source, register_format, renamed
+from spinsr.convert.registry import ArchFormat, Sizes, Source, bare, register_format, renamed
 from spinsr.modules.cosine import attend_channels
 from spinsr.modules.gated_feed_forward import GatedFeedForward
 from spinsr.modules.padding import pad_to_multiple
@@ -173,7 +173,9 @@ def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         'num_block': shapes.count(weights, 'body.{}.'),
         'num_itl': shapes.count(weights, 'body.0.itl.{}.'),
         'num_sal': shapes.count(weights, 'body.0.sal.{}.'),
-        'mlp_ratio': weights['body.0.itl.0.ffn.project_out.weight'].shape[1] / len(weights['conv_first.weight']),
+        'mlp_ratio': shapes.ratio(
+            weights['body.0.itl.0.ffn.project_out.weight'].shape[1], len(weights['conv_first.weight'])
+        ),
         'bias': 'body.0.itl.0.ffn.project_out.bias' in weights,
         'upscale': shapes.shuffle(weights),
     }
@@ -219,6 +221,7 @@ register_format(
             ffn_expansion_factor='mlp_ratio',
         ),
         untold={'patch_size': 8},
+        layout=bare,
         sizes=Sizes(minimum=5, multiple=8, pads=True),
         source=Source(
             'Unfolding Once is Enough: A Deployment-Friendly Transformer Unit for Super-Resolution (Liu et al., 2023)',

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
-from spinsr.convert.registry import ArchFormat, PublishedResult, Source, register_format, renamed
+from spinsr.convert.registry import ArchFormat, PublishedResult, Source, register_format, renamed, under
 from spinsr.modules.channel_norm import ChannelNorm
 from spinsr.modules.cosine import attend_channels
 from spinsr.modules.gated_feed_forward import GatedFeedForward
@@ -294,8 +294,8 @@ def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         'group_width': num_feat // groups,
         'kernel_size': kernel_size,
         'num_heads': len(weights['body.0.1.attn.temperature']),
-        'mlp_ratio': weights['body.0.0.local_ffn.project_out.weight'].shape[1] / num_feat,
-        'global_mlp_ratio': weights['body.0.1.global_ffn.project_out.weight'].shape[1] / num_feat,
+        'mlp_ratio': shapes.ratio(weights['body.0.0.local_ffn.project_out.weight'].shape[1], num_feat),
+        'global_mlp_ratio': shapes.ratio(weights['body.0.1.global_ffn.project_out.weight'].shape[1], num_feat),
         'upscale': shapes.shuffle(weights),
     }
 
@@ -322,6 +322,7 @@ register_format(
         },
         official_arguments=_official_arguments,
         untold={'tlc_kernel': 0, 'img_range': 1.0},
+        layout=under('params'),
         tiling='discouraged',
         published=(
             PublishedResult(2, 565_710, '38.16 33.92 32.26 32.82 39.14', _PUBLISHED, 'DLGSANet-tiny'),

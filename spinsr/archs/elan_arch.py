@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import mean_shift, shapes
-from spinsr.convert.registry import ArchFormat, PublishedResult, Sizes, Source, register_format, renamed
+from spinsr.convert.registry import ArchFormat, PublishedResult, Sizes, Source, bare, register_format, renamed
 from spinsr.modules.mean_shift import register_mean
 from spinsr.modules.padding import pad_to_multiple
 from spinsr.modules.shift import ShiftedMLP, fixed_kernels
@@ -217,7 +217,7 @@ register_format(
             **shapes.mean_of_grey(weights),
             'num_block': shapes.count(weights, 'body.{}.'),
             'num_layer': shapes.count(weights, 'body.0.lfe.{}.'),
-            'mlp_ratio': len(weights['body.0.lfe.0.fc1.weight']) / len(weights['conv_first.weight']),
+            'mlp_ratio': shapes.ratio(len(weights['body.0.lfe.0.fc1.weight']), len(weights['conv_first.weight'])),
             'upscale': shapes.shuffle(weights),
         },
         configurations={'ELAN-light': {'num_feat': 60, 'num_block': 12, 'num_layer': 2}},
@@ -225,6 +225,7 @@ register_format(
         untold={'window_size': (16,), 'img_range': 255.0},
         from_official=_from_official,
         to_official=lambda official, ours: mean_shift.unfold(official | _fixed_kernels(ours), ours),
+        layout=bare,
         sizes=Sizes(minimum=9, multiple=16, pads=True),
         published=(
             PublishedResult(2, 582_000, '38.17 33.94 32.30 32.76 39.11', _PUBLISHED, 'ELAN-light'),

@@ -238,7 +238,7 @@ def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         'num_block': shapes.count(weights, 'body.{}.'),
         'num_layer': layers,
         'num_attention': sum(f'body.0.sa_list.{layer}.proj.0.weight' in weights for layer in range(layers)),
-        'mlp_ratio': len(weights['body.0.mlp_list.0.fc1.weight']) / len(weights['conv_first.weight']),
+        'mlp_ratio': shapes.ratio(len(weights['body.0.mlp_list.0.fc1.weight']), len(weights['conv_first.weight'])),
         'upscale': shapes.shuffle(weights),
     }
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
 from spinsr.convert.mean_shift import take
-from spinsr.convert.registry import ArchFormat, PublishedResult, Sizes, Source, register_format, renamed
+from spinsr.convert.registry import ArchFormat, PublishedResult, Sizes, Source, bare, register_format, renamed
 from spinsr.modules.attention import attend, merge_heads, split_heads
 from spinsr.modules.channel_attention import ChannelAttention
 from spinsr.modules.padding import pad_to
@@ -264,6 +264,7 @@ register_format(
         official_arguments=renamed(n_feats='num_feat', reduction='squeeze_factor'),
         untold={'num_heads': 1},
         to_official=_to_official,
+        layout=bare,
         sizes=Sizes(minimum=2, pads=True),
         tiling='discouraged',
         published=(

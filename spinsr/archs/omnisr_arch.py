@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
-from spinsr.convert.registry import ArchFormat, PublishedResult, Sizes, Source, register_format, renamed
+from spinsr.convert.registry import ArchFormat, PublishedResult, Sizes, Source, bare, register_format, renamed
 from spinsr.modules.attention import attend, merge_heads, split_heads
 from spinsr.modules.channel_norm import ChannelNorm
 from spinsr.modules.cosine import attend_channels
@@ -304,6 +304,7 @@ register_format(
         ),
         arguments=_arguments,
         official_arguments=_official_arguments,
+        layout=bare,
         sizes=Sizes(minimum=9, multiple=8, pads=True),
         tiling='discouraged',
         published=(

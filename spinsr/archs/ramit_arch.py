@@ -373,7 +373,7 @@ def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         'num_heads': tuple(map(sum, heads)),
         'channel_head_ratio': heads[0][1] / sum(heads[0]),
         'window_size': (math.isqrt(len(weights['stage1.0.spatial.bias.table'])) + 1) // 2,
-        'mlp_ratio': len(weights['stage1.0.fc1.weight']) / num_feat,
+        'mlp_ratio': shapes.ratio(len(weights['stage1.0.fc1.weight']), num_feat),
         'qkv_bias': 'stage1.0.qkv.bias' in weights,
         'mobivari': 2 if 'down1.reduction.exp_conv.weight' in weights else 1,
         'num_tail': shapes.count(weights, 'tail.{}.'),

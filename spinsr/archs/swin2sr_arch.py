@@ -341,7 +341,7 @@ def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         'depths': tuple(shapes.count(weights, block.format(group) + '{}.') for group in groups),
         'num_heads': tuple(len(weights[block.format(group) + '0.attn.logit_scale']) for group in groups),
         'window_size': (weights[block.format(0) + '0.attn.relative_coords_table'].shape[1] + 1) // 2,
-        'mlp_ratio': len(weights[block.format(0) + '0.mlp.fc1.weight']) / len(first),
+        'mlp_ratio': shapes.ratio(len(weights[block.format(0) + '0.mlp.fc1.weight']), len(first)),
         'resi_connection': '3conv' if 'conv_after_body.0.weight' in weights else '1conv',
         **tail,
     }
