@@ -94,8 +94,9 @@ def _add_names(figure: 'Figure', axes: Any, points: Sequence[Point]) -> None:
 
     figure.draw_without_rendering()  # the layout, in which the places of the names are found
     figure.set_layout_engine('none')
+    font = FONT if len(points) <= 24 else 9  # a crowd needs the place
     names = [
-        axes.text(point.x, point.psnr, point.name, color=OURS if point.ours else PUBLISHED, size=FONT)
+        axes.text(point.x, point.psnr, point.name, color=OURS if point.ours else PUBLISHED, size=font)
         for point in points
     ]
     centres = axes.transData.transform([(point.x, point.psnr) for point in points])
@@ -110,7 +111,7 @@ def _add_names(figure: 'Figure', axes: Any, points: Sequence[Point]) -> None:
         force_text=(0.2, 0.4),
         force_static=(0.2, 0.4),
         force_pull=(0.02, 0.02),
-        iter_lim=500,
+        iter_lim=1500,
         arrowprops={'arrowstyle': '-', 'color': '0.6', 'lw': 0.8, 'shrinkB': 6},
     )
 
