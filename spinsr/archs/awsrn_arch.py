@@ -227,7 +227,7 @@ register_format(
             2019,
             'https://github.com/ChaofWang/AWSRN',
             'MIT',
-            weights='not in the repository',
+            weights='none',
         ),
     )
 )
