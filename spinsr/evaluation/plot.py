@@ -113,7 +113,7 @@ def _add_names(figure: 'Figure', axes: Any, points: Sequence[Point]) -> None:
         force_text=(0.2, 0.4),
         force_static=(0.2, 0.4),
         force_pull=(0.02, 0.02),
-        iter_lim=500,
+        iter_lim=1500,
         arrowprops={'arrowstyle': '-', 'color': '0.6', 'lw': 0.8, 'shrinkB': 6},
     )
 

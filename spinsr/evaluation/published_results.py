@@ -3,6 +3,7 @@
 The rows of the networks of spinsr are in their formats (`ArchFormat.published`), those of others here.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from spinsr.convert.registry import Source, formats
@@ -84,19 +85,30 @@ SOURCES = {
     ),
 }
 
-# By name and scale: a network and its form for inference have the same results.
-_OURS = {
-    (r.name or f.name, r.scale): _row(r.name or f.name, r.scale, r.parameters, r.psnr, r.source)
-    for f in formats()
-    for r in f.published
-}
+
+def _first_of_each() -> Iterator[Published]:
+    """The rows of our formats, without further results of one size.
+
+    Of a network that was trained on several sets of images, and of a network and its form for inference.
+    """
+    seen: set[tuple] = set()
+    for format in formats():
+        for r in format.published:
+            name = r.name or format.name
+            keys = {(name, r.scale), (format.name, r.parameters, r.scale)}
+            if not keys & seen:
+                yield _row(name, r.scale, r.parameters, r.psnr, r.source)
+            seen |= keys
+
+
+_OURS = tuple(_first_of_each())
 
 
 def elsewhere() -> tuple[Published, ...]:
     """The rows of networks that spinsr does not have: of each network here, the format knows better."""
     ours = {name for format in formats() for name in (format.name, *format.configurations)}
-    ours |= {name for name, _ in _OURS}
+    ours |= {row.name for row in _OURS}
     return tuple(row for row in _OTHERS if row.name not in ours)
 
 
-PUBLISHED = (*_OURS.values(), *elsewhere())
+PUBLISHED = (*_OURS, *elsewhere())
