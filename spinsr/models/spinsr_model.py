@@ -28,7 +28,7 @@ from spinsr.utils.errors import OptionError, TrainingError
 from spinsr.utils.validation import ABOVE_0, FLAG, SECTION, as_whole, one_of, whole
 
 # Sections of train whose losses SRModel does not have.
-_MORE_LOSSES = ('tv_opt', 'contrastive_opt', 'distill_opt')
+_MORE_LOSSES = ('fft_opt', 'tv_opt', 'contrastive_opt', 'distill_opt')
 # The options of BasicSR's schedulers, as they call them.
 _SCHEDULE = ('milestones', 'gamma', 'restarts', 'restart_weights', 'periods', 'cumulative_period', 'eta_min')
 # Validation pictures that a set sends to TensorBoard.
@@ -52,8 +52,9 @@ class SpinsrModel(SRModel):
     - `train: compile: false`, `train: channels_last: false`.
     - `train: recompute: false`: blocks are computed once more for the gradient, which takes less memory and more time.
     - `train: optim_g: type:` takes AdamW and Muon (`spinsr.training.muon`), too.
-    - `train: tv_opt: ~`, `train: contrastive_opt: ~`: a loss each beside `pixel_opt` and `perceptual_opt`, of the
-      result alone (WeightedTVLoss) and of result, target and LR image (ContrastiveLoss).
+    - `train: fft_opt: ~`, `train: tv_opt: ~`, `train: contrastive_opt: ~`: a loss each beside `pixel_opt` and
+      `perceptual_opt`, of result and target (FFTLoss), of the result alone (WeightedTVLoss), and of result, target and
+      LR image (ContrastiveLoss).
     - `train: distill_opt: ~`: a loss of the result and the teacher's, which the data set gives (DistillationDataset);
       `pixel_opt` may then be absent, and so may HR (`read_gt: false` of the data set).
     - `train: distill_iters: ~`: `distill_opt` counts in so many iterations only, the first ones.
@@ -75,6 +76,7 @@ class SpinsrModel(SRModel):
     # Section of train -> what its loss is called with.
     CALLS: ClassVar[dict[str, tuple[str, ...]]] = {
         'pixel_opt': ('output', 'gt'),
+        'fft_opt': ('output', 'gt'),
         'tv_opt': ('output',),
         'contrastive_opt': ('output', 'gt', 'lq'),
         'distill_opt': ('output', 'teacher'),
