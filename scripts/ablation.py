@@ -164,7 +164,7 @@ class Workers:
         resume = ['--auto_resume'] if file.exists() and file.read_text(encoding='utf-8') == text else []
         old = out / 'experiments' / opt['name']
         if not resume and old.exists():
-            # BasicSR does it too, but when we are stopped before, the next time would go on with these states.
+            # BasicSR does it too, but when we are stopped before, the next run would continue from these states.
             old.rename(old.with_name(f'{old.name}_archived_{time.strftime("%Y%m%d_%H%M%S")}'))
         write_bytes(file, text.encode())
         start = time.monotonic()

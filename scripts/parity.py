@@ -40,7 +40,7 @@ def main() -> int:
             error = largest_error(path, torch.float64)
             cells = [f'{error:.1e}'] + ([f'{largest_error(path, torch.float32):.1e}'] if args.float32 else [])
         except Exception as problem:
-            # The table goes on, whatever is wrong with one file.
+            # The table continues, whatever is wrong with one file.
             error, cells = float('inf'), [f'{type(problem).__name__}: {problem}'.replace('\n', ' ')]
         print(f'| {path.stem} | {format.name} | {" | ".join(cells)} |', flush=True)
         worst[format.name] = max(worst.get(format.name, 0), error)

@@ -279,7 +279,7 @@ def load_resume_state(opt: MutableMapping[str, Any]) -> dict[str, Any] | None:
 
 
 def find_resume_state(opt: Mapping[str, Any]) -> str | None:
-    """The state that training goes on from, or None: the last one for --auto_resume, else `path: resume_state`."""
+    """The state from which training continues, or None: the last one for --auto_resume, else `path: resume_state`."""
     if not opt['auto_resume']:
         return opt['path'].get('resume_state') or None
     states = [path for path in Path(opt['path']['training_states']).glob('*.state') if path.stem.isdecimal()]
@@ -291,7 +291,7 @@ def share_lmdb_environments() -> None:
 
     lmdb 2 refuses to open a database twice in a process, and earlier ones crashed on it now and then; BasicSR opens one
     for every dataset, so two validation sets on one LMDB, or a worker forked after a validation on its LMDB, fail. The
-    replacement opens a database once for all readers of the process; a forked worker goes on with the one it inherits,
+    replacement opens a database once for all readers of the process; a forked worker uses the one it inherits,
     which LMDB allows for read-only databases without a lock file. Can go when BasicSR's LmdbBackend shares them.
     """
     around_import('basicsr.utils.file_client', after=_replace_lmdb_backend)

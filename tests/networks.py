@@ -45,6 +45,14 @@ NETWORKS = {
         small={'num_feat': 16, 'num_group': 2, 'num_block': 2, 'squeeze_factor': 4},
         parameters={2: 15_444_643, 3: 15_629_283, 4: 15_592_355, 8: 15_740_067},
     ),
+    'AWSRN': Network(
+        small={'num_feat': 4, 'num_mid': 6, 'num_block': 2, 'num_unit': 2},
+        parameters={2: 1_396_872, 3: 1_476_147, 4: 1_587_132},
+    ),
+    'CARN': Network(
+        small={'num_feat': 8, 'groups': 2},
+        parameters={2: 964_163, 3: 1_148_803, 4: 1_111_875},
+    ),
     'RDBESA': Network(
         small={'num_feat': 16, 'num_block': 2, 'squeeze_factor': 2},
         parameters={2: 527_068, 3: 535_723, 4: 547_840},
@@ -52,6 +60,18 @@ NETWORKS = {
     'DITN': Network(
         small={'num_feat': 8, 'num_itl': 1, 'num_sal': 1, 'patch_size': 4},
         parameters={2: 424_636, 3: 432_751, 4: 444_112},
+    ),
+    'DLGSANet': Network(
+        small={
+            'num_feat': 8,
+            'num_group': 1,
+            'num_block': 1,
+            'group_width': 4,
+            'kernel_size': 3,
+            'num_heads': 2,
+            'tlc_kernel': 7,
+        },
+        parameters={2: 4_733_724, 3: 4_745_889, 4: 4_762_920},
     ),
     'EMT': Network(
         small={
@@ -69,7 +89,7 @@ NETWORKS = {
         parameters={2: 694_404, 3: 703_059, 4: 715_176},
     ),
     'IMDN_AS': Network(
-        small={'num_feat': 16, 'num_block': 1},
+        small={'num_feat': 16, 'num_block': 3},
         parameters={1: 752_104},
     ),
     'IMDN_RTC': Network(
@@ -115,6 +135,22 @@ NETWORKS = {
     'Swin2SR': Network(
         small={'embed_dim': 12, 'depths': (2,), 'num_heads': (3,), 'window_size': 4},
         parameters={2: 1_005_348, 3: 1_013_463, 4: 1_024_824},
+    ),
+    'RAMiT': Network(
+        small={'num_feat': 16, 'depths': (2, 1, 1, 1), 'window_size': 2, 'slim': True},
+        parameters={2: 939_844, 3: 948_499, 4: 960_616},
+    ),
+    'LAPAR': Network(
+        small={'num_feat': 6, 'num_block': 1},
+        parameters={2: 547_866, 3: 594_266, 4: 659_226},
+    ),
+    'ETDS': Network(
+        small={'num_feat': 10, 'num_block': 2},
+        parameters={2: 55_340, 3: 59_690, 4: 65_780},
+    ),
+    'ETDSInference': Network(
+        small={'num_feat': 10, 'num_block': 2},
+        parameters={2: 60_008, 3: 65_288, 4: 72_608},
     ),
     'RLFN': Network(
         small={'num_feat': 8, 'num_mid': 12, 'num_block': 2, 'num_esa': 4},

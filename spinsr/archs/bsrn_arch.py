@@ -241,6 +241,7 @@ def _format(arch: type[_Network], names: tuple, **further: Any) -> ArchFormat:
             'https://github.com/xiaom233/BSRN',
             'MIT',
             'MIT',
+            weights='repository',
         ),
         **further,
     )

@@ -236,6 +236,7 @@ register_format(
             2023,
             'https://github.com/yongliuy/DITN',
             'Apache-2.0',
+            weights='cloud drive',
         ),
     )
 )

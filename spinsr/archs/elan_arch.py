@@ -257,11 +257,13 @@ register_format(
                 'pixel_opt:loss_weight': ON_255,
             },
         ),
+        protocol='spin_published',
         source=Source(
             'Efficient Long-Range Attention Network for Image Super-Resolution (Zhang et al., ECCV 2022)',
             2022,
             'https://github.com/xindongzhang/ELAN',
             'Apache-2.0',
+            weights='none',
         ),
     )
 )

@@ -299,6 +299,7 @@ register_format(
             'https://github.com/Fried-Rice-Lab/EMT',
             'MIT',
             'MIT',
+            weights='repository',
         ),
     )
 )

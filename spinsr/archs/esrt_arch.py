@@ -221,8 +221,9 @@ _UNUSED = 'body.0.encoder{number}.{arfb:encoder|decoder_low|decoder_high|alise}.
 
 def _to_official(official: dict[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Adds zeros for the factors without which the authors' network does not load."""
-    blocks, zero = range(1, shapes.count(ours, 'blocks.block_{}.')), torch.zeros_like(take(ours, 'scale_skip'))
-    return official | {f'body.0.encoder{number}.{arfb}.weight1.scale': zero for number in blocks for arfb in _ARFB}
+    like, blocks = take(ours, 'scale_skip'), range(1, shapes.count(ours, 'blocks.block_{}.'))
+    unused = (f'body.0.encoder{number}.{arfb}.weight1.scale' for number in blocks for arfb in _ARFB)
+    return official | {name: torch.zeros_like(like) for name in unused}
 
 
 _PUBLISHED = 'CVPRW 2022, github.com/luissen/ESRT'
@@ -287,6 +288,7 @@ register_format(
             2022,
             'https://github.com/luissen/ESRT',
             'MIT',
+            weights='none',
         ),
     )
 )

@@ -171,6 +171,7 @@ _SOURCE = Source(
     'Lightweight Image Super-Resolution with Information Multi-Distillation Network (Hui et al., ACM MM 2019)',
     2019,
     'https://github.com/Zheng222/IMDN',
+    weights='repository',
 )
 _PUBLISHED = 'ACM MM 2019, github.com/Zheng222/IMDN'
 _BLOCK = 'body.block_{number}.{conv:c1|c2|c3|c4|c5|cca.conv_in|cca.conv_out}.{end}'

@@ -264,6 +264,7 @@ def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 _PUBLISHED = 'CVPR 2023, github.com/Francis0625/Omni-SR; trained on DIV2K'
+_DF2K = 'CVPR 2023, github.com/Francis0625/Omni-SR; trained on DF2K'
 
 register_format(
     ArchFormat(
@@ -310,6 +311,8 @@ register_format(
             PublishedResult(2, 772_000, '38.22 33.98 32.36 33.05 39.28', _PUBLISHED, 'Omni-SR'),
             PublishedResult(3, 780_000, '34.70 30.57 29.28 28.84 34.22', _PUBLISHED, 'Omni-SR'),
             PublishedResult(4, 792_000, '32.49 28.78 27.71 26.64 31.02', _PUBLISHED, 'Omni-SR'),
+            PublishedResult(2, 772_000, '38.29 34.27 32.41 33.30 39.53', _DF2K, 'Omni-SR (DF2K)'),
+            PublishedResult(4, 792_000, '32.57 28.95 27.81 26.95 31.50', _DF2K, 'Omni-SR (DF2K)'),
         ),
         recipe=Recipe(
             about="The recipe is that of the authors' code: AdamW, LR patches of 64x64, batch 64, 1,000 epochs of 800 "
@@ -330,6 +333,7 @@ register_format(
             2023,
             'https://github.com/Francis0625/Omni-SR',
             'Apache-2.0',
+            weights='cloud drive',
         ),
     )
 )

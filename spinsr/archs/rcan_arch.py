@@ -213,6 +213,7 @@ register_format(
             'Image Super-Resolution Using Very Deep Residual Channel Attention Networks (Zhang et al., ECCV 2018)',
             2018,
             'https://github.com/yulunzhang/RCAN',
+            weights='cloud drive',
         ),
     )
 )

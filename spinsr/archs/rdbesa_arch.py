@@ -121,6 +121,6 @@ register_format(
                 'ema_decay': '',
             },
         ),
-        source=Source('"Possible Architecture" of a survey (docs/paper.md)'),
+        source=Source('"Possible Architecture" of a survey (docs/paper.md)', weights='none'),
     )
 )

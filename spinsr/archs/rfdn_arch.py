@@ -156,9 +156,9 @@ register_format(
         sizes=Sizes(minimum=MIN_SIDE, pads=True),
         onnx=Onnx(sides=(MIN_SIDE, None)),
         published=(
-            PublishedResult(2, 534_000, '38.05 33.68 32.16 32.12 38.88', _PUBLISHED),
-            PublishedResult(3, 541_000, '34.41 30.34 29.09 28.21 33.67', _PUBLISHED),
-            PublishedResult(4, 550_000, '32.24 28.61 27.57 26.11 30.58', _PUBLISHED),
+            PublishedResult(2, 534_000, '38.05 33.68 32.16 32.12 38.88', _PUBLISHED, configuration='RFDN-paper'),
+            PublishedResult(3, 541_000, '34.41 30.34 29.09 28.21 33.67', _PUBLISHED, configuration='RFDN-paper'),
+            PublishedResult(4, 550_000, '32.24 28.61 27.57 26.11 30.58', _PUBLISHED, configuration='RFDN-paper'),
         ),
         recipe=Recipe(
             about="The authors' training code is not public. HR patches of 256x256, batch 64, 5e-4, DIV2K and "
@@ -192,6 +192,7 @@ register_format(
             'https://github.com/njulj/RFDN',
             'MIT',
             'MIT',
+            weights='repository (E-RFDN x4)',
         ),
     )
 )

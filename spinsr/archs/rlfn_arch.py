@@ -195,6 +195,7 @@ register_format(
             'https://github.com/bytedance/RLFN',
             'Apache-2.0',
             'Apache-2.0',
+            weights='repository (x2, x4)',
         ),
     )
 )

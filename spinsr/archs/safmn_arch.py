@@ -181,6 +181,7 @@ register_format(
             2023,
             'https://github.com/sunny2109/SAFMN',
             'Apache-2.0',
+            weights='release',
         ),
     )
 )

@@ -207,6 +207,7 @@ register_format(
             'Second-order Attention Network for Single Image Super-Resolution (Dai et al., CVPR 2019)',
             2019,
             'https://github.com/daitao/SAN',
+            weights='cloud drive',
         ),
     )
 )

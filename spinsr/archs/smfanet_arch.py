@@ -175,6 +175,7 @@ _SMFA = {
 }
 _PCFN = {'conv_0': 'expand', 'conv_1': 'partial', 'conv_2': 'project'}
 _PUBLISHED = 'ECCV 2024, github.com/Zheng-MJ/SMFANet; trained on DIV2K'
+_DF2K = 'ECCV 2024, github.com/Zheng-MJ/SMFANet; trained on DF2K'
 
 register_format(
     ArchFormat(
@@ -203,6 +204,12 @@ register_format(
             PublishedResult(2, 480_000, '38.18 33.82 32.28 32.64 39.25', _PUBLISHED, 'SMFANet+'),
             PublishedResult(3, 487_000, '34.63 30.52 29.23 28.59 34.17', _PUBLISHED, 'SMFANet+'),
             PublishedResult(4, 496_000, '32.43 28.77 27.70 26.45 31.06', _PUBLISHED, 'SMFANet+'),
+            PublishedResult(2, 186_000, '38.08 33.65 32.22 32.20 39.11', _DF2K, 'SMFANet (DF2K)'),
+            PublishedResult(3, 191_000, '34.42 30.41 29.16 28.22 33.96', _DF2K, 'SMFANet (DF2K)'),
+            PublishedResult(4, 197_000, '32.25 28.71 27.64 26.18 30.82', _DF2K, 'SMFANet (DF2K)'),
+            PublishedResult(2, 480_000, '38.19 33.92 32.32 32.70 39.46', _DF2K, 'SMFANet+ (DF2K)', 'SMFANet+'),
+            PublishedResult(3, 487_000, '34.66 30.57 29.25 28.67 34.45', _DF2K, 'SMFANet+ (DF2K)', 'SMFANet+'),
+            PublishedResult(4, 496_000, '32.51 28.87 27.74 26.56 31.29', _DF2K, 'SMFANet+ (DF2K)', 'SMFANet+'),
         ),
         recipe=Recipe(
             about="The recipe is that of the authors' option files, which are for DIV2K: LR patches of 64x64, batch "
@@ -222,6 +229,7 @@ register_format(
             'https://github.com/Zheng-MJ/SMFANet',
             'Apache-2.0',
             'Apache-2.0',
+            weights='repository',
         ),
     )
 )

@@ -260,12 +260,14 @@ FORMAT = register_format(
                 'pixel_opt:loss_weight': ON_255,
             },
         ),
+        protocol='spin_published',
         source=Source(
             'Lightweight Image Super-Resolution with Superpixel Token Interaction (Zhang et al., ICCV 2023)',
             2023,
             'https://github.com/ArcticHare105/SPIN',
             'MIT',
             'MIT',
+            weights='none of the authors; spinsr has its own',
         ),
     )
 )

@@ -432,11 +432,12 @@ register_format(
             comments={'drop_path_rate': 'the authors; 0.0 when the network is used makes no difference'},
         ),
         source=Source(
-            'Swin2SR: SwinV2 Transformer for Compressed Image Super-Resolution and Restoration '
-            '(Conde et al., ECCVW 2022)',
+            'Swin2SR: SwinV2 Transformer for Compressed Image Super-Resolution and Restoration (Conde et al., '
+            'ECCVW 2022)',
             2022,
             'https://github.com/mv-lab/swin2sr',
             'Apache-2.0',
+            weights='release',
         ),
     )
 )

@@ -31,7 +31,9 @@ def devices(options: Mapping[str, Any], launcher: str = 'none') -> Iterator[Find
     if (not there or count == 0) and any(base in _ON_CUDA for base in bases):
         yield error('model_type', f'{model.__name__} runs on CUDA devices only')
     if not there and launcher == 'slurm':
-        yield error('num_gpu', f'--launcher {launcher} needs CUDA devices, and there is none; use torchrun on the CPU')
+        yield error(
+            'num_gpu', f'--launcher {launcher} needs CUDA devices, and none is available; use torchrun on the CPU'
+        )
     elif not there and count not in ('auto', 0):
         yield error('num_gpu', f'is {count}, but torch finds no CUDA device; use num_gpu: auto or 0 for the CPU')
     elif there and count != 'auto' and count > there and launcher == 'none':
@@ -62,7 +64,7 @@ def files(options: Mapping[str, Any], *, resumes: bool = False) -> Iterator[Find
     for key, path in section(options, 'path').items():
         if not path or not isinstance(path, str) or _is_file(path):
             continue
-        # --auto_resume takes the place of resume_state.
+        # --auto_resume replaces resume_state.
         if key == 'resume_state' and not options.get('auto_resume'):
             yield error(f'path:{key}', f'{path} does not exist')
         if str(key).startswith('pretrain_network') and not resumes:

@@ -284,7 +284,7 @@ def parameter_names(options: Mapping[str, Any], *, of_others: bool = False) -> I
             try:
                 with torch.device('meta'):
                     named += arch(**_arguments(network)).named_parameters()
-            # Wrong arguments are said by `types`; an arch of somebody else may need memory to be built.
+            # Wrong arguments are said by `types`; an arch of another project may need memory to be built.
             except Exception:
                 return
     # What is wrong without the names is said by `types`.

@@ -259,7 +259,7 @@ def _logging(options: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def network_scale(network: Mapping[str, Any]) -> tuple[str, Any]:
-    """What a network section upscales by: the keyword and its value, or '' and None where there is none."""
+    """What a network section upscales by: the keyword and its value, or '' and None if it has none."""
     arch = registries.find('ARCH', network.get('type'))
     parameters = inspect.signature(arch).parameters if arch is not None else {}
     for name in ('upscale', 'scale'):

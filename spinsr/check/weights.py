@@ -98,7 +98,7 @@ def _file(
     try:
         built = build(options[key]).state_dict()
     except Exception:
-        # Wrong arguments are said by `types`; an arch of somebody else may need memory to be built.
+        # Wrong arguments are said by `types`; an arch of another project may need memory to be built.
         return
     yield from _compared(built, state, strict, where, f'{file} does not fit {arch.__name__}', is_train)
 

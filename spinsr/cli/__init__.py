@@ -23,6 +23,7 @@ COMMANDS = (
     'report',
     'superpixels',
     'upscale',
+    'zoo',
 )
 # Those that skip what an earlier run of theirs has done.
 CONTINUING = ('prepare', 'upscale')

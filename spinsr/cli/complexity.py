@@ -1,12 +1,9 @@
 """`spinsr complexity`: what networks cost, as a table, and PSNR against parameters as a picture."""
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import logging
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 from spinsr.cli import arguments, network
@@ -85,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             --import fails, the device does not exist, or --plot or --scores has nothing to draw.
     """
     _check_usage(args)
-    # Before torch is imported: what is mistyped shows at once.
+    # Before torch is imported, so that a typing error is reported at once.
     imports.require_modules(args.imports)
     if args.weights and not any(path.is_file() for path in args.weights):
         require_file(args.weights[0])
@@ -110,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     rows = []
     for name, described in networks.items():
         try:
-            with _errors_only():
+            with network.errors_only():
                 net = described.build()
             scale = described.scale
             height, width = args.size or (round(720 / scale), round(1280 / scale))
@@ -160,18 +157,6 @@ def _networks(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
             failed.append(name)
             print(f'spinsr complexity: error: {printable(name)}: {printable(error)}', file=sys.stderr)
     return networks, failed
-
-
-@contextlib.contextmanager
-def _errors_only() -> Iterator[None]:
-    """Hides the warning that a network has no weights."""
-    logger = logging.getLogger('spinsr')
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _check_usage(args: argparse.Namespace) -> None:

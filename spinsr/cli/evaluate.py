@@ -10,8 +10,12 @@ from typing import Any
 
 from spinsr.cli import arguments, network
 from spinsr.evaluation.protocols import PROTOCOLS
+from spinsr.training import imports
 from spinsr.utils.text import printable
 from spinsr.weights import DEFAULT_SCALE
+
+# How files of weights end, in a folder of them.
+WEIGHTS = ('.pth', '.pt', '.safetensors')
 
 EXAMPLE = """\
 examples:
@@ -19,6 +23,7 @@ examples:
   spinsr evaluate --weights 'SPIN_x{scale}.pth' --scale 2,3,4 --benchmark Set5 Set14 --self-ensemble --json spin.json
   spinsr evaluate --sr SR/BI/RCAN --scale 4 --benchmark Set5 --protocol y_crop_scale
   spinsr evaluate --arch bicubic --scale 2,3,4 --benchmark Set5 Set14
+  spinsr evaluate --weights FOLDER --benchmark Set5   # every file in it, measured beside published
 """
 
 
@@ -56,7 +61,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar='NAME',
         type=_names,
         nargs='+',
-        help='y_crop_scale, spin_published, ntire, rgb (default: all that can be computed)',
+        help='y_crop_scale, spin_published, ntire, rgb, y_mod12 (default: all that can be computed, without y_mod12)',
     )
     parser.add_argument(
         '--metric',
@@ -83,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
         ValueError, OSError, ImportError: Before the work starts: a file exists or cannot be written, the network cannot
             be built, --sr is not a directory, or pyiqa is missing or does not have the metric.
     """
+    if args.weights != 'default' and os.path.isdir(os.path.expanduser(args.weights)):
+        return _run_folder(args)
     scales = sorted({scale for group in args.scale or [(DEFAULT_SCALE,)] for scale in group})
     protocols = _unique(args.protocol) if args.protocol else None
     _check_usage(args, scales, protocols)
@@ -120,15 +127,64 @@ def run(args: argparse.Namespace) -> int:
     return int(bool(failures))
 
 
+def _run_folder(args: argparse.Namespace) -> int:
+    """Scores every file of weights in a folder, measured beside published."""
+    told = {'--arch': args.arch, '--arch-args': args.arch_args, '--scale': args.scale, '--protocol': args.protocol}
+    other = {'--sr': args.sr, '--metric': args.metric, '--self-ensemble': args.self_ensemble}
+    for flag in (flag for flag, value in told.items() if value):
+        args.error(f'argument {flag}: cannot be combined with a folder of --weights, whose files tell it')
+    for flag in (flag for flag, value in other.items() if value):
+        args.error(f'argument {flag}: cannot be combined with a folder of --weights')
+    outputs = [path for path in (args.json, args.csv, args.markdown) if path]
+    _check_different(outputs, args)
+    _check_benchmarks(args)
+    imports.require_modules(args.imports)
+    folder = arguments.path(args.weights)
+    files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in WEIGHTS and path.is_file())
+    if not files:
+        raise ValueError(f'{folder} has no files that end in {", ".join(WEIGHTS)}')
+    arguments.check_outputs(outputs, args.overwrite)
+    network.import_modules(args)
+
+    from spinsr.evaluation import benchmark, zoo
+    from spinsr.utils.atomic_write import write_bytes
+
+    arguments.log_to_stderr(logging.INFO)
+    device = network.device(args.device)
+    failures, results = [], []
+
+    def failed(line: str) -> None:
+        failures.append(line)
+        print(f'spinsr evaluate: error: {printable(line)}', file=sys.stderr)
+
+    for path in files:
+        name = os.fspath(path.relative_to(folder))
+        try:
+            results += zoo.evaluate_file(
+                path, args.benchmark, name=name, device=device, failed=lambda line, name=name: failed(f'{name}: {line}')
+            )
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            failed(str(error) if name in str(error) else f'{name}: {error}')
+    if results:
+        table = zoo.evaluated_to_markdown(results)
+        print('\n'.join(map(printable, table.split('\n'))), end='')
+        contents = {
+            args.json: lambda: benchmark.to_json(results),
+            args.csv: lambda: benchmark.to_csv(results),
+            args.markdown: lambda: table,
+        }
+        for path in outputs:
+            write_bytes(path, contents[path]().encode('utf-8', 'backslashreplace'))
+    return int(bool(failures))
+
+
 def _check_usage(args: argparse.Namespace, scales: list[int], protocols: list[str] | None) -> None:
     if not scales or scales[0] < 1:
         args.error(f'argument --scale: must be integers of at least 1, got {scales}')
     if _is_rounded(args) and (args.weights != 'default' or args.model or args.self_ensemble):
         flag = '--self-ensemble' if args.self_ensemble else '--model' if args.model else '--weights'
         args.error(f'argument {flag}: needs a network, not {"--sr" if args.sr else "--arch bicubic"}')
-    files = [path for path in (args.json, args.csv, args.markdown) if path]
-    if len({path.resolve() for path in files}) < len(files):
-        args.error(f'arguments --json, --csv, --markdown: must be different files, got {", ".join(map(str, files))}')
+    _check_different([path for path in (args.json, args.csv, args.markdown) if path], args)
     if len(scales) > 1 and not args.sr and args.weights != 'default' and '{scale}' not in args.weights:
         args.error(
             f'argument --weights: must name one file for each scale, as SPIN_x{{scale}}.pth, got {args.weights!r} for '
@@ -136,12 +192,14 @@ def _check_usage(args: argparse.Namespace, scales: list[int], protocols: list[st
         )
 
 
+def _check_different(files: list[Path], args: argparse.Namespace) -> None:
+    if len({path.resolve() for path in files}) < len(files):
+        args.error(f'arguments --json, --csv, --markdown: must be different files, got {", ".join(map(str, files))}')
+
+
 def _check_files(args: argparse.Namespace, scales: list[int]) -> None:
-    """Finds out, before torch is imported, what is mistyped."""
-    if len({os.path.basename(os.path.abspath(folder)) for folder in args.benchmark}) < len(args.benchmark):
-        raise ValueError(f'benchmarks must be folders of different names, got {", ".join(map(str, args.benchmark))}')
-    if not any((folder / 'HR').is_dir() for folder in args.benchmark):
-        raise ValueError(f'not a directory: {args.benchmark[0] / "HR"}')
+    """Finds typing errors before torch is imported."""
+    _check_benchmarks(args)
     if args.sr is not None:
         for scale in scales:
             folder = _folder(args.sr, scale)
@@ -151,6 +209,13 @@ def _check_files(args: argparse.Namespace, scales: list[int]) -> None:
         for scale in scales:
             weights = args.weights.replace('{scale}', str(scale))
             network.check_files(argparse.Namespace(**{**vars(args), 'weights': weights}), scale)
+
+
+def _check_benchmarks(args: argparse.Namespace) -> None:
+    if len({os.path.basename(os.path.abspath(folder)) for folder in args.benchmark}) < len(args.benchmark):
+        raise ValueError(f'benchmarks must be folders of different names, got {", ".join(map(str, args.benchmark))}')
+    if not any((folder / 'HR').is_dir() for folder in args.benchmark):
+        raise ValueError(f'not a directory: {args.benchmark[0] / "HR"}')
 
 
 def _folder(text: str, scale: int) -> str:

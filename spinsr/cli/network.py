@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,18 @@ def limited_memory(args: argparse.Namespace) -> contextlib.AbstractContextManage
     from spinsr.inference import upscale as upscaling
 
     return upscaling.limited_memory() if device(args.device).type == 'cpu' else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def errors_only() -> Iterator[None]:
+    """Hides the warning that a network has no weights, which do not matter where it is counted."""
+    logger = logging.getLogger('spinsr')
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def argument(text: str) -> tuple[str, Any]:

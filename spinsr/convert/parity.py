@@ -69,7 +69,8 @@ def network_of(file: str | Path) -> tuple[ArchFormat, str]:
     if not found:
         raise ValueError(f'a parity file must begin with the name of a network, got {printable(Path(file).name)}')
     prefix, format = max(found, key=lambda one: len(one[0]))
-    return format, name[len(prefix) + 1 :]
+    first = format.parity[0]
+    return format, name.removeprefix(first if prefix.startswith(first) else prefix).removeprefix('_')
 
 
 def read_official(file: str | Path) -> Official:

@@ -30,6 +30,8 @@ class Source:
         repository: The authors' code; '' without one.
         code_licence: SPDX name; '' if the repository has no licence.
         weights_licence: Of the authors' weights; '' if they have none, or state none.
+        weights: Where the authors' weights are to be had: 'repository', 'release', 'cloud drive', 'none', or a few
+            words; '' if it is not known.
     """
 
     paper: str
@@ -37,6 +39,7 @@ class Source:
     repository: str = ''
     code_licence: str = ''
     weights_licence: str = ''
+    weights: str = ''
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Onnx:
 
 @dataclass(frozen=True)
 class Form:
-    """A state dict of somebody else's implementation of the network.
+    """A state dict of another implementation of the network.
 
     Attributes:
         from_ours: Our state dict -> theirs; raises ValueError for weights that theirs cannot hold.
@@ -92,7 +95,9 @@ class PublishedResult:
         parameters: As published.
         psnr: dB on Y for Set5, Set14, B100, Urban100, Manga109; '-' where it is not published or not confirmed.
         source: Where the numbers were read.
-        name: Of the configuration; the network's public name by default.
+        name: What the paper calls the network; its public name by default.
+        configuration: To which it belongs, a key of `ArchFormat.configurations`. Default: that of the same name, else
+            the constructor's defaults.
     """
 
     scale: int
@@ -100,6 +105,7 @@ class PublishedResult:
     psnr: str
     source: str
     name: str = ''
+    configuration: str = ''
 
 
 def bare(state_dict: StateDict) -> Mapping[str, Any]:
@@ -139,7 +145,8 @@ class ArchFormat:
             that differ, as {'RLFN-S': {'num_feat': 48}}.
         official_arguments: (variant, the authors' constructor arguments) -> ours, for files of `spinsr.convert.parity`;
             the variant is what follows the network in the file's name. `renamed` makes one; None for equal names.
-        parity: How the names of such files begin; the public name in lower case by default.
+        parity: How the names of such files begin; the public name in lower case by default. A second beginning that
+            continues the first belongs to the variant: ('awsrn', 'awsrnd') makes 'awsrnd_x2' the variant 'd'.
         untold: Arguments that no shape tells, with values that fit weights of every size. These values serve to list
             the tensors; a network is built with the constructor's defaults.
         from_official: (renamed, the authors' state dict) -> our state dict, for what a table cannot say.
@@ -155,6 +162,7 @@ class ArchFormat:
         half: Half types, 'bf16' and 'fp16', in which the whole network can run without visible harm.
         onnx: How the network is exported.
         published: What the paper reports.
+        protocol: In which it was computed: a name in `spinsr.evaluation.protocols.PROTOCOLS`.
         recipe: How the network is trained, from which its option files are written; None for a network without one.
     """
 
@@ -179,6 +187,7 @@ class ArchFormat:
     half: tuple[str, ...] = ()
     onnx: Onnx = Onnx()
     published: tuple[PublishedResult, ...] = ()
+    protocol: str = 'y_crop_scale'
     recipe: Recipe | None = None
 
     def __post_init__(self) -> None:

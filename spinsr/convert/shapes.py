@@ -122,6 +122,8 @@ def read_arguments(
         if name in state_dict and state_dict[name].shape != expected.shape:
             found = tuple(state_dict[name].shape)
             raise ValueError(f'{name} must have the shape {tuple(expected.shape)} in {format.name}, got {found}')
+        if name in state_dict and expected.is_floating_point() and not state_dict[name].is_floating_point():
+            raise ValueError(f'{name} must hold floating-point numbers, got {state_dict[name].dtype}')
     # Not a comparison of names: a network may accept files without a tensor, as those with a mean of the images.
     missing, strange = net.load_state_dict({name: value.to('meta') for name, value in state_dict.items()}, strict=False)
     if missing:

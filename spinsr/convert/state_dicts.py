@@ -124,7 +124,8 @@ def detect_arch(state_dict: Mapping) -> str:
     if len(candidates) > 1:
         candidates = [name for name in candidates if _has_the_shapes(state_dict, name)] or candidates
     if len(candidates) > 1:
-        raise ValueError(f'the names fit {" and ".join(candidates)} equally well: name the network')
+        *first, last = candidates
+        raise ValueError(f'the names fit {", ".join(first)} and {last} equally well: name the network')
     return candidates[0]
 
 

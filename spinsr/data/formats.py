@@ -66,7 +66,7 @@ _BRANDS = {b'avif': 'AVIF', b'avis': 'AVIF', b'crx ': 'Canon raw (CR3)'} | dict.
 
 
 class RefusedError(ValueError):
-    """A file that may be sound, and is not taken; the message goes on after the file's name."""
+    """A file that may be sound, and is not taken; the message continues after the file's name."""
 
 
 class Opened(NamedTuple):
@@ -75,7 +75,7 @@ class Opened(NamedTuple):
     Attributes:
         image: As Pillow opens it, without the texts and the colour profile of a PNG.
         data: What it is decoded from.
-        icc_profile: The colour profile; None where there is none.
+        icc_profile: The colour profile; None if the file has none.
         chunks: Chunks of a PNG that say what its colours mean.
     """
 
@@ -218,7 +218,7 @@ def extra_samples(image: Image.Image) -> tuple[int, ...]:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8; 1 where there is none that can be read."""
+    """EXIF's orientation, 1 to 8; 1 if none can be read."""
     try:
         found = image.getexif().get(ORIENTATION, 1)
     except (*DAMAGE, AttributeError):  # metadata never cost the pixels

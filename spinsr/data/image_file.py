@@ -204,7 +204,7 @@ def unreadable(name: Path | str, error: Exception) -> ValueError:
     if isinstance(error, formats.RefusedError):
         return ValueError(f'{name} {error}')
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
-    return ValueError(f'{name} cannot be read whole: {reason.splitlines()[0]}')
+    return ValueError(f'{name} cannot be read completely: {reason.splitlines()[0]}')
 
 
 def _is_called_image(name: str, extensions: Collection[str]) -> bool:

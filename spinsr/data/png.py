@@ -27,7 +27,7 @@ class Slim(NamedTuple):
 
     Attributes:
         data: The file without texts and colour profile.
-        icc_profile: The colour profile; None where there is none.
+        icc_profile: The colour profile; None if the file has none.
         chunks: Name and content of those in `COLOUR_CHUNKS`.
         lost: What of the meaning of the colours cannot be kept, for a warning; '' for nothing.
     """

@@ -16,7 +16,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import nn
 from tqdm import tqdm
 
 from spinsr.data import bicubic, image_file
-from spinsr.evaluation.protocols import METRIC_PROTOCOL, PROTOCOLS
+from spinsr.evaluation.protocols import DEFAULT, METRIC_PROTOCOL, PROTOCOLS
 from spinsr.evaluation.psnr_ssim import SSIM_WINDOW, luma, psnr, ssim
 from spinsr.inference.upscale import super_resolve, super_resolve_colours
 from spinsr.utils.text import markdown_table
@@ -145,7 +145,8 @@ def evaluate(
         scales: Upscaling factors.
         upscaler: Where the images come from: `network(…)`, `images(…)`, `upsample`, or any function like them.
         method: What the tables call it.
-        protocols: Names in PROTOCOLS; None means all, without the unrounded ones where the images are uint8.
+        protocols: Names in PROTOCOLS; None means `protocols.DEFAULT`, without the unrounded ones where the images are
+            uint8.
         metrics: Further metrics, from `load_metrics`.
         failed: Called with one line for every dataset and scale that cannot be scored; the others are. Without it the
             first failure is raised.
@@ -370,8 +371,8 @@ def _evaluate_set(
             try:
                 sr = upscaler(pair)
                 rounded = sr.dtype == np.uint8
-                for protocol in protocols or [p for p, rules in PROTOCOLS.items() if not (rounded and rules.unrounded)]:
-                    scores.setdefault(protocol, {})[name] = score(sr, pair.hr, scale, protocol)
+                for protocol in protocols or [p for p in DEFAULT if not (rounded and PROTOCOLS[p].unrounded)]:
+                    scores.setdefault(protocol, {})[name] = _score(pair, sr, hr_file, protocol, upscaler)
                 for metric, function in metrics.items():
                     measured[metric][name] = _measure(metric, function, _rounded(sr), pair.hr, scale)
             except ValueError as error:
@@ -387,6 +388,14 @@ def _evaluate_set(
             for name, values in measured.items()
         }
     return result
+
+
+def _score(pair: Pair, sr: np.ndarray, hr_file: Path, protocol: str, upscaler: Upscaler) -> dict[str, float | None]:
+    if (multiple := PROTOCOLS[protocol].multiple) > 1:
+        hr = bicubic.mod_crop(image_file.read(hr_file), math.lcm(multiple, pair.scale))
+        pair = replace(pair, hr=hr, lr=bicubic.downsample(hr, pair.scale))
+        sr = upscaler(pair)
+    return score(sr, pair.hr, pair.scale, protocol)
 
 
 def _measure(name: str, metric: Callable[..., Any], sr: np.ndarray, hr: np.ndarray, scale: int) -> float:

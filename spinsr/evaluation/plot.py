@@ -1,4 +1,4 @@
-"""Plots as PNG files: PSNR against parameters, as in Figure 1 of the SPIN paper, and what other plots share."""
+"""Plots as PNG files: PSNR against parameters, as in Figure 1 of the SPIN paper, or latency; what other plots share."""
 
 import io
 import math
@@ -14,10 +14,10 @@ PUBLISHED, OURS = '#5b7fa6', '#d1495b'
 
 
 class Point(NamedTuple):
-    """A network in the plot: `ours` are those measured here."""
+    """A network in the plot: its PSNR in dB over `x`, parameters or seconds; `ours` are those measured here."""
 
     name: str
-    parameters: int
+    x: float
     psnr: float
     ours: bool = False
 
@@ -43,12 +43,13 @@ def to_png(figure: 'Figure') -> bytes:
     return data.getvalue()
 
 
-def draw(points: Sequence[Point], title: str) -> bytes:
-    """Draws points with their names over parameters on a logarithmic axis.
+def draw(points: Sequence[Point], title: str, axis: str = 'parameters') -> bytes:
+    """Draws points with their names over parameters, or anything else, on a logarithmic axis.
 
     Args:
-        points: At least one; parameters above 0, PSNR finite.
+        points: At least one; x above 0, PSNR finite.
         title: The line above.
+        axis: What x is.
 
     Returns:
         PNG file of SIZE.
@@ -60,14 +61,14 @@ def draw(points: Sequence[Point], title: str) -> bytes:
     if not points:
         raise ValueError('a plot needs at least one point')
     for point in points:
-        if point.parameters < 1 or not math.isfinite(point.psnr):
-            raise ValueError(f'parameters must be above 0 and the PSNR finite, got {point}')
+        if point.x <= 0 or not math.isfinite(point.psnr):
+            raise ValueError(f'{axis} must be above 0 and the PSNR finite, got {point}')
     figure = new_figure(SIZE[0] / 100, SIZE[1] / 100)
     from matplotlib.ticker import LogLocator, NullLocator
 
     axes = figure.add_subplot(xscale='log')
     axes.set_title(title, size=FONT + 3, pad=12)
-    axes.set_xlabel('parameters', size=FONT)
+    axes.set_xlabel(axis, size=FONT)
     axes.set_ylabel('PSNR (dB)', size=FONT)
     axes.tick_params(labelsize=FONT - 1)
     axes.set_axisbelow(True)
@@ -75,7 +76,7 @@ def draw(points: Sequence[Point], title: str) -> bytes:
     for label, colour, marker, ours in (('measured here', OURS, 'D', True), ('as published', PUBLISHED, 'o', False)):
         own = [point for point in points if point.ours == ours]
         if own:
-            xs, ys = [point.parameters for point in own], [point.psnr for point in own]
+            xs, ys = [point.x for point in own], [point.psnr for point in own]
             axes.plot(xs, ys, marker, color=colour, ms=8, label=label)
     axes.margins(0.1)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -94,10 +95,10 @@ def _add_names(figure: 'Figure', axes: Any, points: Sequence[Point]) -> None:
     figure.draw_without_rendering()  # the layout, in which the places of the names are found
     figure.set_layout_engine('none')
     names = [
-        axes.text(point.parameters, point.psnr, point.name, color=OURS if point.ours else PUBLISHED, size=FONT)
+        axes.text(point.x, point.psnr, point.name, color=OURS if point.ours else PUBLISHED, size=FONT)
         for point in points
     ]
-    centres = axes.transData.transform([(point.parameters, point.psnr) for point in points])
+    centres = axes.transData.transform([(point.x, point.psnr) for point in points])
     to_data = axes.transData.inverted()
     boxes = [Bbox(to_data.transform([(x - 9, y - 9), (x + 9, y + 9)])) for x, y in centres]  # in data coordinates
     # The time that it may take by default would make the result depend on the machine.

@@ -15,11 +15,14 @@ class Protocol:
         unrounded: On the network's output clipped to 0 … 255; else on the output rounded to uint8. The mean over a set
             is then rounded up, PSNR to 2 decimals and SSIM to 4, as the authors of SPIN report it.
         extra_border: Pixels that are left out at every edge, beyond the scale.
+        multiple: HR is first cropped to sides that it divides, and LR is made from that; 1 takes the benchmark's LR.
+            Such a protocol needs outputs of its own, so it is computed only by name.
     """
 
     y: bool = False
     unrounded: bool = False
     extra_border: int = 0
+    multiple: int = 1
 
 
 PROTOCOLS = {
@@ -27,4 +30,7 @@ PROTOCOLS = {
     'spin_published': Protocol(y=True, unrounded=True),
     'ntire': Protocol(extra_border=6),
     'rgb': Protocol(),
+    'y_mod12': Protocol(y=True, multiple=12),
 }
+# Those that are computed where none is named.
+DEFAULT = tuple(name for name, rules in PROTOCOLS.items() if rules.multiple == 1)

@@ -5,7 +5,7 @@ The rows of the networks of spinsr are in their formats (`ArchFormat.published`)
 
 from typing import NamedTuple
 
-from spinsr.convert.registry import formats
+from spinsr.convert.registry import Source, formats
 
 
 class Published(NamedTuple):
@@ -29,15 +29,18 @@ class Published(NamedTuple):
 DATASETS = ('Set5', 'Set14', 'B100', 'Urban100', 'Manga109')
 
 
+def numbers(psnr: str) -> dict[str, float]:
+    """PSNR by dataset of a line as in `PublishedResult.psnr`."""
+    return {key: float(text) for key, text in zip(DATASETS, psnr.split(), strict=True) if text != '-'}
+
+
 def _row(name: str, scale: int, parameters: int, psnr: str, source: str) -> Published:
-    numbers = zip(DATASETS, psnr.split(), strict=True)
-    return Published(name, scale, parameters, {key: float(text) for key, text in numbers if text != '-'}, source)
+    return Published(name, scale, parameters, numbers(psnr), source)
 
 
 _SWINIR = 'ICCVW 2021, github.com/JingyunLiang/SwinIR; trained on DIV2K'
 # Rows of the SPIN paper's Table 1 whose own papers were not at hand.
 _SWINIR_TABLE = 'as cited by SwinIR, ICCVW 2021, Table 3'
-_SMSR = 'as cited by github.com/vpsg-research/DyRSRNet; parameters as the network publishes them'
 _NO_PSNR = 'parameters in the SPIN paper, ICCV 2023, Table 1; no source at hand confirmed its PSNR'
 
 # A dash: not published, or not confirmed by any source.
@@ -46,22 +49,9 @@ _OTHERS = (
     _row('SwinIR-light', 3, 886_000, '34.62 30.54 29.20 28.66 33.98', _SWINIR),
     _row('SwinIR-light', 4, 897_000, '32.44 28.77 27.69 26.47 30.92', _SWINIR),
     _row('SwinIR', 4, 11_800_000, '32.72 28.94 27.83 27.07 31.67', _SWINIR),
-    _row('CARN', 2, 1_592_000, '37.76 33.52 32.09 31.92 38.36', _SWINIR_TABLE),
-    _row('CARN', 3, 1_592_000, '34.29 30.29 29.06 28.06 33.50', _SWINIR_TABLE),
-    _row('CARN', 4, 1_592_000, '32.13 28.60 27.58 26.07 30.47', _SWINIR_TABLE),
-    _row('LAPAR-A', 2, 548_000, '38.01 33.62 32.19 32.10 38.67', _SWINIR_TABLE),
-    # SwinIR prints 544K; its code has 594,266 and the SPIN paper prints 594K.
-    _row('LAPAR-A', 3, 594_000, '34.36 30.34 29.11 28.15 33.51', _SWINIR_TABLE),
-    _row('LAPAR-A', 4, 659_000, '32.15 28.61 27.61 26.14 30.42', _SWINIR_TABLE),
     _row('LatticeNet', 2, 756_000, '38.15 33.78 32.25 32.43 -', _SWINIR_TABLE),
     _row('LatticeNet', 3, 765_000, '34.53 30.39 29.15 28.33 -', _SWINIR_TABLE),
     _row('LatticeNet', 4, 777_000, '32.30 28.68 27.62 26.25 -', _SWINIR_TABLE),
-    _row('SMSR', 2, 985_000, '38.00 33.64 32.17 32.19 38.76', _SMSR),
-    _row('SMSR', 3, 993_000, '34.40 30.33 29.10 28.25 33.68', _SMSR),
-    _row('SMSR', 4, 1_006_000, '32.12 28.55 27.55 26.11 30.54', _SMSR),
-    _row('AWSRN-M', 2, 1_063_000, '- - - - -', _NO_PSNR),
-    _row('AWSRN-M', 3, 1_143_000, '- - - - -', _NO_PSNR),
-    _row('AWSRN-M', 4, 1_254_000, '- - - - -', _NO_PSNR),
     _row('MADNet', 2, 878_000, '- - - - -', _NO_PSNR),
     _row('MADNet', 3, 930_000, '- - - - -', _NO_PSNR),
     _row('MADNet', 4, 1_002_000, '- - - - -', _NO_PSNR),
@@ -73,7 +63,59 @@ _OTHERS = (
     _row('DRSAN', 4, 730_000, '- - - - -', _NO_PSNR),
 )
 
-PUBLISHED = (
-    *(_row(r.name or f.name, r.scale, r.parameters, r.psnr, r.source) for f in formats() for r in f.published),
-    *_OTHERS,
+_LAVA = 'https://github.com/The-Learning-And-Vision-Atelier-LAVA'
+_SWINIR_SOURCE = Source(
+    'SwinIR: Image Restoration Using Swin Transformer (Liang et al., ICCVW 2021)',
+    2021,
+    'https://github.com/JingyunLiang/SwinIR',
+    'Apache-2.0',
+    weights='release',
 )
+# What `_OTHERS` need beside their numbers. No code of the authors for LatticeNet, MADNet and GLADSR was found.
+SOURCES = {
+    'SwinIR-light': _SWINIR_SOURCE,
+    'SwinIR': _SWINIR_SOURCE,
+    'CARN': Source(
+        'Cascading Residual Network (Ahn et al., ECCV 2018)',
+        2018,
+        'https://github.com/nmhkahn/CARN-pytorch',
+        'MIT',
+        'MIT',
+        'repository',
+    ),
+    'LAPAR-A': Source(
+        'LAPAR (Li et al., NeurIPS 2020)',
+        2020,
+        'https://github.com/dvlab-research/Simple-SR',
+        'MIT',
+        weights='not in the repository',
+    ),
+    'LatticeNet': Source('LatticeNet (Luo et al., ECCV 2020)', 2020, weights='none'),
+    'SMSR': Source('Sparse Mask SR (Wang et al., CVPR 2021)', 2021, f'{_LAVA}/SMSR', weights='repository (x2)'),
+    'AWSRN-M': Source(
+        'Adaptive Weighted SR Network (Wang et al., 2019)',
+        2019,
+        'https://github.com/ChaofWang/AWSRN',
+        'MIT',
+        weights='not in the repository',
+    ),
+    'MADNet': Source('MADNet (Lan et al., IEEE Transactions on Cybernetics)', weights='none'),
+    'GLADSR': Source('GLADSR, as cited by SPIN, ICCV 2023', weights='none'),
+    'DRSAN': Source(
+        'Dynamic Residual Self-Attention Network (Park et al., arXiv:2112.04488)',
+        2021,
+        'https://github.com/saturnian77/DRSAN',
+    ),
+}
+
+_OURS = tuple(_row(r.name or f.name, r.scale, r.parameters, r.psnr, r.source) for f in formats() for r in f.published)
+
+
+def elsewhere() -> tuple[Published, ...]:
+    """The rows of networks that spinsr does not have: of each network here, the format knows better."""
+    ours = {name for format in formats() for name in (format.name, *format.configurations)}
+    ours |= {row.name for row in _OURS}
+    return tuple(row for row in _OTHERS if row.name not in ours)
+
+
+PUBLISHED = (*_OURS, *elsewhere())

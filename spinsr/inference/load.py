@@ -186,8 +186,13 @@ def _with_weights(network: Network, state_dict: dict[str, Tensor], scale: int | 
         raise ValueError(_other_network(state_dict, format.name) or str(error)) from error
     found = told.pop(format.scale_keyword)
     if scale is not None and scale != found:
-        raise ValueError(f'the file holds {format.name} x{found} weights')
-    return replace(network, scale=found, arguments=told | network.arguments, state_dict=converted)
+        try:  # a network for several scales takes its weights at each of them
+            arch_args_of(
+                converted, format.name, network.cls, {**network.arguments, **told, format.scale_keyword: scale}
+            )
+        except (ValueError, ArithmeticError, RuntimeError):
+            raise ValueError(f'the file holds {format.name} x{found} weights') from None
+    return replace(network, scale=scale or found, arguments=told | network.arguments, state_dict=converted)
 
 
 def _other_network(state_dict: dict[str, Tensor], arch: str) -> str:

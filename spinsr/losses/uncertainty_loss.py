@@ -2,7 +2,7 @@
 
 Upstream: https://github.com/QianNing0/UDL (no licence; nothing is copied). First a network and an estimator of the
 scale theta of its error at every pixel are trained together; s = ln theta. Then the estimator stands still and its s
-weights the L1 loss of the network, which goes on: textures and edges count more than what is easy. `UncertaintyModel`
+weights the L1 loss of the network, which continues: textures and edges count more than what is easy. `UncertaintyModel`
 trains both steps.
 """
 

@@ -120,7 +120,7 @@ class SpinsrModel(SRModel):
             if problem := progressive_learning.problem(dataset, scale, self.accumulate):
                 raise OptionError('datasets:train:{}: {}'.format(*problem))
             self.stages = progressive_learning.stages(dataset)
-        # What the data loader needs to go on, set by spinsr.train: it is saved with every state.
+        # What the data loader needs to continue, set by spinsr.train: it is saved with every state.
         self.place: dict[str, int] = {}
         self.nonfinite = self.nonfinite_in_a_row = 0
         self.best_metric_results: dict[str, Any] = {}
@@ -222,7 +222,7 @@ class SpinsrModel(SRModel):
             net: The network.
             load_path: The file: BasicSR's, or the authors'.
             strict: Every name and shape must agree; else what does not agree is left as it is.
-            param_key: Which state dict of BasicSR's file; 'params' where there is none of this name.
+            param_key: Which state dict of BasicSR's file; 'params' if the file has none of this name.
 
         Raises:
             OptionError: If the file is no checkpoint of this network.
@@ -418,7 +418,7 @@ class SpinsrModel(SRModel):
     # Validation
 
     def test(self) -> None:
-        """Puts the fed image through the EMA of the network, or the network where there is none."""
+        """Puts the fed image through the EMA of the network, or the network if it has no EMA."""
         self.output = upscaling.super_resolve(
             self.lq, self._validated, tile=self.tile, self_ensemble=self.self_ensemble
         )
@@ -428,7 +428,7 @@ class SpinsrModel(SRModel):
         return self.net_g_ema if hasattr(self, 'net_g_ema') else self.get_bare_model(self.net_g)
 
     def _initialize_best_metric_results(self, dataset_name: str) -> None:
-        """Begins the record of a data set, or goes on with that of the state: metrics may have been added since."""
+        """Begins the record of a data set, or continues that of the state: metrics may have been added since."""
         saved = self.best_metric_results.pop(dataset_name, {})
         super()._initialize_best_metric_results(dataset_name)
         record = self.best_metric_results[dataset_name]
@@ -503,7 +503,7 @@ class SpinsrModel(SRModel):
 
     @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
-        """Writes all that training needs to go on, beside the network."""
+        """Writes everything that training needs to continue, beside the network."""
         if current_iter == -1:
             return
         state = {

@@ -23,7 +23,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = 
 
 
 def split_heads(x: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
-    """(windows, pixels, parts * C), heads side by side -> `parts` times (windows, heads, pixels, C / heads)."""
+    """(windows, pixels, parts * C), heads side by side in each part -> (windows, heads, pixels, C / heads) each."""
     return x.unflatten(2, (parts, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 

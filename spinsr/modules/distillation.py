@@ -29,7 +29,7 @@ class CollectedBlocks(nn.Sequential):
 
 
 class FeatureDistillation(nn.Module):
-    """Three times half of the channels are set aside and all are refined; a fourth half comes last; then fused.
+    """Three steps keep half of the channels and refine all of them; a fourth half comes last; all four are fused.
 
         r_0 = x     d_j = act(distill_j(r_j-1))     r_j = act(refine_j(r_j-1) + r_j-1)     j = 1, 2, 3
         out = fuse([d_1, d_2, d_3, act(refine_4(r_3))])

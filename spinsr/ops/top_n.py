@@ -93,7 +93,7 @@ _is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compil
 
 
 def _must_sort(log_odds: Tensor) -> bool:
-    """Whether keys will not do: they are too short, or the graph may go on to ONNX, which cannot read bits."""
+    """Whether keys will not do: they are too short, or the graph may be exported to ONNX, which cannot read bits."""
     return log_odds.dtype == torch.float64 or _is_exporting()
 
 

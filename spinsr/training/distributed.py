@@ -20,7 +20,7 @@ _TIMEOUT = datetime.timedelta(hours=12)
 
 
 def init_process(launcher: str, num_gpu: int | str, **params: Any) -> None:
-    """Joins the processes of a launcher; takes the place of BasicSR's init_dist.
+    """Joins the processes of a launcher; replaces BasicSR's init_dist.
 
     BasicSR takes NCCL whatever there is, divides by the number of GPUs, and chooses the GPU by the global rank, which
     is another GPU's on the second machine.

@@ -2,7 +2,7 @@
 
 BasicSR rounds the iterations of an epoch up, but its loader drops the last batch; it leaves out that DataParallel takes
 a batch for every GPU; and a data set smaller than a batch gives no iteration at all. On small data its training ends
-early and says nothing. A resumed training starts its epoch anew, with the crops of the first workers.
+early and says nothing. A resumed training restarts its epoch, with the crops of the first workers.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from spinsr.training.sampling import ExactDataset, PlaceSampler
 from spinsr.utils.errors import OptionError
 
-# With one batch an epoch, the loader's workers would start anew for every iteration.
+# With one batch an epoch, the loader's workers would restart for every iteration.
 _BATCHES_WHEN_ENLARGED = 100
 
 
@@ -29,7 +29,7 @@ def create_train_val_dataloader(
     Args:
         opt: BasicSR's options.
         logger: Where the statistics go.
-        resume_state: The state that training goes on from; its data or batch may have been of another size. Training
+        resume_state: The state from which training continues; its data or batch may have been of another size. Training
             enters the epoch where its `samples` say, or at the start where BasicSR wrote it.
 
     Returns:
@@ -68,7 +68,7 @@ def last_epoch(sampler: PlaceSampler, iters: int) -> int:
     """The number of the last epoch that training needs, counted from 0, one before the current where it needs none.
 
     Args:
-        sampler: Stands in the epoch, and at the position, where training goes on.
+        sampler: Stands in the epoch, and at the position, where training continues.
         iters: Iterations that are to be done.
     """
     rest = iters - sampler.batches_left()

@@ -61,7 +61,7 @@ def problem(dataset: Mapping[str, Any], scale: int, accumulate: int = 1) -> tupl
 
 
 def stages(dataset: Mapping[str, Any]) -> list[Stage]:
-    """The stages of a training, in order; the last goes on to its end.
+    """The stages of a training, in order; the last one lasts until the end.
 
     Args:
         dataset: A section that asks for patches that grow, in which `problem` finds none.

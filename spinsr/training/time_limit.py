@@ -135,7 +135,7 @@ class Stop:
         """Whether the run ends now; the processes of a training call it together, and all get the same answer."""
         from spinsr.training import distributed
 
-        if self._iterations:  # the shortest limit still allows one: a training that is started again goes on
+        if self._iterations:  # the shortest limit still allows one: a training that is started again makes progress
             self._check_time(max(self._iterations))
         self._agreed = max(self._agreed, distributed.largest(self._own()))
         return self._agreed != _NO

@@ -138,7 +138,7 @@ def test_training_works_after_inference_at_the_same_size(name):
 
 
 # Only gathers and scatters are likely to differ from run to run.
-@fast_for('SPIN', 'SPINVariant')
+@fast_for('SPIN')
 def test_gradients_are_deterministic_on_several_threads(name):
     net, x = away_from_zero(build(name)), torch.rand(2, 3, 33, 37)
     before = torch.get_num_threads()

@@ -131,7 +131,7 @@ def test_command_decodes_when_asked(project, without_memory, capsys):
     options = write_options(project / 'test.yml', TEST)
     assert main(['check', '-opt', options]) == 0
     assert main(['check', '-opt', options, '--deep']) == 1
-    assert 'hr/1.png cannot be read whole' in capsys.readouterr().out
+    assert 'hr/1.png cannot be read completely' in capsys.readouterr().out
 
 
 def test_command_takes_the_file_for_testing(project, without_memory, capsys):

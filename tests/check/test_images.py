@@ -132,8 +132,8 @@ def transparent(place):
     ('change', 'expected'),
     [
         (no_change, []),
-        (truncate, ['error * cannot be read whole: *']),
-        (truncated_jpeg, ['error * cannot be read whole: *']),
+        (truncate, ['error * cannot be read completely: *']),
+        (truncated_jpeg, ['error * cannot be read completely: *']),
         (text, ['error *1.png is not an image, or its start is damaged']),
         (nothing_in_it, ['error *1.png is not an image, or its start is damaged']),
         (one_pixel, ['error 1.png (1x1 HxW) is not x2 of its LR image 1.png (12x12 HxW)']),
@@ -167,7 +167,7 @@ def test_damage_in_the_middle_is_seen_only_when_decoded(place, decode, count):
     flip_a_byte(place)
     found = said(options(place), decode=decode)
     assert len(found) == count
-    assert all('1.png cannot be read whole' in text for text in found)
+    assert all('1.png cannot be read completely' in text for text in found)
 
 
 def test_hr_with_a_rest_is_cut_in_testing_and_refused_in_training(place):
@@ -295,7 +295,7 @@ def test_images_of_an_lmdb(databases):
     write_lmdb(databases / 'other.lmdb', databases / 'hr', '012')
     found = said(lmdb_options(databases, dataroot_gt=str(databases / 'other.lmdb')))
     assert fits(found[0], 'error 0 (24x30 HxW) is not x2 of its LR image 0 (12x12 HxW)')
-    assert fits(found[1], 'error 1 of *other.lmdb cannot be read whole*')
+    assert fits(found[1], 'error 1 of *other.lmdb cannot be read completely*')
 
 
 def test_a_data_set_that_is_not_known_is_not_looked_at(place):
@@ -332,7 +332,7 @@ def truncated_output(place):
         (no_change, []),
         (no_output, ['error 1.png of * has no output 1.png in *']),
         (wrong_output, ['error 1.png (24x20 HxW) is not x2 of its LR image 1.png (12x12 HxW)']),
-        (truncated_output, ['error * cannot be read whole: *']),
+        (truncated_output, ['error * cannot be read completely: *']),
         (more_lr, ['error 9.png of * has no partner in *']),
     ],
     ids=lambda value: getattr(value, '__name__', ''),

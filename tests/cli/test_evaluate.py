@@ -17,7 +17,8 @@ import spinsr
 from spinsr.cli import main
 from spinsr.data import image_file
 from spinsr.evaluation import benchmark as evaluation
-from spinsr.evaluation.benchmark import PROTOCOLS, evaluate, network
+from spinsr.evaluation.benchmark import evaluate, network
+from spinsr.evaluation.protocols import DEFAULT, PROTOCOLS
 
 from ..tiny_benchmark import SIZES, write_benchmark
 
@@ -104,7 +105,7 @@ def test_network_with_weights_for_each_scale_in_every_protocol(here, weights, ca
         for scale in (2, 3)
     ]
     assert results == [{**result, **more} for result, more in zip(expected, about, strict=True)]
-    assert list(results[0]['protocols']) == list(PROTOCOLS)
+    assert list(results[0]['protocols']) == list(DEFAULT)
     assert all(name in capsys.readouterr().out for name in [*PROTOCOLS][:1])
 
 
@@ -247,7 +248,7 @@ def test_a_broken_set_fails_and_the_others_are_done(here, capsys):
     captured = capsys.readouterr()
     errors = [line for line in captured.err.splitlines() if 'error' in line]
     assert len(errors) == 1
-    assert errors[0].startswith('spinsr evaluate: error: Bad x2: Bad/HR/bird.png cannot be read whole')
+    assert errors[0].startswith('spinsr evaluate: error: Bad x2: Bad/HR/bird.png cannot be read completely')
     assert '| Mine ' in captured.out and 'Bad' not in captured.out
     assert [result['dataset'] for result in json.loads((here / 'out.json').read_text())] == ['Mine']
 

@@ -71,7 +71,7 @@ def test_a_broken_file_is_one_line_and_exit_status_1(upscale, capfd):
     captured = capfd.readouterr()
     assert captured.out == 'out/b_x2.png: 100x80\nout: 1 done, 0 skipped, 1 failed\n'
     (line,) = captured.err.splitlines()
-    assert line.startswith('photos/a.png cannot be read whole')
+    assert line.startswith('photos/a.png cannot be read completely')
     assert os.listdir('out') == ['b_x2.png']
 
 

@@ -111,6 +111,14 @@ def test_tensors_with_extra_dimensions_are_named(weights, path):
             refuse()
 
 
+@pytest.mark.parametrize('dtype', [torch.int32, torch.complex64], ids=['integers', 'complex'])
+def test_tensors_of_other_numbers_are_named(dtype, weights, path):
+    torch.save({'params': {**weights, 'fuse.weight': weights['fuse.weight'].to(dtype)}}, path)
+    for refuse in (lambda: convert_file(path, path.with_name('out.pth')), lambda: spinsr.load(weights=path)):
+        with pytest.raises(ValueError, match=rf'fuse\.weight must hold floating-point numbers, got {dtype}'):
+            refuse()
+
+
 def test_official_linear_layers_with_extra_dimensions_are_named(official, path):
     weights = dict(official('spin_official_tiny_x2').weights)
     for letter in 'qkv':

@@ -185,8 +185,8 @@ def test_a_few_strange_names_do_not_hide_the_arch(official):
 @pytest.mark.parametrize(
     ('names', 'candidates'),
     [
-        (['conv_first.weight', 'conv_last.weight'], '.*EMT and .*RCAN and .*SPIN'),
-        (['head.0.weight', 'tail.1.bias'], 'RCAN and SAN'),
+        (['conv_first.weight', 'conv_last.weight'], '.*DITN, .*EMT, .*RCAN, .*SPIN.* and .*'),
+        (['head.0.weight', 'tail.1.bias'], '.*RCAN.* and .*SAN.*'),
     ],
     ids=['ours', 'official'],
 )
@@ -221,6 +221,15 @@ def test_other_networks_of_basicsr_are_refused():
         ('RCAN_spinsr', 8, 1636, 15_740_091),
         ('EMT', 4, 476, 690_048 + 71_304 + 5_796),
         ('RLFN', 4, 114, 543_740),
+        ('IMDN', 4, 92, 715_176),
+        ('LAPAR', 4, 170, 659_226 + 1800 + 3),
+        ('ETDSInference', 4, 18, 72_608),
+        ('RFDN', 4, 128, 433_448),
+        ('BSRN', 4, 346, 352_400),
+        ('BSRN_S', 4, 247, 156_288),
+        ('SAFMN', 4, 148, 239_520),
+        ('SMFANet', 4, 180, 197_328),
+        ('ShuffleMixer', 4, 147, 410_579),
     ],
 )
 def test_full_size_has_as_many_tensors_and_numbers_as_the_authors_networks(name, upscale, tensors, numbers):

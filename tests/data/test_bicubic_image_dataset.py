@@ -161,7 +161,7 @@ def test_can_be_sent_to_a_worker(options, lmdb):
 @pytest.mark.parametrize('phase', ['train', 'val'])
 def test_a_truncated_image_is_named(folder, options, truncate, phase):
     truncate(folder / 'b.png')
-    with pytest.raises(ValueError, match='b.png cannot be read whole'):
+    with pytest.raises(ValueError, match='b.png cannot be read completely'):
         BicubicImageDataset(options(phase=phase))[1]
 
 

@@ -158,7 +158,7 @@ SMALL = image_file.encode_png16(np.zeros((20, 24, 3), np.uint16))
 @pytest.mark.parametrize(
     ('change', 'line'),
     [
-        pytest.param(lambda data: data[:-40], '1 cannot be read whole', id='truncated'),
+        pytest.param(lambda data: data[:-40], '1 cannot be read completely', id='truncated'),
         pytest.param(lambda data: data[:200] + bytes([data[200] ^ 1]) + data[201:], '1 cannot be read', id='one-bit'),
         pytest.param(lambda data: b'text', '1 is not an image', id='text'),
         pytest.param(lambda data: SMALL, r'1: the output .* must be 24x24 .*, which is x2 of LR, got 20x24', id='size'),

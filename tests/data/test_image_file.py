@@ -52,19 +52,19 @@ def test_all_modes_become_rgb(tmp_path, photo, mode):
 
 def test_truncated_png_is_seen_without_decoding(png, truncate):
     truncate(png)
-    with pytest.raises(ValueError, match='a.png cannot be read whole'):
+    with pytest.raises(ValueError, match='a.png cannot be read completely'):
         image_file.inspect(png)
 
 
 def test_truncated_png_is_not_read(png, truncate):
     truncate(png)
-    with pytest.raises(ValueError, match='a.png cannot be read whole'):
+    with pytest.raises(ValueError, match='a.png cannot be read completely'):
         image_file.read(png)
 
 
 def test_png_without_its_end_is_seen(png):
     png.write_bytes(png.read_bytes()[: -len(image_file.PNG_END)])
-    with pytest.raises(ValueError, match='a.png cannot be read whole'):
+    with pytest.raises(ValueError, match='a.png cannot be read completely'):
         image_file.inspect(png)
 
 
@@ -76,7 +76,7 @@ def test_png_with_bytes_after_its_end_is_read(png):
 
 def test_a_flipped_bit_is_seen(png, corrupt):
     corrupt(png)
-    with pytest.raises(ValueError, match='a.png cannot be read whole'):
+    with pytest.raises(ValueError, match='a.png cannot be read completely'):
         image_file.read(png)
 
 
@@ -84,7 +84,7 @@ def test_truncated_jpeg_is_not_read(tmp_path, photo, truncate):
     path = tmp_path / 'a.jpg'
     Image.fromarray(photo(60, 80)).save(path)
     truncate(path)
-    with pytest.raises(ValueError, match='a.jpg cannot be read whole'):
+    with pytest.raises(ValueError, match='a.jpg cannot be read completely'):
         image_file.read(path)
 
 
@@ -121,7 +121,7 @@ def test_16_bits_are_refused(tmp_path, function, channels):
 def test_decode_names_what_it_was_given(photo):
     file = io.BytesIO()
     Image.fromarray(photo(9, 9)).save(file, 'PNG')
-    with pytest.raises(ValueError, match='0001_s001 of x.lmdb cannot be read whole'):
+    with pytest.raises(ValueError, match='0001_s001 of x.lmdb cannot be read completely'):
         image_file.decode(file.getvalue()[:60], '0001_s001 of x.lmdb')
 
 

@@ -41,9 +41,9 @@ def test_a_file_that_was_cut_and_closed_again_is_refused(tmp_path, data, reader,
     path = tmp_path / 'a.jpg'
     start = data.index(b'\xff\xda') + 14
     path.write_bytes(data[: start + int(share * (len(data) - start))] + END)
-    with pytest.raises(ValueError, match='a.jpg cannot be read whole'):
+    with pytest.raises(ValueError, match='a.jpg cannot be read completely'):
         reader(path)
-    with pytest.raises(ValueError, match='a.jpg cannot be read whole'):
+    with pytest.raises(ValueError, match='a.jpg cannot be read completely'):
         image_file.verify(path.read_bytes(), path)
 
 
@@ -61,7 +61,7 @@ def test_a_small_file_that_claims_a_large_image_is_refused(tmp_path, photo, read
     at = data.index(b'\xff\xc0') + 5
     data[at : at + 4] = (12000).to_bytes(2, 'big') * 2
     (tmp_path / 'a.jpg').write_bytes(data)
-    with pytest.raises(ValueError, match='a.jpg cannot be read whole'):
+    with pytest.raises(ValueError, match='a.jpg cannot be read completely'):
         reader(tmp_path / 'a.jpg')
 
 
@@ -77,7 +77,7 @@ def test_jpeg_data_in_a_tiff_that_end_early_are_refused(tmp_path, photo, reader)
     end = offset + length
     data[end - length // 2 : end] = END + bytes(length // 2 - 2)
     path.write_bytes(data)
-    with pytest.raises(ValueError, match='a.tif cannot be read whole'):
+    with pytest.raises(ValueError, match='a.tif cannot be read completely'):
         reader(path)
 
 

@@ -234,7 +234,7 @@ def test_truncated_files_are_not_read(tmp_path, kind, share):
         path.write_bytes(others[kind]())
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with (
-        pytest.raises(ValueError, match=rf'{path.name} (cannot be read whole|is not an image)'),
+        pytest.raises(ValueError, match=rf'{path.name} (cannot be read completely|is not an image)'),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter('error')
@@ -246,7 +246,7 @@ def test_a_flipped_bit_of_a_png_is_seen(tmp_path, bits):
     data = bytearray(photograph.encode(Photograph(noise(40, 50, 3, dtype=np.dtype(f'u{bits // 8}'))), 'PNG'))
     data[len(data) // 2] ^= 1
     (tmp_path / 'a.png').write_bytes(data)
-    with pytest.raises(ValueError, match='a.png cannot be read whole'):
+    with pytest.raises(ValueError, match='a.png cannot be read completely'):
         read(tmp_path / 'a.png')
 
 
@@ -256,7 +256,7 @@ def test_a_png_with_a_wrong_checksum_is_not_read(tmp_path, bits):
     data = saved(Image.fromarray(pixels.astype(np.uint8)), 'PNG', compress_level=0) if bits == 8 else png(pixels)
     at = data.index(b'IEND') - 5  # the last byte of the checksum before it; the pixels are as they were
     (tmp_path / 'a.png').write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-    with pytest.raises(ValueError, match='a.png cannot be read whole'):
+    with pytest.raises(ValueError, match='a.png cannot be read completely'):
         read(tmp_path / 'a.png')
 
 
@@ -265,7 +265,7 @@ def test_a_tiff_with_a_damaged_second_page_is_not_read(tmp_path):
     (tags,) = struct.unpack_from('<H', data, 8)
     struct.pack_into('<I', data, 8 + 2 + 12 * tags, len(data))  # where the second page begins: it has no tags
     (tmp_path / 'a.tif').write_bytes(data + bytes(6))
-    with pytest.raises(ValueError, match='a.tif cannot be read whole'):
+    with pytest.raises(ValueError, match='a.tif cannot be read completely'):
         read(tmp_path / 'a.tif')
 
 
@@ -273,7 +273,7 @@ def test_a_damaged_tiff_of_16_bits_is_not_read(tmp_path):
     data = bytearray(photograph.encode(Photograph(noise(40, 50, 3, dtype=np.uint16)), 'TIFF'))
     data[2000:2010] = bytes(10)
     (tmp_path / 'a.tif').write_bytes(data)
-    with pytest.raises(ValueError, match='a.tif cannot be read whole'):
+    with pytest.raises(ValueError, match='a.tif cannot be read completely'):
         read(tmp_path / 'a.tif')
 
 

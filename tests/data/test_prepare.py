@@ -224,7 +224,7 @@ def test_a_folder_that_is_not_div2k_is_named(tmp_path, subset):
 
 def test_a_truncated_image_stops_before_the_work(tmp_path, div2k, truncate):
     truncate(div2k / 'DIV2K_valid_HR' / '0801.png')
-    with pytest.raises(ValueError, match='0801.png cannot be read whole'):
+    with pytest.raises(ValueError, match='0801.png cannot be read completely'):
         prepare_div2k(div2k, tmp_path / 'out', subset=True)
     assert not (tmp_path / 'out').exists()
 
@@ -233,7 +233,7 @@ def test_a_truncated_image_stops_before_the_work(tmp_path, div2k, truncate):
 def test_a_damaged_image_is_named_and_replaced(tmp_path, div2k, write_photo, corrupt, workers):
     path = div2k / 'DIV2K_train_HR' / '0002.png'
     corrupt(path)
-    with pytest.raises(ValueError, match='0002.png cannot be read whole'):
+    with pytest.raises(ValueError, match='0002.png cannot be read completely'):
         prepare_div2k(div2k, tmp_path / 'out', scales=[2], workers=workers, subset=True)
     assert {name.suffix for name in (tmp_path / 'out').iterdir()} == {'.part'}
     image = write_photo(path, 480, 480, 7)
@@ -434,7 +434,7 @@ def test_benchmark_beside_its_own_hr_needs_png(tmp_path, hr_folder):
 @pytest.mark.parametrize('workers', [1, 2])
 def test_benchmark_names_a_damaged_image(tmp_path, hr_folder, corrupt, workers):
     corrupt(hr_folder / 'b.png')
-    with pytest.raises(ValueError, match='b.png cannot be read whole'):
+    with pytest.raises(ValueError, match='b.png cannot be read completely'):
         prepare_benchmark([hr_folder], tmp_path / 'out', workers=workers)
 
 

@@ -30,6 +30,7 @@ from spinsr.evaluation.benchmark import (
     to_json,
     to_markdown,
 )
+from spinsr.evaluation.protocols import DEFAULT
 from spinsr.inference.upscale import super_resolve
 
 from ..tiny_benchmark import SIZES, photo, write_benchmark
@@ -209,11 +210,11 @@ def test_network_in_every_protocol(tmp_path, self_ensemble):
     hr = write_benchmark(tmp_path / 'Mine')
     net = Nearest(3, 120.3)  # so that some values must be clipped
     (result,) = evaluate([tmp_path / 'Mine'], [3], network({3: net}, self_ensemble=self_ensemble))
-    assert list(result['protocols']) == list(PROTOCOLS)
+    assert list(result['protocols']) == list(DEFAULT)
     cut = mod_crop(hr['baby'], 3)
     x = torch.from_numpy(downsample(cut, 3)).permute(2, 0, 1)[None] / 255
     y = (super_resolve(x, net, self_ensemble=self_ensemble)[0] * 255).clamp(0, 255).permute(1, 2, 0).numpy()
-    expected = {name: score(y, cut, 3, name) for name in PROTOCOLS}
+    expected = {name: score(y, cut, 3, name) for name in DEFAULT}
     assert {name: entry['images']['baby'] for name, entry in result['protocols'].items()} == expected
     assert expected['spin_published'] != expected['y_crop_scale']
 
@@ -349,15 +350,15 @@ def lr_folder_empty(folder):
     ('damage', 'message'),
     [
         (hr_text, 'HR/bird.png is not an image'),
-        (hr_truncated, 'HR/bird.png cannot be read whole'),
+        (hr_truncated, 'HR/bird.png cannot be read completely'),
         (hr_gone, 'LR_bicubic/X2/birdx2.png has no HR image'),
         (hr_empty, 'no images .*HR'),
         (hr_one_pixel, 'HR/bird.png: sides must be at least the scale 2, got 1x1'),
         (hr_tiff_of_16_bits, 'HR/deep.tiff must have 8 bits a channel'),
         (hr_twice, r'different names, got .*bird.bmp and .*bird.png'),
         (lr_gone, 'LR_bicubic/X2/birdx2.png is missing'),
-        (lr_truncated, 'LR_bicubic/X2/birdx2.png cannot be read whole'),
-        (lr_corrupt, 'LR_bicubic/X2/birdx2.png cannot be read whole'),
+        (lr_truncated, 'LR_bicubic/X2/birdx2.png cannot be read completely'),
+        (lr_corrupt, 'LR_bicubic/X2/birdx2.png cannot be read completely'),
         (lr_missized, r'birdx2.png must be the HR image \(41x38, HxW\) made 2 times smaller, got 21x19'),
         (lr_folder_empty, 'LR_bicubic/X2/babyx2.png is missing'),
     ],

@@ -159,7 +159,7 @@ def test_broken_files_and_failures_are_named_and_the_rest_is_done(photos, tmp_pa
     assert names(tmp_path / 'out') == ['good_x2.bmp']
     reasons = {path.name: reason for path, reason in report.failed.items()}
     assert reasons['a.png'] == f'{photos}/a.png: Picky failed on a 4x5 (HxW) image: RuntimeError: no room for 5'
-    assert reasons['broken.png'].startswith(f'{photos}/broken.png cannot be read whole')
+    assert reasons['broken.png'].startswith(f'{photos}/broken.png cannot be read completely')
     assert reasons['text.png'].startswith(f'{photos}/text.png is not an image')
     assert 'wide_x2.jpg: JPEG ends at 65500 pixels a side, got 2x80000' in reasons['wide.jpg']
     left_out, *failures = caplog.messages

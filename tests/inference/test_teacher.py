@@ -167,7 +167,7 @@ def test_hr_that_does_not_fit_is_found_before_the_work(dataset, net):
 def test_damaged_lr_is_named_and_the_rest_stays(dataset, net):
     with lmdb.open(str(dataset / 'train_LR_bicubic_X2.lmdb')) as env, env.begin(write=True) as images:
         images.put(b'mine_2', images.get(b'mine_2')[:-30])
-    with pytest.raises(ValueError, match=r'mine_2 of .*train_LR_bicubic_X2\.lmdb cannot be read whole'):
+    with pytest.raises(ValueError, match=r'mine_2 of .*train_LR_bicubic_X2\.lmdb cannot be read completely'):
         prepare_teacher(dataset, net, RCAN)
     assert {'mine_0', 'mine_1'} <= content(dataset / 'train_teacher_X2.lmdb.part').keys()
 

@@ -202,7 +202,7 @@ def test_damaged_sample_ends_training_with_its_name_and_mending_it_goes_on(tmp_p
     image.write_bytes(content[: len(content) // 2])
     assert process.wait() == 1
     log = (tmp_path / 'damaged/log.txt').read_text().splitlines()
-    assert re.fullmatch(r'spinsr\.train: error: hr/3\.png cannot be read whole: .*', log[-1])
+    assert re.fullmatch(r'spinsr\.train: error: hr/3\.png cannot be read completely: .*', log[-1])
     image.write_bytes(content)
     assert start(tmp_path / 'damaged', '--auto_resume').wait() == 0
     whole = project(tmp_path / 'whole')

@@ -60,7 +60,8 @@ def test_a_block_that_occurs_twice_is_computed_once_more_and_not_twice_more():
     assert len(calls) == 4
 
 
-@each_arch
+# The blocks of ETDS are single convolutions; most of what LAPAR keeps is after its blocks, at the size of the result.
+@pytest.mark.parametrize('arch', [arch for arch in SMALL if arch not in ('EMT', 'ETDS', 'ETDSInference', 'LAPAR')])
 def test_the_blocks_keep_nothing_but_their_input(arch):
     net = spinsr.load(arch, 2, None, **SMALL[arch]).train()
     x = torch.rand(2, 3, 9, 14)

@@ -142,8 +142,8 @@ def damage_pixels(path):
 @pytest.mark.parametrize(
     ('damage', 'line'),
     [
-        pytest.param(lambda hr, lr: os.truncate(hr, 700), r'hr/1\.png cannot be read whole', id='truncated'),
-        pytest.param(lambda hr, lr: damage_pixels(lr), r'lr/1\.png cannot be read whole', id='wrong-checksum'),
+        pytest.param(lambda hr, lr: os.truncate(hr, 700), r'hr/1\.png cannot be read completely', id='truncated'),
+        pytest.param(lambda hr, lr: damage_pixels(lr), r'lr/1\.png cannot be read completely', id='wrong-checksum'),
         pytest.param(lambda hr, lr: hr.write_bytes(b''), r'hr/1\.png is not an image', id='empty'),
         pytest.param(lambda hr, lr: lr.write_text('no image'), r'lr/1\.png is not an image', id='text'),
         pytest.param(lambda hr, lr: hr.unlink(), r'hr/1\.png cannot be read: No such file', id='gone'),
@@ -188,7 +188,7 @@ def test_damage_of_an_lmdb_is_named_by_its_key(tmp_path, workers):
 
     with refused(r'^a \(lq\) is missing in the LMDB'):
         read(0)
-    with refused(r'^b cannot be read whole'):
+    with refused(r'^b cannot be read completely'):
         read(1)
 
 

@@ -125,7 +125,7 @@ def test_error_of_one_process_is_said_and_ends_all(tmp_path):
     run = start(folder, ['-opt', 'tiny.yml'], processes=2)
     output = finish(run)
     assert run.returncode != 0
-    assert 'spinsr.train: error: ' in output and '.png cannot be read whole' in output
+    assert 'spinsr.train: error: ' in output and '.png cannot be read completely' in output
 
 
 def test_launcher_flag_without_a_launcher_is_one_line(tmp_path):

@@ -1,0 +1,232 @@
+"""AWSRN: Lightweight Image Super-Resolution with Adaptive Weighted Learning Network (Wang et al., 2019).
+
+Upstream: https://github.com/ChaofWang/AWSRN (MIT; nothing is copied). Written from a description of the published
+network: the same function in float64. Weights are converted by `spinsr.convert`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spinsr.archs.registry import ARCH_REGISTRY
+from spinsr.convert import shapes
+from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Source, bare, register_format
+from spinsr.modules.mean_shift import register_mean
+from spinsr.utils.validation import check_equal, check_length
+
+# Kernel sizes of the convolutions in the upsampler.
+KERNELS = (3, 5, 7, 9)
+
+
+class WeightNormConv2d(nn.Conv2d):
+    """A convolution with the weight g v / |v|, |v| the norm of each output channel's kernel (Salimans & Kingma, 2016).
+
+    Unlike torch's own, it can be pickled, and its parameters have the names `weight_g` and `weight_v`.
+
+    Args:
+        in_channels, out_channels: Channels.
+        kernel_size: An odd number; the image keeps its size.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
+        super().__init__(in_channels, out_channels, kernel_size, 1, kernel_size // 2)
+        weight = self.weight.detach()
+        del self.weight
+        self.weight_g = nn.Parameter(torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True))
+        self.weight_v = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
+        norm = torch.linalg.vector_norm(self.weight_v, dim=(1, 2, 3), keepdim=True)
+        return self._conv_forward(x, self.weight_v * (self.weight_g / norm), self.bias)
+
+
+class AdaptiveWeightedResidualUnit(nn.Module):
+    """AWRU: res_scale * convolutions(x) + x_scale * x, with learned factors.
+
+    Args:
+        num_feat: Channels C.
+        num_mid: Channels between the convolutions.
+    """
+
+    def __init__(self, num_feat: int, num_mid: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            WeightNormConv2d(num_feat, num_mid, 3), nn.ReLU(), WeightNormConv2d(num_mid, num_feat, 3)
+        )
+        self.res_scale, self.x_scale = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return self.res_scale * self.body(x) + self.x_scale * x
+
+
+class LocalFusionBlock(nn.Module):
+    """LFB: residual units in a row, whose results a convolution fuses; the sum with the input has learned factors.
+
+    Args:
+        num_feat: Channels C.
+        num_mid: Channels inside a unit.
+        num_unit: Residual units.
+    """
+
+    def __init__(self, num_feat: int, num_mid: int, num_unit: int):
+        super().__init__()
+        self.units = nn.ModuleList(AdaptiveWeightedResidualUnit(num_feat, num_mid) for _ in range(num_unit))
+        self.fuse = WeightNormConv2d(num_unit * num_feat, num_feat, 3)
+        self.res_scale, self.x_scale = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        seen, out = [], x
+        for unit in self.units:
+            out = unit(out)
+            seen.append(out)
+        return self.res_scale * self.fuse(torch.cat(seen, 1)) + self.x_scale * x
+
+
+class AdaptiveWeightedMultiScale(nn.Module):
+    """AWMS: pixel shuffle of the weighted sum of convolutions with kernels of 3, 5, 7 and 9.
+
+    Args:
+        num_feat: Channels C.
+        num_out_ch: Channels of the image.
+        scale: Upscaling factor.
+    """
+
+    def __init__(self, num_feat: int, num_out_ch: int, scale: int):
+        super().__init__()
+        self.scale = scale
+        self.convs = nn.ModuleDict({f'k{k}': WeightNormConv2d(num_feat, num_out_ch * scale**2, k) for k in KERNELS})
+        self.scales = nn.ParameterDict({f'k{k}': torch.full((1,), 1 / len(KERNELS)) for k in KERNELS})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, num_out_ch, scale*H, scale*W)."""
+        return F.pixel_shuffle(sum(self.scales[name] * conv(x) for name, conv in self.convs.items()), self.scale)
+
+
+@ARCH_REGISTRY.register()
+class AWSRN(nn.Module):
+    """Adaptive weighted super-resolution network. It works on `2 (x - rgb_mean)`, of the range -1..1.
+
+    Args:
+        num_in_ch: Channels of the input image.
+        num_out_ch: Channels of the output image; equal to `num_in_ch`.
+        num_feat: Channels C.
+        num_mid: Channels inside a residual unit.
+        num_block: Local fusion blocks.
+        num_unit: Residual units in each block.
+        upscale: 1 or more.
+        rgb_mean: Mean of each channel in [0, 1].
+
+    Raises:
+        ValueError: An argument breaks its rule.
+    """
+
+    def __init__(
+        self,
+        num_in_ch: int = 3,
+        num_out_ch: int = 3,
+        num_feat: int = 32,
+        num_mid: int = 128,
+        num_block: int = 4,
+        num_unit: int = 4,
+        upscale: int = 4,
+        rgb_mean: Sequence[float] = (0.4488, 0.4371, 0.4040),
+    ):
+        super().__init__()
+        check_equal(num_in_ch=num_in_ch, num_out_ch=num_out_ch)
+        check_length(rgb_mean=rgb_mean, num_in_ch=num_in_ch)
+        self.upscale = upscale
+        register_mean(self, 1.0, rgb_mean)
+        self.conv_first = WeightNormConv2d(num_in_ch, num_feat, 3)
+        self.body = nn.ModuleList(LocalFusionBlock(num_feat, num_mid, num_unit) for _ in range(num_block))
+        self.tail = AdaptiveWeightedMultiScale(num_feat, num_out_ch, upscale)
+        self.skip = WeightNormConv2d(num_in_ch, num_out_ch * upscale**2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W)."""
+        x = (2 * (x - self.mean)).contiguous(memory_format=torch.channels_last)
+        deep = self.conv_first(x)
+        for block in self.body:
+            deep = block(deep)
+        image = self.tail(deep) + F.pixel_shuffle(self.skip(x), self.upscale)
+        return image / 2 + self.mean
+
+
+def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    num_feat, channels = weights['conv_first.weight_v'].shape[:2]
+    return {
+        'num_in_ch': channels,
+        'num_out_ch': channels,
+        'num_feat': num_feat,
+        'num_mid': len(weights['body.0.units.0.body.0.weight_v']),
+        'num_block': shapes.count(weights, 'body.{}.'),
+        'num_unit': shapes.count(weights, 'body.0.units.{}.'),
+        'upscale': shapes.shuffle(weights, 'skip.weight_v', 'conv_first.weight_v'),
+        **({} if channels == 3 else {'rgb_mean': (0.0,) * channels}),
+    }
+
+
+def _official_arguments(variant: str, official: Mapping[str, Any]) -> dict[str, Any]:
+    """The class with eight units in a block has a file of its own ('awsrnd'); a later one has the argument `n_awru`."""
+    channels = official.get('n_colors', 3)
+    sizes = {'n_feats': 'num_feat', 'block_feats': 'num_mid', 'n_resblocks': 'num_block', 'n_awru': 'num_unit'}
+    scale = official['scale']
+    return {
+        'num_in_ch': channels,
+        'num_out_ch': channels,
+        'num_unit': 8 if variant.split('_')[0] == 'd' else 4,
+        **{ours: official[theirs] for theirs, ours in sizes.items() if theirs in official},
+        'upscale': scale if isinstance(scale, int) else scale[0],
+    }
+
+
+_PARTS = '{part:weight_g|weight_v|bias}'
+_FACTOR = '{factor:res_scale|x_scale}'
+_PUBLISHED = 'arXiv:1904.02358, github.com/ChaofWang/AWSRN'
+
+register_format(
+    ArchFormat(
+        arch=AWSRN,
+        names=(
+            (None, 'mean'),
+            (f'head.0.{_PARTS}', f'conv_first.{_PARTS}'),
+            (f'skip.0.{_PARTS}', f'skip.{_PARTS}'),
+            (
+                f'body.{{block}}.b{{unit}}.body.{{layer:0|2}}.{_PARTS}',
+                f'body.{{block}}.units.{{unit}}.body.{{layer}}.{_PARTS}',
+            ),
+            (f'body.{{block}}.b{{unit}}.{_FACTOR}.scale', f'body.{{block}}.units.{{unit}}.{_FACTOR}'),
+            (f'body.{{block}}.reduction.{_PARTS}', f'body.{{block}}.fuse.{_PARTS}'),
+            (f'body.{{block}}.{_FACTOR}.scale', f'body.{{block}}.{_FACTOR}'),
+            (f'tail.tail_k{{kernel}}.{_PARTS}', f'tail.convs.k{{kernel}}.{_PARTS}'),
+            ('tail.scale_k{kernel}.scale', 'tail.scales.k{kernel}'),
+        ),
+        arguments=_arguments,
+        configurations={
+            'AWSRN-M': {'num_block': 3},
+            'AWSRN-S': {'num_block': 1},
+            'AWSRN-SD': {'num_feat': 16, 'num_block': 1, 'num_unit': 8},
+        },
+        parity=('awsrn', 'awsrnd'),
+        official_arguments=_official_arguments,
+        layout=bare,
+        onnx=Onnx(sides=(2, None)),  # torch.export makes a constant of a side of 1
+        published=(
+            PublishedResult(4, 1_587_000, '32.27 28.69 27.64 26.29 30.72', _PUBLISHED),
+            PublishedResult(2, 1_063_000, '38.04 33.66 32.21 32.23 38.66', _PUBLISHED, 'AWSRN-M'),
+            PublishedResult(3, 1_143_000, '34.42 30.32 29.13 28.26 33.64', _PUBLISHED, 'AWSRN-M'),
+            PublishedResult(4, 1_254_000, '32.21 28.65 27.60 26.15 30.56', _PUBLISHED, 'AWSRN-M'),
+        ),
+        source=Source(
+            'Lightweight Image Super-Resolution with Adaptive Weighted Learning Network (Wang et al.)',
+            2019,
+            'https://github.com/ChaofWang/AWSRN',
+            'MIT',
+        ),
+    )
+)

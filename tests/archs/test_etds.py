@@ -1,0 +1,84 @@
+"""What only ETDS has: its start, its two streams, and the exact conversion for inference."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from spinsr.archs.etds_arch import ETDS, ETDSInference, to_inference
+from spinsr.convert.registry import find_configuration
+
+from ..conftest import PARITY
+
+COUNTS = {  # before and after the conversion, at x2, x3 and x4
+    'T': ([12_110, 14_300, 17_366], [13_944, 16_920, 21_360]),
+    'S': ([38_352, 42_702, 48_792], [41_512, 46_792, 54_112]),
+    'L': ([143_850, 150_360, 159_474], [152_184, 159_768, 169_968]),
+}
+
+
+@pytest.mark.parametrize('size', COUNTS)
+def test_number_of_parameters_of_the_variants(size):
+    for name, counts in zip(('ETDS', 'ETDSInference'), COUNTS[size], strict=True):
+        format, arguments = find_configuration(f'{name}-{size}')
+        with torch.device('meta'):
+            nets = [format.arch(**arguments, upscale=scale) for scale in (2, 3, 4)]
+        assert [sum(parameter.numel() for parameter in net.parameters()) for net in nets] == counts
+
+
+@pytest.mark.parametrize(('scale', 'residual'), [(2, 3), (3, 3), (4, 5)])
+def test_conversion_gives_the_clipped_image(scale, residual, assert_close):
+    net = ETDS(num_feat=9, num_block=2, num_residual_feat=residual, upscale=scale).double()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    nn.init.constant_(net.conv_last.bias, 0.5)
+    x = torch.rand(2, 3, 6, 7, dtype=torch.float64)
+    image, converted = net(x), to_inference(net)(x)
+    assert image.min() < 0 and image.max() > 1  # the clip matters
+    assert_close(converted, image.clamp(0, 1))
+
+
+@pytest.mark.parametrize('scale', [2, 3])
+def test_conversion_is_that_of_the_authors(scale, official):
+    """Their networks of both forms hold the same weights."""
+    theirs = official(f'zoo/etds_infer_x{scale}')
+    net = official(f'zoo/etds_x{scale}').build(torch.float32)
+    converted = to_inference(net).state_dict()
+    assert converted.keys() == theirs.weights.keys()
+    assert max((value - theirs.weights[name]).abs().max().item() for name, value in converted.items()) < 1e-6
+
+
+def test_residual_stream_is_that_of_the_authors(official):
+    net, x = official('zoo/etds_x2').build(), official('zoo/etds_x2').images[0]
+    with np.load(PARITY / 'zoo/etds_x2.npz') as archive, torch.no_grad():
+        assert np.abs(net.streams(x.double())[1].numpy() - archive['r0']).max() < 1e-9
+
+
+def test_residual_stream_starts_as_nearest_upsampling(assert_close):
+    net, x = ETDS(num_feat=8, num_block=2, num_residual_feat=4, upscale=3), torch.rand(1, 3, 4, 5)
+    image, low = net.streams(x)
+    assert_close(low, nn.functional.interpolate(x, scale_factor=3, mode='nearest'))
+    nn.init.zeros_(net.conv_last.weight)
+    nn.init.zeros_(net.conv_last.bias)
+    assert_close(net(x), low)
+    assert (image - low).abs().max() > 0.001
+
+
+def test_residual_parameters_are_those_of_the_stream_and_of_what_it_adds():
+    net = ETDS(num_feat=8, num_block=3)
+    backbone = [net.conv_first, *net.backbone_convs, net.conv_last]
+    assert len(net.residual_parameters()) == len(list(net.parameters())) - 2 * len(backbone)
+    assert net.add_residual_convs[0].weight in set(net.residual_parameters())
+
+
+def test_inference_network_starts_as_a_clip():
+    net = ETDSInference(num_feat=8, num_block=1, upscale=3)
+    net.conv_last.forward = lambda x: 1 - torch.linspace(-1, 2, 28).view(1, 28, 1, 1).expand(1, 28, 2, 2)
+    assert net(torch.rand(1, 3, 2, 2)).min() == 0 and net(torch.rand(1, 3, 2, 2)).max() == 1
+
+
+@pytest.mark.parametrize('arguments', [{'num_out_ch': 1}, {'num_residual_feat': 2}, {'num_feat': 3}], ids=str)
+def test_bad_arguments_are_refused_with_the_value(arguments):
+    ((name, value),) = arguments.items()
+    with pytest.raises(ValueError, match=f'{name}={value}'):
+        ETDS(**arguments)
