@@ -53,6 +53,14 @@ NETWORKS = {
         small={'num_feat': 8, 'groups': 2},
         parameters={2: 964_163, 3: 1_148_803, 4: 1_111_875},
     ),
+    'IPT': Network(
+        small={'num_feat': 4, 'patch_size': 8, 'token_size': 2, 'num_layer': 2, 'num_heads': 2},
+        parameters={2: 115_460_419, 3: 115_645_059, 4: 115_608_131},
+    ),
+    'SMSR': Network(
+        small={'num_feat': 8, 'num_block': 2, 'squeeze_factor': 4, 'gumbel_noise': False},
+        parameters={2: 987_306, 3: 995_961, 4: 1_008_078},
+    ),
     'RDBESA': Network(
         small={'num_feat': 16, 'num_block': 2, 'squeeze_factor': 2},
         parameters={2: 527_068, 3: 535_723, 4: 547_840},

@@ -204,12 +204,18 @@ register_format(
         layout=bare,
         onnx=Onnx(sides=(2, None)),  # torch.export makes a constant of a side of 1
         published=(
-            PublishedResult(2, 1_592_000, '37.76 33.52 32.09 31.92 38.36', _PUBLISHED + _MANGA),
-            PublishedResult(3, 1_592_000, '34.29 30.29 29.06 28.06 33.50', _PUBLISHED + _MANGA),
-            PublishedResult(4, 1_592_000, '32.13 28.60 27.58 26.07 30.47', _PUBLISHED + _MANGA),
-            PublishedResult(2, 412_000, '37.53 33.26 31.92 31.23 -', _PUBLISHED, 'CARN-M'),
-            PublishedResult(3, 412_000, '33.99 30.08 28.91 27.55 -', _PUBLISHED, 'CARN-M'),
-            PublishedResult(4, 412_000, '31.92 28.42 27.44 25.62 -', _PUBLISHED, 'CARN-M'),
+            PublishedResult(
+                2, 1_592_000, '37.76 33.52 32.09 31.92 38.36', _PUBLISHED + _MANGA, configuration='CARN-multi'
+            ),
+            PublishedResult(
+                3, 1_592_000, '34.29 30.29 29.06 28.06 33.50', _PUBLISHED + _MANGA, configuration='CARN-multi'
+            ),
+            PublishedResult(
+                4, 1_592_000, '32.13 28.60 27.58 26.07 30.47', _PUBLISHED + _MANGA, configuration='CARN-multi'
+            ),
+            PublishedResult(2, 412_000, '37.53 33.26 31.92 31.23 -', _PUBLISHED, 'CARN-M', 'CARN-M-multi'),
+            PublishedResult(3, 412_000, '33.99 30.08 28.91 27.55 -', _PUBLISHED, 'CARN-M', 'CARN-M-multi'),
+            PublishedResult(4, 412_000, '31.92 28.42 27.44 25.62 -', _PUBLISHED, 'CARN-M', 'CARN-M-multi'),
         ),
         recipe=Recipe(
             about="The recipe is that of the authors' README: LR patches of 64x64, batch 64, 600,000 iterations, the "
@@ -230,6 +236,7 @@ register_format(
             'https://github.com/nmhkahn/CARN-pytorch',
             'MIT',
             'MIT',
+            weights='repository',
         ),
     )
 )

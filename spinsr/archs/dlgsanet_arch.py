@@ -349,6 +349,7 @@ register_format(
             2023,
             'https://github.com/NeonLeexiang/DLGSANet',
             'Apache-2.0',
+            weights='cloud drive',
         ),
     )
 )

@@ -240,6 +240,16 @@ _PAPER = (
 )
 _REPOSITORY = 'https://github.com/ECNUSR/ETDS'
 
+
+def _published(network: str) -> tuple[PublishedResult, ...]:
+    """The results, which are the same before and after the conversion."""
+    return tuple(
+        PublishedResult(scale, *result, _PUBLISHED, f'ETDS-{size}', f'{network}-{size}')
+        for size, results in _RESULTS.items()
+        for scale, result in zip((2, 3, 4), results, strict=True)
+    )
+
+
 register_format(
     ArchFormat(
         arch=ETDS,
@@ -251,11 +261,8 @@ register_format(
         configurations={f'ETDS-{size}': arguments for size, arguments in _SIZES.items()},
         layout=under('params'),
         onnx=Onnx(sides=(1, None)),
-        published=tuple(
-            PublishedResult(scale, *result, _PUBLISHED, f'ETDS-{size}')
-            for size, results in _RESULTS.items()
-            for scale, result in zip((2, 3, 4), results, strict=True)
-        ),
+        published=_published('ETDS'),
+        protocol='y_mod12',
         recipe=Recipe(
             about="The recipe is that of the authors' option files: LR patches of 64x64, batch 32, 1,600,000 "
             'iterations at a constant learning rate, and a loss of the residual stream beside that of the image. For '
@@ -273,7 +280,7 @@ register_format(
             by_configuration={'ETDS-M': {'scales': ()}},  # the same as ETDS
             comments={'milestones': 'none: the learning rate is constant', 'residual_opt': 'of the residual stream'},
         ),
-        source=Source(_PAPER, 2023, _REPOSITORY, 'Apache-2.0'),
+        source=Source(_PAPER, 2023, _REPOSITORY, 'Apache-2.0', weights='none before conversion'),
     )
 )
 
@@ -287,6 +294,8 @@ register_format(
         parity=('etds_infer',),
         layout=under('params'),
         onnx=Onnx(sides=(1, None)),
-        source=Source(_PAPER, 2023, _REPOSITORY, 'Apache-2.0', 'Apache-2.0'),
+        published=_published('ETDSInference'),
+        protocol='y_mod12',
+        source=Source(_PAPER, 2023, _REPOSITORY, 'Apache-2.0', 'Apache-2.0', 'repository'),
     )
 )

@@ -231,6 +231,7 @@ register_format(
             2020,
             'https://github.com/dvlab-research/Simple-SR',
             'MIT',
+            weights='not in the repository',
         ),
     )
 )

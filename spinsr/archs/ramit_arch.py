@@ -497,6 +497,7 @@ register_format(
             'Reciprocal Attention Mixing Transformer for Lightweight Image Restoration (Choi et al., CVPRW 2024)',
             2024,
             'https://github.com/rami0205/RAMiT',
+            weights='repository',
         ),
     )
 )

@@ -84,15 +84,14 @@ def run(args: argparse.Namespace) -> int:
     ):
         raise ValueError(f'--plot has nothing to draw: no results for {args.dataset} x{args.scale[0]} are published')
     table, failed = [], False
-    with network.errors_only():
-        for variant in variants:
-            for scale in args.scale:
-                try:
-                    table += zoo.rows(variant, scale, measure=measure)
-                except (ValueError, TypeError) as error:
-                    failed = True
-                    reason = printable(f'{variant.name} x{scale}: {error}')
-                    print(f'spinsr zoo: error: {reason}', file=sys.stderr)
+    for variant in variants:
+        for scale in args.scale:
+            try:
+                table += zoo.rows(variant, scale, measure=measure)
+            except (ValueError, TypeError) as error:
+                failed = True
+                reason = printable(f'{variant.name} x{scale}: {error}')
+                print(f'spinsr zoo: error: {reason}', file=sys.stderr)
     if not table:
         return 1
     markdown = zoo.to_markdown(table)
@@ -104,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         (scale,) = args.scale
         points = [
-            plot.Point(row.variant, row.latency, row.psnr[args.dataset])
+            plot.Point(row.name, row.latency, row.psnr[args.dataset])
             for row in table
             if row.latency is not None and args.dataset in row.psnr
         ]

@@ -63,7 +63,6 @@ _OTHERS = (
     _row('DRSAN', 4, 730_000, '- - - - -', _NO_PSNR),
 )
 
-_LAVA = 'https://github.com/The-Learning-And-Vision-Atelier-LAVA'
 _SWINIR_SOURCE = Source(
     'SwinIR: Image Restoration Using Swin Transformer (Liang et al., ICCVW 2021)',
     2021,
@@ -75,30 +74,7 @@ _SWINIR_SOURCE = Source(
 SOURCES = {
     'SwinIR-light': _SWINIR_SOURCE,
     'SwinIR': _SWINIR_SOURCE,
-    'CARN': Source(
-        'Cascading Residual Network (Ahn et al., ECCV 2018)',
-        2018,
-        'https://github.com/nmhkahn/CARN-pytorch',
-        'MIT',
-        'MIT',
-        'repository',
-    ),
-    'LAPAR-A': Source(
-        'LAPAR (Li et al., NeurIPS 2020)',
-        2020,
-        'https://github.com/dvlab-research/Simple-SR',
-        'MIT',
-        weights='not in the repository',
-    ),
     'LatticeNet': Source('LatticeNet (Luo et al., ECCV 2020)', 2020, weights='none'),
-    'SMSR': Source('Sparse Mask SR (Wang et al., CVPR 2021)', 2021, f'{_LAVA}/SMSR', weights='repository (x2)'),
-    'AWSRN-M': Source(
-        'Adaptive Weighted SR Network (Wang et al., 2019)',
-        2019,
-        'https://github.com/ChaofWang/AWSRN',
-        'MIT',
-        weights='not in the repository',
-    ),
     'MADNet': Source('MADNet (Lan et al., IEEE Transactions on Cybernetics)', weights='none'),
     'GLADSR': Source('GLADSR, as cited by SPIN, ICCV 2023', weights='none'),
     'DRSAN': Source(
@@ -108,14 +84,19 @@ SOURCES = {
     ),
 }
 
-_OURS = tuple(_row(r.name or f.name, r.scale, r.parameters, r.psnr, r.source) for f in formats() for r in f.published)
+# By name and scale: a network and its form for inference have the same results.
+_OURS = {
+    (r.name or f.name, r.scale): _row(r.name or f.name, r.scale, r.parameters, r.psnr, r.source)
+    for f in formats()
+    for r in f.published
+}
 
 
 def elsewhere() -> tuple[Published, ...]:
     """The rows of networks that spinsr does not have: of each network here, the format knows better."""
     ours = {name for format in formats() for name in (format.name, *format.configurations)}
-    ours |= {row.name for row in _OURS}
+    ours |= {name for name, _ in _OURS}
     return tuple(row for row in _OTHERS if row.name not in ours)
 
 
-PUBLISHED = (*_OURS, *elsewhere())
+PUBLISHED = (*_OURS.values(), *elsewhere())

@@ -54,7 +54,8 @@ class Row:
 
     Attributes:
         network: Its public name; '' where spinsr does not have it.
-        variant: The configuration, or the name of its result, as 'SMFANet+ (DF2K)'.
+        variant: The configuration.
+        name: What the source of the results calls it, as 'SMFANet+ (DF2K)'.
         scale: Upscaling factor.
         year: Of the paper; None if it is not known.
         parameters: Counted here; as published for a network that spinsr does not have.
@@ -69,6 +70,7 @@ class Row:
 
     network: str
     variant: str
+    name: str
     scale: int
     year: int | None
     parameters: int
@@ -130,6 +132,7 @@ def rows(variant: Variant, scale: int, *, measure: Mapping[str, Any] | None = No
             Row(
                 network='',
                 variant=row.name,
+                name=row.name,
                 parameters=row.parameters,
                 multiply_adds=None,
                 psnr=row.psnr,
@@ -146,7 +149,8 @@ def rows(variant: Variant, scale: int, *, measure: Mapping[str, Any] | None = No
     return [
         Row(
             network=variant.format.name,
-            variant=row.name if row else variant.name,
+            variant=variant.name,
+            name=row.name if row else variant.name,
             parameters=counts['parameters'],
             multiply_adds=counts['multiply_adds'],
             psnr=row.psnr if row else {},
@@ -277,7 +281,7 @@ COLUMNS = {
     'latency': lambda row: '' if row.latency is None else f'{row.latency:.3g} s',
     'peak memory': lambda row: '' if row.peak_memory is None else f'{row.peak_memory / 1e6:,.0f} MB',
     **{name: lambda row, name=name: f'{row.psnr[name]:.2f}' if name in row.psnr else '' for name in DATASETS},
-    'results from': lambda row: row.results,
+    'results from': lambda row: row.results if row.name == row.variant else f'{row.name}: {row.results}',
     'code': lambda row: row.source.code_licence or ('no licence' if row.source.repository else ''),
     'weights': lambda row: row.source.weights_licence or ('not stated' if _exist(row.source.weights) else ''),
     'weights from': lambda row: row.source.weights,
@@ -303,7 +307,7 @@ def to_csv(table: Sequence[Row]) -> str:
 
 
 def _line(row: Row) -> dict[str, Any]:
-    plain = ('network', 'variant', 'year', 'scale', 'parameters', 'multiply_adds', 'latency', 'peak_memory')
+    plain = ('network', 'variant', 'name', 'year', 'scale', 'parameters', 'multiply_adds', 'latency', 'peak_memory')
     return {
         **{name: getattr(row, name) for name in plain},
         'height': row.size[0],

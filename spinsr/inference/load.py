@@ -56,7 +56,8 @@ class Network:
         except Exception as error:  # archs of others do not check their arguments
             raise ValueError(f'{self.arch} x{self.scale} cannot be built: {_reason(error)}') from error
         if self.state_dict is None:
-            logger.warning('%s has no weights: the network is untrained', self.arch)
+            if torch.device(device).type != 'meta':  # where nothing has values
+                logger.warning('%s has no weights: the network is untrained', self.arch)
         else:
             try:
                 net.load_state_dict(self.state_dict)

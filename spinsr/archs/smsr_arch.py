@@ -1,0 +1,273 @@
+"""SMSR: Exploring Sparsity in Image Super-Resolution for Efficient Inference (Wang et al., CVPR 2021).
+
+Upstream: https://github.com/The-Learning-And-Vision-Atelier-LAVA/SMSR (no licence; nothing is copied). Written from a
+description of the published network: the same function in float64, in dense form, so that it needs no preparation after
+loading and works on batches and under torch.compile. It computes what the authors' sparse inference skips: the image is
+the same, the saving is not there. Weights are converted by `spinsr.convert`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spinsr.archs.registry import ARCH_REGISTRY
+from spinsr.convert import mean_shift, shapes
+from spinsr.convert.registry import ArchFormat, PublishedResult, Sizes, Source, bare, register_format
+from spinsr.modules.channel_attention import ChannelAttention
+from spinsr.modules.mean_shift import register_mean
+from spinsr.modules.padding import pad_to
+from spinsr.utils.validation import ABOVE_0, between, check, check_equal, check_length
+
+
+class LearnedMask(nn.Module):
+    """A mask from logits: soft in training, 0 or 1 in evaluation.
+
+    In training it is a sample of the Gumbel-softmax over two classes, whose noise is the difference of two Gumbel
+    variables, a logistic one:
+
+        mask = sigmoid((logit + noise) / temperature)
+
+    In evaluation it is logit > 0, with the gradient of the sigmoid.
+
+    Args:
+        temperature: Above 0; the lower, the harder the masks of training. It may be changed during training.
+        noise: Whether there is noise in training.
+    """
+
+    def __init__(self, temperature: float = 1.0, noise: bool = True):
+        super().__init__()
+        self.temperature, self.noise = temperature, noise
+
+    def forward(self, logit: Tensor) -> Tensor:
+        """Logits of any shape -> masks in [0, 1]."""
+        if self.training and self.noise:
+            uniform = torch.rand(logit.shape, device=logit.device, dtype=torch.float32).clamp(1e-7, 1 - 1e-7)
+            logit = logit + torch.logit(uniform).to(logit.dtype)
+        soft = torch.sigmoid(logit / self.temperature)
+        if self.training:
+            return soft
+        return (logit > 0).to(soft.dtype) + (soft - soft.detach())
+
+
+class SparseMaskConvolutions(nn.Module):
+    """Convolutions with ReLU, each of whose channels is dense, or sparse: computed only where the spatial mask M is 1.
+
+    With D = 1 for a dense and 0 for a sparse channel, and e the result of the convolution W before,
+
+        e <- relu(W(e D') (D + (1 - D) M) + W(e (1 - D')) M)
+
+    where D' are the channels of e: outside the mask, sparse channels neither receive nor contribute.
+
+    Args:
+        num_feat: Channels C.
+        num_conv: Convolutions.
+        mask: From logits to masks.
+    """
+
+    def __init__(self, num_feat: int, num_conv: int, mask: LearnedMask):
+        super().__init__()
+        # The last axis: logits of dense, and of sparse.
+        self.channel_mask = nn.Parameter(torch.rand(1, num_feat, num_conv, 2))
+        self.convs = nn.ModuleList(nn.Conv2d(num_feat, num_feat, 3, 1, 1, bias=False) for _ in range(num_conv))
+        self.fuse = nn.Conv2d(num_conv * num_feat, num_feat, 1)
+        self.mask = mask
+
+    def forward(self, x: Tensor, spatial: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) and M, (B, 1, H, W) -> (B, C, H, W), and which share of the values is computed, a scalar."""
+        dense = self.mask(self.channel_mask[..., 0] - self.channel_mask[..., 1])  # (1, C, convolutions)
+        sparsity = (dense + (1 - dense) * spatial.mean()).mean()
+        dense = dense[..., None, None].unbind(2)  # (1, C, 1, 1) each
+        results = [F.relu(self.convs[0](x) * _gate(dense[0], spatial))]
+        for conv, before, now in zip(self.convs[1:], dense, dense[1:], strict=False):
+            known, sparse = results[-1] * before, results[-1] * (1 - before)
+            results.append(F.relu(conv(known) * _gate(now, spatial) + conv(sparse) * spatial))
+        return self.fuse(torch.cat(results, 1)), sparsity
+
+
+def _gate(dense: Tensor, spatial: Tensor) -> Tensor:
+    """Where channels are computed: everywhere if they are dense, else in the mask."""
+    return dense + (1 - dense) * spatial
+
+
+class SparseMaskModule(nn.Module):
+    """SMM: a spatial mask from the features, convolutions under it, channel attention, and the input.
+
+    Args:
+        num_feat: Channels C, a multiple of 4.
+        num_conv: Convolutions.
+        squeeze_factor: Channel reduction of the attention, 1 to C.
+        temperature, noise: Of the masks.
+    """
+
+    def __init__(self, num_feat: int, num_conv: int, squeeze_factor: int, temperature: float, noise: bool):
+        super().__init__()
+        quarter = num_feat // 4
+        self.spatial_mask = nn.Sequential(
+            nn.Conv2d(num_feat, quarter, 3, 1, 1),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+            nn.Conv2d(quarter, quarter, 3, 1, 1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(quarter, 2, 3, stride=2, padding=1, output_padding=1),
+        )
+        self.mask = LearnedMask(temperature, noise)
+        self.body = SparseMaskConvolutions(num_feat, num_conv, self.mask)
+        self.ca = ChannelAttention(num_feat, squeeze_factor)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W), H, W >= 2 -> (B, C, H, W), and which share of the values is computed, a scalar."""
+        logits = self.spatial_mask(x)
+        mask = self.mask(logits[:, 1:] - logits[:, :1])
+        # An odd last row or column is outside the mask.
+        mask = F.pad(mask, (0, x.shape[3] % 2, 0, x.shape[2] % 2))  # (B, 1, H, W)
+        out, sparsity = self.body(x, mask)
+        return self.ca(out) + x, sparsity
+
+
+@ARCH_REGISTRY.register()
+class SMSR(nn.Module):
+    """Sparse mask super-resolution network.
+
+    Args:
+        num_in_ch: Channels of the input image.
+        num_out_ch: Channels of the output image; equal to `num_in_ch`.
+        num_feat: Channels C, a multiple of 4.
+        num_block: Sparse mask modules.
+        num_conv: Convolutions in each module.
+        squeeze_factor: Channel reduction of the attention, 1 to C.
+        upscale: 1 or more.
+        temperature: Of the masks in training; the lower, the harder.
+        gumbel_noise: Whether the masks are sampled in training; if not, they are the probabilities.
+        img_range: Scale in which the network works; the input is `x * img_range - mean`.
+        rgb_mean: Mean of each channel in [0, 1]; `mean` is `img_range * rgb_mean`.
+
+    Raises:
+        ValueError: An argument breaks its rule.
+    """
+
+    def __init__(
+        self,
+        num_in_ch: int = 3,
+        num_out_ch: int = 3,
+        num_feat: int = 64,
+        num_block: int = 5,
+        num_conv: int = 4,
+        squeeze_factor: int = 16,
+        upscale: int = 4,
+        temperature: float = 1.0,
+        gumbel_noise: bool = True,
+        img_range: float = 255.0,
+        rgb_mean: Sequence[float] = (0.4488, 0.4371, 0.4040),
+    ):
+        super().__init__()
+        check_equal(num_in_ch=num_in_ch, num_out_ch=num_out_ch)
+        check_length(rgb_mean=rgb_mean, num_in_ch=num_in_ch)
+        check(between(1, num_feat), squeeze_factor=squeeze_factor)
+        check(ABOVE_0, temperature=temperature)
+        if num_feat < 4 or num_feat % 4:
+            raise ValueError(f'num_feat must be a multiple of 4, got {num_feat=}')
+        self.upscale, self.img_range = upscale, img_range
+        register_mean(self, img_range, rgb_mean)
+        self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
+        self.conv_second = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+        self.body = nn.ModuleList(
+            SparseMaskModule(num_feat, num_conv, squeeze_factor, temperature, gumbel_noise) for _ in range(num_block)
+        )
+        self.fuse = nn.Conv2d(num_block * num_feat, num_feat, 1)
+        self.conv_after_body = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+        self.conv_last = nn.Conv2d(num_feat, num_out_ch * upscale**2, 3, 1, 1)
+
+    def set_temperature(self, temperature: float) -> None:
+        """Sets the temperature of all masks.
+
+        Raises:
+            ValueError: It is not above 0.
+        """
+        check(ABOVE_0, temperature=temperature)
+        for block in self.body:
+            block.mask.temperature = temperature
+
+    def forward(self, x: Tensor, return_sparsity: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W).
+
+        Args:
+            x: The images.
+            return_sparsity: Whether to return beside the result which share of the values in the modules is computed,
+                a scalar in [0, 1]: what the sparsity loss of the paper makes small.
+        """
+        height, width = (side * self.upscale for side in x.shape[2:])
+        x = pad_to(x, 2, 2) * self.img_range - self.mean
+        shallow = self.conv_second(F.relu(self.conv_first(x)))
+        seen, shares, out = [], [], shallow
+        for block in self.body:
+            out, sparsity = block(out)
+            seen.append(out)
+            shares.append(sparsity)
+        deep = shallow + self.conv_after_body(F.relu(self.fuse(torch.cat(seen, 1))))
+        image = F.pixel_shuffle(self.conv_last(deep), self.upscale)
+        image = image + F.interpolate(x, scale_factor=self.upscale, mode='bicubic', align_corners=False)
+        image = ((image + self.mean) / self.img_range)[..., :height, :width]
+        return (image, torch.stack(shares).mean()) if return_sparsity else image
+
+
+def _official_arguments(variant: str, official: Mapping[str, Any]) -> dict[str, Any]:
+    channels, scale = official.get('n_colors', 3), official['scale']
+    names = {'n_feats': 'num_feat', 'num_smm': 'num_block', 'rgb_range': 'img_range'}
+    return {
+        'num_in_ch': channels,
+        'num_out_ch': channels,
+        **{ours: official[theirs] for theirs, ours in names.items() if theirs in official},
+        'upscale': scale if isinstance(scale, int) else scale[0],
+    }
+
+
+_PUBLISHED = 'CVPR 2021, Table 2'
+
+register_format(
+    ArchFormat(
+        arch=SMSR,
+        names=(
+            *mean_shift.ROWS,
+            ('head.0.{end}', 'conv_first.{end}'),
+            ('head.2.{end}', 'conv_second.{end}'),
+            ('body.{block}.spa_mask.{layer:0|3|5}.{end}', 'body.{block}.spatial_mask.{layer}.{end}'),
+            ('body.{block}.body.ch_mask', 'body.{block}.body.channel_mask'),
+            ('body.{block}.body.body.{conv}.weight', 'body.{block}.body.convs.{conv}.weight'),
+            ('body.{block}.body.collect.{end}', 'body.{block}.body.fuse.{end}'),
+            ('body.{block}.body.bias', None),  # the bias of `collect` once more, where their network was run before
+            ('body.{block}.ca.conv_du.0.{end}', 'body.{block}.ca.attention.1.{end}'),
+            ('body.{block}.ca.conv_du.2.{end}', 'body.{block}.ca.attention.3.{end}'),
+            ('collect.0.{end}', 'fuse.{end}'),
+            ('collect.2.{end}', 'conv_after_body.{end}'),
+            ('tail.0.{end}', 'conv_last.{end}'),
+        ),
+        arguments=lambda weights: {
+            **shapes.images(weights),
+            **shapes.mean_of_grey(weights),
+            'num_block': shapes.count(weights, 'body.{}.'),
+            'num_conv': shapes.count(weights, 'body.0.body.convs.{}.'),
+            'squeeze_factor': len(weights['conv_first.weight']) // len(weights['body.0.ca.attention.1.weight']),
+            'upscale': shapes.shuffle(weights),
+        },
+        official_arguments=_official_arguments,
+        untold={'temperature': 1.0, 'gumbel_noise': True, 'img_range': 255.0},
+        from_official=mean_shift.take_frozen(),
+        to_official=mean_shift.put_frozen(),
+        layout=bare,
+        sizes=Sizes(minimum=2, pads=True),
+        published=(
+            PublishedResult(2, 985_000, '38.00 33.64 32.17 32.19 38.76', _PUBLISHED),
+            PublishedResult(3, 993_000, '34.40 30.33 29.10 28.25 33.68', _PUBLISHED),
+            PublishedResult(4, 1_006_000, '32.12 28.55 27.55 26.11 30.54', _PUBLISHED),
+        ),
+        source=Source(
+            'Exploring Sparsity in Image Super-Resolution for Efficient Inference (Wang et al., CVPR 2021)',
+            2021,
+            'https://github.com/The-Learning-And-Vision-Atelier-LAVA/SMSR',
+            weights='repository (x2)',
+        ),
+    )
+)
