@@ -113,7 +113,7 @@ def without(options: dict[str, Any], key: str) -> dict[str, Any]:
     return options
 
 
-def write_options(path: Path, options: dict[str, Any]) -> str:
+def write_options(path: Path | str, options: dict[str, Any]) -> str:
     """Writes an option file and returns its path."""
-    path.write_text(yaml.safe_dump(copy.deepcopy(options)), encoding='utf-8')
+    Path(path).write_text(yaml.safe_dump(copy.deepcopy(options)), encoding='utf-8')
     return str(path)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
+from spinsr.convert.recipe import ON_255, Recipe, adam, cosine
 from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Source, bare, register_format
 from spinsr.modules.local_fusion import LocalFusionBlock
 from spinsr.modules.mean_shift import register_mean
@@ -172,6 +173,16 @@ register_format(
             PublishedResult(2, 1_063_000, '38.04 33.66 32.21 32.23 38.66', _PUBLISHED, 'AWSRN-M'),
             PublishedResult(3, 1_143_000, '34.42 30.32 29.13 28.26 33.64', _PUBLISHED, 'AWSRN-M'),
             PublishedResult(4, 1_254_000, '32.21 28.65 27.60 26.15 30.56', _PUBLISHED, 'AWSRN-M'),
+        ),
+        recipe=Recipe(
+            about="The recipe is that of the authors' code: LR patches of 48x48, batch 16, 1,000 epochs of 1,000 "
+            'iterations, and one cosine decay. Where it ends is not said; 0 is our choice.',
+            patch=48,
+            batch=16,
+            optim_g=adam(1e-3),
+            scheduler=cosine(1_000_000, eta_min=0),
+            total_iter=1_000_000,
+            comments={'pixel_opt:loss_weight': ON_255},
         ),
         source=Source(
             'Lightweight Image Super-Resolution with Adaptive Weighted Learning Network (Wang et al.)',

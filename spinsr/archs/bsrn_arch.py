@@ -5,6 +5,7 @@ networks, BSRN and BSRN-S of the NTIRE 2022 challenge: the same function in floa
 Weights are converted by `spinsr.convert`.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
+from spinsr.convert.recipe import DF2K, Recipe, adam, cosine
 from spinsr.convert.registry import ArchFormat, Onnx, Sizes, Source, register_format, renamed, under
 from spinsr.modules.cca import ContrastAwareChannelAttention
 from spinsr.modules.distillation import CollectedBlocks, FeatureDistillation
@@ -198,6 +200,32 @@ def _as_linear(official: dict[str, Tensor], _: Mapping[str, Tensor]) -> dict[str
     return {name: value[..., 0, 0] if value.shape[2:] == (1, 1) else value for name, value in official.items()}
 
 
+_RECIPE = Recipe(
+    about="The recipe is that of the authors' option files: DIV2K and Flickr2K, LR patches of 48x48, batch 64, "
+    '1,000,000 iterations, no EMA.',
+    patch=48,
+    batch=64,
+    data=DF2K,
+    optim_g=adam(1e-3),
+    scheduler=cosine(1_000_000, eta_min=1e-7),
+    total_iter=1_000_000,
+    comments={'batch_size_per_gpu': 'the authors: 32 on each of two GPUs'},
+)
+_RECIPE_OF_CHALLENGE = dataclasses.replace(
+    _RECIPE,
+    about="The recipe is that of the authors' option file for NTIRE 2022: DIV2K and Flickr2K, HR patches of 256x256, "
+    'batch 256, 1,500,000 iterations. The cosine decay to 1e-7 is that of BSRN, which is our choice.',
+    scales=(4,),
+    patch=64,
+    batch=256,
+    optim_g=adam(2e-3),
+    scheduler=cosine(1_500_000, eta_min=1e-7),
+    total_iter=1_500_000,
+    comments={'batch_size_per_gpu': 'the authors: 64 on each of four GPUs'},
+    by_configuration={'BSRN-S': {'scales': ()}},  # the same as BSRN_S
+)
+
+
 def _format(arch: type[_Network], names: tuple, **further: Any) -> ArchFormat:
     return ArchFormat(
         arch=arch,
@@ -227,6 +255,7 @@ register_format(
             (f'{_BLOCK}.cca.conv_du.0.{{end}}', f'{_OURS}.gate.conv_in.{{end}}'),
             (f'{_BLOCK}.cca.conv_du.2.{{end}}', f'{_OURS}.gate.conv_out.{{end}}'),
         ),
+        recipe=_RECIPE,
     )
 )
 
@@ -241,5 +270,6 @@ register_format(
         configurations={'BSRN-S': {}},
         from_official=_as_convolutions,
         to_official=_as_linear,
+        recipe=_RECIPE_OF_CHALLENGE,
     )
 )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import mean_shift, shapes
+from spinsr.convert.recipe import Recipe, adam, multistep
 from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Source, bare, register_format, renamed
 from spinsr.modules.mean_shift import register_mean
 from spinsr.modules.upsample import upscale_factors
@@ -215,6 +216,19 @@ register_format(
             PublishedResult(2, 412_000, '37.53 33.26 31.92 31.23 -', _PUBLISHED, 'CARN-M', 'CARN-M-multi'),
             PublishedResult(3, 412_000, '33.99 30.08 28.91 27.55 -', _PUBLISHED, 'CARN-M', 'CARN-M-multi'),
             PublishedResult(4, 412_000, '31.92 28.42 27.44 25.62 -', _PUBLISHED, 'CARN-M', 'CARN-M-multi'),
+        ),
+        recipe=Recipe(
+            about="The recipe is that of the authors' README: LR patches of 64x64, batch 64, 600,000 iterations, the "
+            "norm of the gradient at most 10 (their code's defaults, 200,000 iterations, are others). It is for the "
+            'network of three scales, which takes one of them at random in each step. Here a network of one scale is '
+            'trained, which is our choice.',
+            patch=64,
+            batch=64,
+            optim_g=adam(1e-4),
+            scheduler=multistep(400_000),
+            total_iter=600_000,
+            grad_clip=10.0,
+            by_configuration={'CARN-multi': {'scales': ()}, 'CARN-M-multi': {'scales': ()}},
         ),
         source=Source(
             'Fast, Accurate, and Lightweight Super-Resolution with Cascading Residual Network (Ahn et al., ECCV 2018)',

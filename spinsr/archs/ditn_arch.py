@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
+from spinsr.convert.recipe import Recipe, adam, multistep
 from spinsr.convert.registry import ArchFormat, Sizes, Source, bare, register_format, renamed
 from spinsr.modules.cosine import attend_channels
 from spinsr.modules.gated_feed_forward import GatedFeedForward
@@ -223,6 +224,16 @@ register_format(
         untold={'patch_size': 8},
         layout=bare,
         sizes=Sizes(minimum=5, multiple=8, pads=True),
+        recipe=Recipe(
+            about="The authors' training code is not public, so everything is our choice: the recipe of DLGSANet, a "
+            'transformer of the same size (LR patches of 48x48, batch 16, 500,000 iterations on DIV2K).',
+            patch=48,
+            batch=16,
+            ema_decay=0.999,
+            optim_g=adam(5e-4, (0.9, 0.99)),
+            scheduler=multistep(250_000, 400_000, 450_000, 475_000),
+            total_iter=500_000,
+        ),
         source=Source(
             'Unfolding Once is Enough: A Deployment-Friendly Transformer Unit for Super-Resolution (Liu et al., 2023)',
             2023,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
+from spinsr.convert.recipe import Recipe, adam, multistep
 from spinsr.convert.registry import ArchFormat, PublishedResult, Source, register_format, renamed, under
 from spinsr.modules.channel_norm import ChannelNorm
 from spinsr.modules.cosine import attend_channels
@@ -331,6 +332,17 @@ register_format(
             PublishedResult(2, 745_188, '38.20 33.89 32.30 32.94 39.29', _PUBLISHED, 'DLGSANet-light'),
             PublishedResult(3, 751_683, '34.70 30.58 29.24 28.83 34.16', _PUBLISHED, 'DLGSANet-light'),
             PublishedResult(4, 760_776, '32.54 28.84 27.73 26.66 31.13', _PUBLISHED, 'DLGSANet-light'),
+        ),
+        recipe=Recipe(
+            about="The recipe is that of the authors' option files: LR patches of 48x48, batch 16, 500,000 iterations "
+            'on DIV2K, every scale from scratch.',
+            patch=48,
+            batch=16,
+            ema_decay=0.999,
+            optim_g=adam(5e-4, (0.9, 0.99)),
+            scheduler=multistep(250_000, 400_000, 450_000, 475_000),
+            total_iter=500_000,
+            comments={'batch_size_per_gpu': 'the authors: 8 on each of two GPUs'},
         ),
         source=Source(
             'DLGSANet: Lightweight Dynamic Local and Global Self-Attention Networks for Image Super-Resolution '

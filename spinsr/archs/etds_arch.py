@@ -6,7 +6,7 @@ both the same function as the authors' in float64. `to_inference` converts.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
+from spinsr.convert.recipe import Recipe, adam, l1, multistep
 from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Source, register_format, renamed, under
 
 
@@ -40,6 +41,9 @@ class ETDS(nn.Module):
     Raises:
         ValueError: The arguments do not fit together.
     """
+
+    # The authors' loss has a term of the residual stream alone.
+    TRAINING_LOSSES: ClassVar[dict[str, tuple[str, ...]]] = {'residual_opt': ('residual', 'gt')}
 
     def __init__(
         self,
@@ -79,9 +83,15 @@ class ETDS(nn.Module):
             for channel, taps in enumerate(self.conv_residual_last.weight.chunk(channels)):
                 taps[:, channel, 1, 1] = 1
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W)."""
-        return self.streams(x)[0]
+    def forward(self, x: Tensor, auxiliary: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W).
+
+        Args:
+            x: The image.
+            auxiliary: Return the share of the residual stream too, as `{'residual': ...}`, for its loss.
+        """
+        image, low = self.streams(x)
+        return (image, {'residual': low}) if auxiliary else image
 
     def streams(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The image, and the share of the residual stream in it, as (B, num_out_ch, upscale*H, upscale*W) each.
@@ -96,10 +106,6 @@ class ETDS(nn.Module):
             backbone, residual = F.relu(b_to_b(backbone) + r_to_b(residual)), F.relu(r_to_r(residual))
         low = F.pixel_shuffle(self.conv_residual_last(residual), self.upscale)
         return F.pixel_shuffle(self.conv_last(backbone), self.upscale) + low, low
-
-    def residual_parameters(self) -> list[nn.Parameter]:
-        """Those of the residual stream and of what it adds to the backbone, which the authors freeze at first."""
-        return [parameter for name, parameter in self.named_parameters() if 'residual' in name]
 
 
 def _padding(upscale: int) -> int:
@@ -257,6 +263,23 @@ register_format(
         onnx=Onnx(sides=(2, None)),
         published=_published('ETDS'),
         protocol='y_mod12',
+        recipe=Recipe(
+            about="The recipe is that of the authors' option files: LR patches of 64x64, batch 32, 1,600,000 "
+            'iterations at a constant learning rate, and a loss of the residual stream beside that of the image. For '
+            'the first 100,000 iterations the residual stream and what it adds to the backbone stay as they start: '
+            'nearest upsampling. How the channels are shuffled is not said; here each image has one of the six '
+            'orders, which is our choice.',
+            patch=64,
+            batch=32,
+            ema_decay=0.999,
+            optim_g=adam(5e-4, (0.9, 0.99)),
+            scheduler=multistep(),
+            total_iter=1_600_000,
+            losses={'pixel_opt': l1(), 'residual_opt': l1(0.5)},
+            train={'freeze_params': ['*residual*'], 'freeze_iters': 100_000, 'shuffle_channels': True},
+            by_configuration={'ETDS-M': {'scales': ()}},  # the same as ETDS
+            comments={'milestones': 'none: the learning rate is constant', 'residual_opt': 'of the residual stream'},
+        ),
         source=Source(_PAPER, 2023, _REPOSITORY, 'Apache-2.0', weights='none before conversion'),
     )
 )

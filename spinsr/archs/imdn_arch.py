@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
+from spinsr.convert.recipe import Recipe, adam, halved_every
 from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Sizes, Source, register_format, renamed
 from spinsr.modules.cca import ContrastAwareChannelAttention
 from spinsr.modules.distillation import CollectedBlocks
@@ -205,6 +206,16 @@ register_format(
             PublishedResult(2, 694_000, '38.00 33.63 32.19 32.17 38.88', _PUBLISHED),
             PublishedResult(3, 703_000, '34.36 30.32 29.09 28.17 33.61', _PUBLISHED),
             PublishedResult(4, 715_000, '32.21 28.58 27.56 26.04 30.45', _PUBLISHED),
+        ),
+        recipe=Recipe(
+            about="The recipe is that of the authors' code: HR patches of 192x192 at every scale, batch 16, 1,000 "
+            'epochs of 1,000 iterations, and every scale from scratch.',
+            hr_patch=192,
+            batch=16,
+            optim_g=adam(2e-4),
+            scheduler=halved_every(200_000, 1_000_000),
+            total_iter=1_000_000,
+            comments={'milestones': 'every 200 epochs'},
         ),
         source=_SOURCE,
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
+from spinsr.convert.recipe import AUTHORS_FLIPS, DF2K, Recipe, adam, cosine
 from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Sizes, Source, bare, register_format, renamed
 from spinsr.modules.local_fusion import LocalFusionBlock
 from spinsr.modules.mean_shift import register_mean
@@ -205,6 +206,24 @@ register_format(
             PublishedResult(2, 548_000, '38.01 33.62 32.19 32.10 38.67', _PUBLISHED, 'LAPAR-A'),
             PublishedResult(3, 594_000, '34.36 30.34 29.11 28.15 33.51', _PUBLISHED, 'LAPAR-A'),
             PublishedResult(4, 659_000, '32.15 28.61 27.61 26.14 30.42', _PUBLISHED, 'LAPAR-A'),
+        ),
+        recipe=Recipe(
+            about="The recipe is that of the authors' code: DIV2K and Flickr2K, LR patches of 64x64, batch 32, "
+            '600,000 iterations in three cosine decays. They warm up for 2,000 iterations from a tenth of the rate, '
+            'at each restart; here the rate rises from 0, at the start alone.',
+            patch=64,
+            batch=32,
+            data=DF2K,
+            optim_g=adam(4e-4),
+            scheduler=cosine(200_000, 200_000, 200_000, eta_min=1e-7),
+            total_iter=600_000,
+            warmup_iter=2_000,
+            by_configuration={'LAPAR-A': {'scales': ()}},  # the same as LAPAR
+            comments={
+                'use_hflip': AUTHORS_FLIPS,
+                'batch_size_per_gpu': 'on each GPU; the authors do not say how many',
+                'warmup_iter': '',
+            },
         ),
         source=Source(
             'LAPAR: Linearly-Assembled Pixel-Adaptive Regression Network for Single Image Super-Resolution and Beyond '

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
+from spinsr.convert.recipe import Recipe, Start, adam, multistep
 from spinsr.convert.registry import ArchFormat, Sizes, Source, bare, register_format, renamed
 from spinsr.modules.attention import attend
 from spinsr.modules.channel_norm import ChannelNorm
@@ -458,6 +459,40 @@ register_format(
         layout=bare,
         sizes=Sizes(multiple=32, pads=True),
         tiling='discouraged',
+        recipe=Recipe(
+            about="The recipe is that of the authors' code: LR patches of 64x64, batch 64, epochs of 1,000 "
+            'iterations. x2: 500 epochs, the first 20 with a linear warm-up. x3 and x4 start from x2: 50 epochs of '
+            'the tail alone, then 300 of the whole network. There the authors begin the second part with a warm-up of '
+            '10 epochs, here it is at the start, because a run has one.',
+            patch=64,
+            batch=64,
+            optim_g=adam(4e-4),
+            scheduler=multistep(200_000, 300_000, 400_000, 425_000, 450_000, 475_000),
+            total_iter=500_000,
+            warmup_iter=20_000,
+            start=Start(
+                scale=2,
+                comment='The authors start x3 and x4 from the x2 model, so train that first. What has another shape is '
+                'initialised randomly.',
+            ),
+            by_scale={
+                scale: {
+                    'scheduler': multistep(100_000, 150_000, 200_000, 225_000, 250_000, 275_000),
+                    'total_iter': 350_000,
+                    'warmup_iter': 10_000,
+                    'train': {
+                        'freeze_params': ['conv_first', 'stage*', 'down*', 'bottleneck', 'mix'],
+                        'freeze_iters': 50_000,
+                    },
+                }
+                for scale in (3, 4)
+            },
+            comments={
+                'batch_size_per_gpu': 'the authors: 32 on each of two GPUs',
+                'freeze_params': 'all but the tail',
+                'warmup_iter': '',
+            },
+        ),
         source=Source(
             'Reciprocal Attention Mixing Transformer for Lightweight Image Restoration (Choi et al., CVPRW 2024)',
             2024,

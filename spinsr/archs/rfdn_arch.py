@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
+from spinsr.convert.recipe import DF2K, DIV2K, Recipe, Start, adam, halved_every, mse, multistep
 from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Sizes, Source, bare, register_format, renamed
 from spinsr.modules.cca import ContrastAwareChannelAttention
 from spinsr.modules.distillation import CollectedBlocks, FeatureDistillation
@@ -158,6 +159,32 @@ register_format(
             PublishedResult(2, 534_000, '38.05 33.68 32.16 32.12 38.88', _PUBLISHED, configuration='RFDN-paper'),
             PublishedResult(3, 541_000, '34.41 30.34 29.09 28.21 33.67', _PUBLISHED, configuration='RFDN-paper'),
             PublishedResult(4, 550_000, '32.24 28.61 27.57 26.11 30.58', _PUBLISHED, configuration='RFDN-paper'),
+        ),
+        recipe=Recipe(
+            about="The authors' training code is not public. HR patches of 256x256, batch 64, 5e-4, DIV2K and "
+            'Flickr2K, and L2 after L1 are how the winner of the AIM 2020 challenge is said to have been trained; we '
+            'could not check it. The rest is our choice: 1,000,000 iterations, halved every 200,000 as for RLFN, then '
+            '100,000 iterations of L2 at 1e-5. At x3 the patches are 255x255.',
+            hr_patch=256,
+            batch=64,
+            data=DF2K,
+            optim_g=adam(5e-4),
+            scheduler=halved_every(200_000, 1_000_000),
+            total_iter=1_000_000,
+            stages={
+                'l2': {
+                    'start': Start(comment='The stage with L1 comes first.'),
+                    'optim_g': adam(1e-5),
+                    'scheduler': multistep(),
+                    'total_iter': 100_000,
+                    'losses': {'pixel_opt': mse()},
+                }
+            },
+            by_configuration={
+                'E-RFDN': {'scales': ()},  # the same as RFDN here
+                'RFDN-paper': {'data': DIV2K},
+                'RFDN-L': {'data': DIV2K},
+            },
         ),
         source=Source(
             'Residual Feature Distillation Network for Lightweight Image Super-Resolution (Liu et al., ECCVW 2020)',

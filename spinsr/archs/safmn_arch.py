@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
+from spinsr.convert.recipe import DF2K, Recipe, adam, cosine, fft, l1
 from spinsr.convert.registry import ArchFormat, PublishedResult, Sizes, Source, register_format, renamed, under
 from spinsr.modules.channel_norm import ChannelNorm
 from spinsr.modules.padding import pad_to
@@ -153,6 +154,27 @@ register_format(
             PublishedResult(4, 240_000, '32.18 28.60 27.58 25.97 30.43', _PUBLISHED),
             PublishedResult(2, 5_559_308, '38.28 34.14 32.39 33.06 39.56', _PUBLISHED, 'SAFMN-L'),
             PublishedResult(4, 5_600_816, '32.65 28.96 27.82 26.81 31.59', _PUBLISHED, 'SAFMN-L'),
+        ),
+        recipe=Recipe(
+            about="The recipe is that of the authors' option files: DIV2K and Flickr2K, LR patches of 64x64, batch 64, "
+            '500,000 iterations, L1 and 0.05 times the FFT loss. SAFMN-L has LR patches of 48x48, batch 48 and 3e-4 to '
+            '1e-6; that the rest is as for SAFMN is our choice.',
+            patch=64,
+            batch=64,
+            data=DF2K,
+            ema_decay=0.999,
+            optim_g=adam(1e-3, (0.9, 0.99)),
+            scheduler=cosine(500_000, eta_min=1e-5),
+            total_iter=500_000,
+            losses={'pixel_opt': l1(), 'fft_opt': fft(0.05)},
+            by_configuration={
+                'SAFMN-L': {
+                    'patch': 48,
+                    'batch': 48,
+                    'optim_g': adam(3e-4, (0.9, 0.99)),
+                    'scheduler': cosine(500_000, eta_min=1e-6),
+                }
+            },
         ),
         source=Source(
             'Spatially-Adaptive Feature Modulation for Efficient Image Super-Resolution (Sun et al., ICCV 2023)',

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
+from spinsr.convert.recipe import DF2K, Recipe, adam, fft, l1, multistep
 from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Source, register_format, renamed, under
 from spinsr.modules.channel_norm import ChannelNorm
 from spinsr.modules.upsample import upscale_factors
@@ -166,6 +167,21 @@ register_format(
             PublishedResult(2, 394_000, '38.01 33.63 32.17 31.89 38.83', _PUBLISHED),
             PublishedResult(3, 415_000, '34.40 30.37 29.12 28.08 33.69', _PUBLISHED),
             PublishedResult(4, 411_000, '32.21 28.66 27.61 26.08 30.65', _PUBLISHED),
+        ),
+        recipe=Recipe(
+            about="The recipe is that of the authors' option files: DIV2K and Flickr2K, LR patches of 64x64, batch 64, "
+            '300,000 iterations at a constant learning rate, L1 and 0.1 times the FFT loss. Most of their files write '
+            'freq_opt for fft_opt, which their code does not read, so these train with L1 alone. We follow the paper, '
+            'which has the loss.',
+            patch=64,
+            batch=64,
+            data=DF2K,
+            ema_decay=0.999,
+            optim_g=adam(5e-4, (0.9, 0.99)),
+            scheduler=multistep(),
+            total_iter=300_000,
+            losses={'pixel_opt': l1(), 'fft_opt': fft(0.1)},
+            comments={'milestones': 'none: the learning rate is constant'},
         ),
         source=Source(
             'ShuffleMixer: An Efficient ConvNet for Image Super-Resolution (Sun et al., NeurIPS 2022)',

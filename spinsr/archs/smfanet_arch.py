@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
+from spinsr.convert.recipe import Recipe, adam, cosine, fft, l1
 from spinsr.convert.registry import ArchFormat, PublishedResult, Sizes, Source, register_format, renamed, under
 from spinsr.modules.padding import pad_to
 
@@ -209,6 +210,18 @@ register_format(
             PublishedResult(2, 480_000, '38.19 33.92 32.32 32.70 39.46', _DF2K, 'SMFANet+ (DF2K)', 'SMFANet+'),
             PublishedResult(3, 487_000, '34.66 30.57 29.25 28.67 34.45', _DF2K, 'SMFANet+ (DF2K)', 'SMFANet+'),
             PublishedResult(4, 496_000, '32.51 28.87 27.74 26.56 31.29', _DF2K, 'SMFANet+ (DF2K)', 'SMFANet+'),
+        ),
+        recipe=Recipe(
+            about="The recipe is that of the authors' option files, which are for DIV2K: LR patches of 64x64, batch "
+            '64, 1,000,000 iterations, L1 and 0.05 times the FFT loss. They also publish networks that were trained on '
+            'DIV2K and Flickr2K, but no option files of these.',
+            patch=64,
+            batch=64,
+            ema_decay=0.999,
+            optim_g=adam(1e-3, (0.9, 0.99)),
+            scheduler=cosine(1_000_000, eta_min=1e-6),
+            total_iter=1_000_000,
+            losses={'pixel_opt': l1(), 'fft_opt': fft(0.05)},
         ),
         source=Source(
             'SMFANet: A Lightweight Self-Modulation Feature Aggregation Network (Zheng et al., ECCV 2024)',

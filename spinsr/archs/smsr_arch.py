@@ -7,7 +7,7 @@ the same, the saving is not there. Weights are converted by `spinsr.convert`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import mean_shift, shapes
+from spinsr.convert.recipe import Recipe, adam, halved_every, l1
 from spinsr.convert.registry import ArchFormat, PublishedResult, Sizes, Source, bare, register_format
 from spinsr.modules.channel_attention import ChannelAttention
 from spinsr.modules.mean_shift import register_mean
@@ -148,6 +149,8 @@ class SMSR(nn.Module):
         ValueError: An argument breaks its rule.
     """
 
+    TRAINING_LOSSES: ClassVar[dict[str, tuple[str, ...]]] = {'sparsity_opt': ('sparsity', 'iteration')}
+
     def __init__(
         self,
         num_in_ch: int = 3,
@@ -190,13 +193,13 @@ class SMSR(nn.Module):
         for block in self.body:
             block.mask.temperature = temperature
 
-    def forward(self, x: Tensor, return_sparsity: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, auxiliary: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W).
 
         Args:
             x: The images.
-            return_sparsity: Whether to return beside the result which share of the values in the modules is computed,
-                a scalar in [0, 1]: what the sparsity loss of the paper makes small.
+            auxiliary: Whether to return beside the result, as `{'sparsity': ...}`, which share of the values in the
+                modules is computed, a scalar in [0, 1]: what the sparsity loss of the paper makes small.
         """
         height, width = (side * self.upscale for side in x.shape[2:])
         x = pad_to(x, 2, 2) * self.img_range - self.mean
@@ -210,7 +213,7 @@ class SMSR(nn.Module):
         image = F.pixel_shuffle(self.conv_last(deep), self.upscale)
         image = image + F.interpolate(x, scale_factor=self.upscale, mode='bicubic', align_corners=False)
         image = ((image + self.mean) / self.img_range)[..., :height, :width]
-        return (image, torch.stack(shares).mean()) if return_sparsity else image
+        return (image, {'sparsity': torch.stack(shares).mean()}) if auxiliary else image
 
 
 def _official_arguments(variant: str, official: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,6 +265,30 @@ register_format(
             PublishedResult(2, 985_000, '38.00 33.64 32.17 32.19 38.76', _PUBLISHED),
             PublishedResult(3, 993_000, '34.40 30.33 29.10 28.25 33.68', _PUBLISHED),
             PublishedResult(4, 1_006_000, '32.12 28.55 27.55 26.11 30.54', _PUBLISHED),
+        ),
+        recipe=Recipe(
+            about="The recipe is that of the authors' code: LR patches of 48x48, batch 16, 1,000 epochs of 1,000 "
+            'iterations, L1 and a sparsity loss whose factor grows to 0.1 in 50 epochs. The paper lowers the '
+            'temperature of the masks; in the code it stays at 1, because the function that would change it is not '
+            'called. We follow the code.',
+            patch=48,
+            batch=16,
+            optim_g=adam(2e-4),
+            scheduler=halved_every(200_000, 1_000_000),
+            total_iter=1_000_000,
+            losses={
+                'pixel_opt': l1(255.0),
+                'sparsity_opt': {
+                    'type': 'SparsityLoss',
+                    'loss_weight': 0.1,
+                    'ramp_epochs': 50,
+                    'epoch_iters': 1000,
+                },
+            },
+            comments={
+                'milestones': 'every 200 epochs',
+                'pixel_opt:loss_weight': "the authors' loss is on 0..255, ours on 0..1",
+            },
         ),
         source=Source(
             'Exploring Sparsity in Image Super-Resolution for Efficient Inference (Wang et al., CVPR 2021)',

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
+from spinsr.convert.recipe import DF2K, Recipe, Start, adam, multistep
 from spinsr.convert.registry import ArchFormat, Sizes, Source, register_format, renamed, under
 from spinsr.modules.attention import attend, merge_heads, split_heads
 from spinsr.modules.cosine import unit_vectors
@@ -404,6 +405,32 @@ register_format(
         to_official=_to_official,
         layout=under('params'),
         sizes=Sizes(minimum=5, multiple=8, pads=True),
+        recipe=Recipe(
+            about="The authors' training code is not in their repository. Our choice is the recipe of SwinIR, on which "
+            'the network builds: 500,000 iterations, 2e-4 halved at 250,000, 400,000, 450,000 and 475,000, EMA, x3 and '
+            'x4 from x2. Swin2SR-light: LR patches of 64x64, batch 64, DIV2K. Swin2SR-classical: batch 32, DIV2K and '
+            'Flickr2K. There are no recipes for compressed and real images.',
+            patch=64,
+            batch=64,
+            network={'drop_path_rate': 0.1},
+            ema_decay=0.999,
+            optim_g=adam(2e-4),
+            scheduler=multistep(250_000, 400_000, 450_000, 475_000),
+            total_iter=500_000,
+            start=Start(
+                scale=2,
+                comment='As for SwinIR, x3 and x4 start from the x2 model, so train that first. What has another shape '
+                'is initialised randomly. To train from scratch: ~ and strict_load_g: true.',
+            ),
+            by_configuration={
+                'Swin2SR-light': {'scales': ()},  # the same as Swin2SR here
+                'Swin2SR-classical': {'batch': 32, 'data': DF2K},
+                'Swin2SR-compressed': {'scales': ()},
+                'Swin2SR-real': {'scales': ()},
+                'Swin2SR-real-large': {'scales': ()},
+            },
+            comments={'drop_path_rate': 'the authors; 0.0 when the network is used makes no difference'},
+        ),
         source=Source(
             'Swin2SR: SwinV2 Transformer for Compressed Image Super-Resolution and Restoration (Conde et al., '
             'ECCVW 2022)',

@@ -9,7 +9,7 @@ from typing import Any
 
 from spinsr.check import registries
 from spinsr.check.finding import Finding, datasets, error, section, warning
-from spinsr.training import option_files, progressive_learning
+from spinsr.training import network_hooks, option_files, progressive_learning
 from spinsr.utils.text import nearest
 
 _SECTIONS = {
@@ -141,8 +141,11 @@ def unknown(options: Mapping[str, Any]) -> Iterator[Finding]:
         ours = getattr(registries.find('MODEL', 'SpinsrModel'), 'OPTIONS', {})
         networks = [key for key in options if str(key).startswith('network_')]
         yield from _unread(options, (*_TOP, *networks, 'network_g'), '')
+        network = registries.find('ARCH', section(options, 'network_g').get('type'))
+        of_network = tuple(network_hooks.losses(network)) if own is not None else ()
         for name, known in _READ.items():
-            yield from _unread(section(options, name), (*known, *(own or {}).get(name, ())), name, ours.get(name, ()))
+            read = (*known, *(own or {}).get(name, ()), *(of_network if name == 'train' else ()))
+            yield from _unread(section(options, name), read, name, ours.get(name, ()))
         yield from _unread(section(options, 'logger', 'wandb'), ('project', 'resume_id'), 'logger:wandb')
     for key, _, dataset in datasets(options):
         cls = registries.find('DATASET', dataset.get('type'))

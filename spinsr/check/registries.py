@@ -167,6 +167,7 @@ def _losses(options: Mapping[str, Any]) -> Iterator[Finding]:
 
     train = section(options, 'train')
     model = find('MODEL', options.get('model_type'))
+    network = find('ARCH', section(options, 'network_g').get('type'))
     for name, part in train.items():
         if not str(name).endswith('_opt') or not part:
             continue
@@ -178,7 +179,7 @@ def _losses(options: Mapping[str, Any]) -> Iterator[Finding]:
         loss = find('LOSS', part.get('type'))
         if loss is not None:
             found = list(signature(loss, part, where))
-            if model is not None and (problem := loss_problem(model, name, loss)):
+            if model is not None and (problem := loss_problem(model, name, loss, network)):
                 found.append(error(where, problem))
             yield from found
             if not found and (part['type'] in _PLAIN_LOSSES or loss.__module__.startswith('spinsr.')):

@@ -102,6 +102,11 @@ def mse(weight: float = 1.0) -> Section:
     return {'type': 'MSELoss', 'loss_weight': weight, 'reduction': 'mean'}
 
 
+def fft(weight: float) -> Section:
+    """A loss for `fft_opt`: the mean absolute difference of the Fourier transforms."""
+    return {'type': 'FFTLoss', 'loss_weight': weight, 'reduction': 'mean'}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A network's training.

@@ -21,14 +21,14 @@ from spinsr import convert
 from spinsr.analysis import superpixels
 from spinsr.archs.spin_arch import SPIN
 from spinsr.inference import upscale as upscaling
-from spinsr.training import checkpoints, distillation, distributed, muon, progressive_learning
+from spinsr.training import checkpoints, distillation, distributed, muon, network_hooks, progressive_learning
 from spinsr.training.grad_checkpointing import recompute_blocks
-from spinsr.training.sampling import cut_patches
+from spinsr.training.sampling import cut_patches, shuffle_channels
 from spinsr.utils.errors import OptionError, TrainingError
-from spinsr.utils.validation import ABOVE_0, FLAG, SECTION, as_whole, one_of, whole
+from spinsr.utils.validation import ABOVE_0, FLAG, NAMES, SECTION, as_whole, one_of, whole
 
 # Sections of train whose losses SRModel does not have.
-_MORE_LOSSES = ('tv_opt', 'contrastive_opt', 'distill_opt')
+_MORE_LOSSES = ('fft_opt', 'tv_opt', 'contrastive_opt', 'distill_opt')
 # The options of BasicSR's schedulers, as they call them.
 _SCHEDULE = ('milestones', 'gamma', 'restarts', 'restart_weights', 'periods', 'cumulative_period', 'eta_min')
 # Validation pictures that a set sends to TensorBoard.
@@ -52,8 +52,13 @@ class SpinsrModel(SRModel):
     - `train: compile: false`, `train: channels_last: false`.
     - `train: recompute: false`: blocks are computed once more for the gradient, which takes less memory and more time.
     - `train: optim_g: type:` takes AdamW and Muon (`spinsr.training.muon`), too.
-    - `train: tv_opt: ~`, `train: contrastive_opt: ~`: a loss each beside `pixel_opt` and `perceptual_opt`, of the
-      result alone (WeightedTVLoss) and of result, target and LR image (ContrastiveLoss).
+    - `train: fft_opt: ~`, `train: tv_opt: ~`, `train: contrastive_opt: ~`: a loss each beside `pixel_opt` and
+      `perceptual_opt`, of result and target (FFTLoss), of the result alone (WeightedTVLoss), and of result, target and
+      LR image (ContrastiveLoss).
+    - Losses of further outputs of a network, in the sections that it declares (`spinsr.training.network_hooks`).
+    - `train: freeze_params: ~`, `train: freeze_iters: ~`: names of modules or parameters, or patterns of either, which
+      stay as they are for so many iterations, the first ones.
+    - `train: shuffle_channels: false`: the colors of every image, of result and targets alike, in random order.
     - `train: distill_opt: ~`: a loss of the result and the teacher's, which the data set gives (DistillationDataset);
       `pixel_opt` may then be absent, and so may HR (`read_gt: false` of the data set).
     - `train: distill_iters: ~`: `distill_opt` counts in so many iterations only, the first ones.
@@ -75,6 +80,7 @@ class SpinsrModel(SRModel):
     # Section of train -> what its loss is called with.
     CALLS: ClassVar[dict[str, tuple[str, ...]]] = {
         'pixel_opt': ('output', 'gt'),
+        'fft_opt': ('output', 'gt'),
         'tv_opt': ('output',),
         'contrastive_opt': ('output', 'gt', 'lq'),
         'distill_opt': ('output', 'teacher'),
@@ -95,6 +101,9 @@ class SpinsrModel(SRModel):
             'compile': FLAG,
             'channels_last': FLAG,
             'recompute': FLAG,
+            'freeze_params': NAMES,
+            'freeze_iters': whole(1, None),
+            'shuffle_channels': FLAG,
             **dict.fromkeys(_MORE_LOSSES, SECTION),
             'distill_iters': whole(1, None),
             'pixel_after': whole(0, default=0),
@@ -140,7 +149,7 @@ class SpinsrModel(SRModel):
         """Builds what training needs: SRModel's, and the losses that it does not have."""
         if problem := distillation.problem(self.opt['train']):
             raise OptionError('train:{}: {}'.format(*problem))
-        sections = {name: getattr(self, name) for name in _MORE_LOSSES}
+        sections = {name: getattr(self, name) for name in _MORE_LOSSES} | self._sections_of_network()
         self.more_losses = {name: build_loss(part).to(self.device) for name, part in sections.items() if part}
         pixel_opt = self.opt['train'].get('pixel_opt')
         if not pixel_opt and self.distill_opt:
@@ -150,9 +159,36 @@ class SpinsrModel(SRModel):
         self.opt['train']['pixel_opt'] = pixel_opt
         if not pixel_opt:
             self.cri_pix = None
+        network = type(self.get_bare_model(self.net_g))
         for name, criterion in {'pixel_opt': self.cri_pix, **self.more_losses}.items():
-            if criterion and (problem := loss_problem(type(self), name, type(criterion))):
+            if criterion and (problem := loss_problem(type(self), name, type(criterion), network)):
                 raise OptionError(f'train:{name}: {problem}')
+        self.frozen = self._frozen_parameters()
+
+    def _sections_of_network(self) -> dict[str, Any]:
+        """The sections of train whose losses need more than the image of the network, and set `calls`."""
+        of_network = network_hooks.losses(type(self.get_bare_model(self.net_g)))
+        self.calls = {**self.CALLS, **of_network}
+        sections = {name: self.opt['train'].get(name) for name in of_network}
+        for name, part in sections.items():
+            if not SECTION.holds(part):
+                raise OptionError(f'train:{name} must be {SECTION.wanted}, got {part!r}')
+        self.auxiliary = any(sections.values())
+        return sections
+
+    def _frozen_parameters(self) -> list[nn.Parameter]:
+        if bool(self.freeze_params) != bool(self.freeze_iters):
+            raise OptionError('train:freeze_params and train:freeze_iters need each other')
+        named = list(self.get_bare_model(self.net_g).named_parameters())
+        frozen = {}
+        for entry in self.freeze_params or ():
+            found = {name: parameter for name, parameter in named if muon.matches(name, entry)}
+            if not found:
+                raise OptionError(f'train:freeze_params: {entry!r} matches no parameter of the network')
+            frozen |= found
+        if len(frozen) == len(named):
+            raise OptionError('train:freeze_params must leave parameters to train, but matches all of them')
+        return list(frozen.values())
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """Moves a network to the device, as the options ask, and wraps it for several GPUs or processes."""
@@ -287,10 +323,17 @@ class SpinsrModel(SRModel):
             TrainingError: `max_nonfinite` iterations in a row were not finite.
         """
         self._check_targets()
+        network_hooks.begin_iteration(self.get_bare_model(self.net_g), current_iter)
         if self.stages:
             self._take_stage(current_iter)
+        if self.shuffle_channels:
+            self._shuffle_channels(current_iter)
         self.optimizer_g.zero_grad()
         losses = self._backward(current_iter)
+        if self.frozen and current_iter <= self.freeze_iters:
+            for parameter in self.frozen:
+                # Not requires_grad = False: DistributedDataParallel waits for the gradient of every parameter.
+                parameter.grad = None
         self.scaler.unscale_(self.optimizer_g)
         norm = self._gradient_norm()
         finite = torch.stack([norm, *losses.values()]).isfinite().all()
@@ -311,7 +354,7 @@ class SpinsrModel(SRModel):
 
     def _check_targets(self) -> None:
         words = {'gt': 'HR', 'teacher': 'the outputs of a teacher, as DistillationDataset gives them'}
-        for section, names in {**self.CALLS, 'perceptual_opt': ('output', 'gt')}.items():
+        for section, names in {**self.calls, 'perceptual_opt': ('output', 'gt')}.items():
             for name in words.keys() & set(names) - self.targets.keys():
                 if self.opt['train'].get(section):
                     kind = self.opt['datasets']['train']['type']
@@ -333,6 +376,13 @@ class SpinsrModel(SRModel):
             self.gt = self.targets['gt']
         self._files = self._files[:images]
 
+    def _shuffle_channels(self, current_iter: int) -> None:
+        images = [self.lq, *self.targets.values()]
+        self.lq, *targets = shuffle_channels(images, self.opt['manual_seed'], self.opt['rank'], current_iter)
+        self.targets = dict(zip(self.targets, targets, strict=True))
+        if 'gt' in self.targets:
+            self.gt = self.targets['gt']
+
     def _backward(self, current_iter: int) -> OrderedDict[str, Tensor]:
         """Adds up the gradients of the parts of the batch, and returns the losses of the whole."""
         if len(self.lq) % self.accumulate:
@@ -346,8 +396,10 @@ class SpinsrModel(SRModel):
         for index, part in enumerate(parts):
             with self._no_sync(index < len(parts) - 1):
                 with self._autocast():
-                    output = self.net_g(part['lq'])
-                losses = self._losses({'output': output.float(), **part}, current_iter)
+                    output = self.net_g(part['lq'], auxiliary=True) if self.auxiliary else self.net_g(part['lq'])
+                output, more = output if self.auxiliary else (output, {})
+                more = {name: value.float() for name, value in more.items()}
+                losses = self._losses({'output': output.float(), **more, **part}, current_iter)
                 self.scaler.scale(sum(losses.values())).backward()
             for name, loss in losses.items():
                 total[name] = total.get(name, 0) + loss.detach()
@@ -368,7 +420,7 @@ class SpinsrModel(SRModel):
         for name, criterion in self.more_losses.items():
             if name == 'distill_opt' and not distillation.distills(train, current_iter):
                 continue
-            loss = criterion(*(given[argument] for argument in self.CALLS[name]))
+            loss = criterion(*({**given, 'iteration': current_iter}[argument] for argument in self.calls[name]))
             losses[f'l_{name.removesuffix("_opt")}'] = loss * self._share(criterion)
         return losses
 
@@ -555,9 +607,11 @@ class SpinsrModel(SRModel):
                 )
 
 
-def loss_problem(model: type, name: str, loss: type[nn.Module]) -> str:
+def loss_problem(model: type, name: str, loss: type[nn.Module], network: type | None = None) -> str:
     """Why a loss cannot stand in a section of train, '' where it can: it wants something that it is not given."""
     calls = {'pixel_opt': ('output', 'gt')} if model is SRModel else getattr(model, 'CALLS', {})
+    if issubclass(model, SpinsrModel):
+        calls = {**calls, **network_hooks.losses(network)}
     given = calls.get(name)
     if given is None:
         return ''

@@ -14,7 +14,7 @@ from typing import Any
 from spinsr.utils.validation import is_whole
 
 # Sections of train whose losses count in every iteration.
-_THROUGHOUT = ('perceptual_opt', 'tv_opt', 'contrastive_opt')
+_THROUGHOUT = ('perceptual_opt', 'fft_opt', 'tv_opt', 'contrastive_opt')
 
 
 def problem(train: Mapping[str, Any]) -> tuple[str, str] | None:

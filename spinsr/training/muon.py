@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from spinsr.training.option_files import OptionError, nearest
-from spinsr.utils.validation import FLAG, SECTION, Rule, is_number
+from spinsr.utils.validation import FLAG, NAMES, SECTION, Rule, is_number
 
 # Of the polynomial a x + b x^3 + c x^5, which moves every singular value in (0, 1] towards 1 in a few steps.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -37,10 +37,6 @@ _BETAS = Rule(
     lambda value: isinstance(value, list | tuple) and len(value) == 2 and all(map(_BELOW_1.holds, value)),
     'a list of two numbers from 0 to below 1',
 )
-_NAMES = Rule(
-    lambda value: value is None or (isinstance(value, list) and all(isinstance(name, str) and name for name in value)),
-    'a list of names of modules or parameters',
-)
 _RULES = {
     'lr': _ABOVE_0,
     'momentum': _BELOW_1,
@@ -53,7 +49,7 @@ _ADAM_RULES = {
     'betas': _BETAS,
     'eps': _ABOVE_0,
     'weight_decay': _NOT_NEGATIVE,
-    'params': _NAMES,
+    'params': NAMES,
 }
 
 
@@ -204,7 +200,7 @@ def problems(
     named = list(named)
     names = {name for name, _ in named}
     for entry in (adam or {}).get('params') or ():
-        if not any(_matches(name, entry) for name in names):
+        if not any(matches(name, entry) for name in names):
             parts = {part for name in names for part in _modules(name)}
             close = difflib.get_close_matches(entry, sorted(names | parts), n=1)
             hint = f'; did you mean {close[0]!r}?' if close else ''
@@ -242,11 +238,12 @@ def split(
     parts: tuple[list, list] = ([], [])
     for name, tensor in named:
         is_matrix = sum(size > 1 for size in tensor.shape) >= 2
-        parts[0 if is_matrix and not any(_matches(name, entry) for entry in listed) else 1].append((name, tensor))
+        parts[0 if is_matrix and not any(matches(name, entry) for entry in listed) else 1].append((name, tensor))
     return parts
 
 
-def _matches(name: str, entry: str) -> bool:
+def matches(name: str, entry: str) -> bool:
+    """Whether an entry names a parameter, or a module around it; either may be a pattern."""
     return fnmatch.fnmatchcase(name, entry) or fnmatch.fnmatchcase(name, f'{entry}.*')
 
 

@@ -16,9 +16,12 @@ from spinsr.convert.registry import ArchFormat, formats
 
 _WIDTH = 120
 _BENCHMARKS = ('Set5', 'Set14', 'B100', 'Urban100', 'Manga109')
+_MODEL = 'SRModel with more options, see docs/training.md; SRModel works too'
+# Of training, where BasicSR's model would not do.
+_MODEL_NEEDED = 'SRModel with more options, of which this file needs some, see docs/training.md'
 # What every option file says; `Recipe.comments` replaces them. Keys that begin with # are lines of comments.
 _COMMENTS = {
-    'model_type': 'SRModel with more options, see docs/training.md; SRModel works too',
+    'model_type': _MODEL,
     'num_gpu': 'all GPUs, or the CPU if no GPU is found; 0: the CPU',
     'dataset_enlarge_ratio': 'Passes over the data per epoch of the loader, which restarts its workers at each epoch.',
     'prefetch_mode': 'or cuda, with pin_memory: true',
@@ -147,6 +150,8 @@ def _train(file: RecipeFile, recipe: Recipe) -> tuple[dict[str, str], dict[str, 
     if recipe.warmup_iter == -1:
         comments['warmup_iter'] = 'no warm-up'
     comments['pretrain_network_g'] = 'from scratch'
+    if recipe.optim_g['type'] != 'Adam' or not set(recipe.losses) <= {'pixel_opt', 'perceptual_opt'} or recipe.train:
+        comments['model_type'] = _MODEL_NEEDED
     comments |= recipe.comments
     if start:
         comments['pretrain_network_g'] = start.comment

@@ -27,6 +27,7 @@ from spinsr.utils.errors import DataError  # noqa: E402
 # Seeds of samples are mixed of (seed, epoch, position). A fourth number, above 0, keeps others apart: that of the
 # networks is in spinsr.train.
 _OF_PATCHES = 2
+_OF_CHANNELS = 3
 
 
 class Place(NamedTuple):
@@ -218,6 +219,28 @@ def cut_patches(
         lq[:images, :, top : top + side, left : left + side].clone(),
         [hr[:images, :, gt_top : gt_top + gt_size, gt_left : gt_left + gt_size].clone() for hr in targets],
     )
+
+
+def shuffle_channels(images: Sequence[Tensor], seed: int, rank: int, iteration: int) -> list[Tensor]:
+    """The colors of each image in a random order, which depends on seed, process and iteration alone.
+
+    Args:
+        images: (B, C, ...) each; the b-th images of all of them have the same order.
+        seed: The training's seed.
+        rank: The process.
+        iteration: The iteration.
+
+    Returns:
+        Tensors of the same shapes, in their memory formats.
+    """
+    batch, channels = images[0].shape[:2]
+    generator = torch.Generator().manual_seed(mixed_seed(seed, rank, iteration, _OF_CHANNELS))
+    order = torch.rand(batch, channels, generator=generator).argsort(1)
+    shuffled = []
+    for image in images:
+        index = order.to(image.device).view(batch, channels, *(1,) * (image.ndim - 2)).expand_as(image)
+        shuffled.append(torch.empty_like(image).copy_(image.gather(1, index)))
+    return shuffled
 
 
 def _reason(error: Exception) -> str:

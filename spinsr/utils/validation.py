@@ -55,6 +55,10 @@ def each(rule: Rule) -> Rule:
 FLAG = Rule(lambda value: isinstance(value, bool), 'true or false', False)
 ABOVE_0 = Rule(lambda value: value is None or (is_number(value) and value > 0), 'a number above 0, or ~')
 
+NAMES = Rule(
+    lambda value: value is None or (isinstance(value, list) and all(isinstance(name, str) and name for name in value)),
+    'a list of names of modules or parameters',
+)
 SECTION = Rule(lambda value: value is None or isinstance(value, Mapping), 'a section (key: value), or ~')
 
 

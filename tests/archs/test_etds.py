@@ -64,13 +64,6 @@ def test_residual_stream_starts_as_nearest_upsampling(assert_close):
     assert (image - low).abs().max() > 0.001
 
 
-def test_residual_parameters_are_those_of_the_stream_and_of_what_it_adds():
-    net = ETDS(num_feat=8, num_block=3)
-    backbone = [net.conv_first, *net.backbone_convs, net.conv_last]
-    assert len(net.residual_parameters()) == len(list(net.parameters())) - 2 * len(backbone)
-    assert net.add_residual_convs[0].weight in set(net.residual_parameters())
-
-
 def test_inference_network_starts_as_a_clip():
     net = ETDSInference(num_feat=8, num_block=1, upscale=3)
     net.conv_last.forward = lambda x: 1 - torch.linspace(-1, 2, 28).view(1, 28, 1, 1).expand(1, 28, 2, 2)

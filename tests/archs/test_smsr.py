@@ -54,7 +54,8 @@ def test_sparse_channels_neither_receive_nor_contribute_outside_the_mask(assert_
 
 def test_sparsity_of_the_network():
     net, x = SMSR(**SMALL), torch.rand(2, 3, 8, 6)
-    image, sparsity = net(x, return_sparsity=True)
+    image, more = net(x, auxiliary=True)
+    sparsity = more['sparsity']
     assert image.shape == (2, 3, 16, 12)
     sparsity.backward()
     assert net.body[0].body.channel_mask.grad.any()
@@ -62,7 +63,7 @@ def test_sparsity_of_the_network():
     net.eval()
     for block in net.body:
         block.spatial_mask[5].bias.data = torch.tensor([-9.0, 9.0])
-    assert net(x, return_sparsity=True)[1] == 1
+    assert net(x, auxiliary=True)[1]['sparsity'] == 1
 
 
 def test_temperature_of_all_masks():

@@ -140,7 +140,9 @@ def test_a_good_file_has_no_finding(options, is_train):
 GENERATED = [
     file
     for file in option_files.generated().values()
-    if file.phase == 'train' and (not file.stage or file.scale == max(file.format.recipe.scales))
+    if file.phase == 'train'
+    and file.scale == max(file.format.recipe.scales)
+    and (not file.stage or file.configuration == file.format.name)
 ]
 
 

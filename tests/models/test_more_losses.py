@@ -19,6 +19,7 @@ from ..tiny_project import TRAIN, changed
 register()
 
 TV = {'train:tv_opt': {'type': 'WeightedTVLoss', 'loss_weight': 0.5}}
+FFT = {'train:fft_opt': {'type': 'FFTLoss', 'loss_weight': 0.05}}
 CONTRASTIVE = {'train:contrastive_opt': {'type': 'ContrastiveLoss', 'loss_weight': 0.1, 'num_feat': 4}}
 DISTILL = {'train:distill_opt': {'type': 'L1Loss', 'loss_weight': 0.5, 'reduction': 'mean'}}
 TEACHER_ALONE = {**DISTILL, 'train:pixel_opt': None}
@@ -65,12 +66,13 @@ def estimator(tmp_path, monkeypatch):
 
 
 def test_losses_are_called_with_what_they_need():
-    model = build(**TV, **CONTRASTIVE, **DISTILL)
+    model = build(**FFT, **TV, **CONTRASTIVE, **DISTILL)
     data = batch()
     with torch.no_grad():
         output = model.net_g(data['lq'])
     expected = {
         'l_pix': (output - data['gt']).abs().mean(),
+        'l_fft': build_loss(FFT['train:fft_opt'])(output, data['gt']),
         'l_tv': build_loss(TV['train:tv_opt'])(output),
         'l_contrastive': build_loss(CONTRASTIVE['train:contrastive_opt'])(output, data['gt'], data['lq']),
         'l_distill': 0.5 * (output - data['teacher']).abs().mean(),
@@ -86,8 +88,8 @@ def test_a_loss_more_changes_the_gradient(loss):
 
 @pytest.mark.parametrize(
     'changes',
-    [TV, CONTRASTIVE, DISTILL, TEACHER_ALONE, ESTIMATION, {**ESTIMATION, 'train:pixel_opt:reduction': 'sum'}],
-    ids=['tv', 'contrastive', 'distill', 'teacher-alone', 'estimation', 'estimation-sum'],
+    [FFT, TV, CONTRASTIVE, DISTILL, TEACHER_ALONE, ESTIMATION, {**ESTIMATION, 'train:pixel_opt:reduction': 'sum'}],
+    ids=['fft', 'tv', 'contrastive', 'distill', 'teacher-alone', 'estimation', 'estimation-sum'],
 )
 def test_accumulated_parts_give_the_batch(changes):
     whole, parted = step(build(**changes)), step(build(**changes, **{'train:accumulate': 2}))
@@ -156,7 +158,7 @@ def test_validation_needs_no_teacher():
 
 
 @pytest.mark.parametrize('precision', ['bf16', 'fp16'])
-@pytest.mark.parametrize('changes', [{**TV, **CONTRASTIVE, **DISTILL}, ESTIMATION], ids=['more', 'estimation'])
+@pytest.mark.parametrize('changes', [{**FFT, **TV, **CONTRASTIVE, **DISTILL}, ESTIMATION], ids=['more', 'estimation'])
 def test_losses_are_in_float32_under_autocast(changes, precision):
     exact, half = step(build(**changes)), step(build(**changes, **{'train:precision': precision}))
     assert half.log_dict == pytest.approx(exact.log_dict, rel=2e-2)

@@ -144,6 +144,7 @@ def test_resume_gives_the_same_bits(project, monkeypatch, owner, name, call, cha
 
 
 LOSSES = {
+    'train:fft_opt': {'type': 'FFTLoss', 'loss_weight': 0.05},
     'train:tv_opt': {'type': 'WeightedTVLoss', 'loss_weight': 0.1},
     'train:contrastive_opt': {'type': 'ContrastiveLoss', 'loss_weight': 0.01, 'num_feat': 4},
 }

@@ -61,8 +61,8 @@ def test_a_block_that_occurs_twice_is_computed_once_more_and_not_twice_more():
     assert len(calls) == 4
 
 
-# The blocks of ETDS are single convolutions. LAPAR keeps most after its blocks, at the size of the result; ESRT and RAMiT
-# keep much outside the largest sequence of blocks.
+# The blocks of ETDS are single convolutions. LAPAR keeps most after its blocks, at the size of the result; ESRT and
+# RAMiT keep much outside the largest sequence of blocks.
 ELSEWHERE = ('ESRT', 'ETDS', 'ETDSInference', 'LAPAR', 'RAMiT')
 
 
