@@ -343,15 +343,6 @@ def test_runs_with_half_weights(name, dtype):
     assert output.isfinite().all()
 
 
-COMPILED_SIZES = pytest.mark.parametrize(
-    'sizes',
-    [
-        pytest.param([(9, 14)], id='one_size'),
-        pytest.param([(9, 14), (12, 7)], id='two_sizes', marks=pytest.mark.slow),
-    ],
-)
-
-
 def compare(compiled, net, sizes, assert_close) -> None:
     for size in sizes:
         x = torch.rand(2, 3, *size, dtype=torch.float64)
@@ -361,8 +352,13 @@ def compare(compiled, net, sizes, assert_close) -> None:
             assert_close(compiled(x), net(x))
 
 
-@fast_for('SPIN')
-@COMPILED_SIZES
+@pytest.mark.parametrize(
+    ('name', 'sizes'),
+    [
+        pytest.param('SPIN', [(9, 14)], id='SPIN-one_size'),
+        *(pytest.param(name, [(9, 14), (12, 7)], id=name, marks=pytest.mark.slow) for name in REGISTERED),
+    ],
+)
 def test_compiles_without_a_graph_break(name, sizes, compiled, assert_close):
     net = away_from_zero(build(name)).double()
     compare(compiled(net), net, sizes, assert_close)
