@@ -11,6 +11,7 @@ All three are optional, and each has its place in the class of the network:
   a buffer with persistent=False, which follows the device and does not make torch.compile compile again.
 
 Example:
+    >>> import torch
     >>> class Dual(torch.nn.Conv2d):
     ...     TRAINING_LOSSES = {'low_opt': ('low', 'gt')}
     ...
@@ -22,8 +23,10 @@ Example:
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def losses(network: type | None) -> Mapping[str, tuple[str, ...]]:
@@ -31,7 +34,7 @@ def losses(network: type | None) -> Mapping[str, tuple[str, ...]]:
     return getattr(network, 'TRAINING_LOSSES', {})
 
 
-def begin_iteration(net: torch.nn.Module, iteration: int) -> None:
+def begin_iteration(net: 'torch.nn.Module', iteration: int) -> None:
     """Tells a network which iteration begins, counted from 1, if it wants to know."""
     if hasattr(net, 'begin_iteration'):
         net.begin_iteration(iteration)

@@ -51,7 +51,7 @@ def test_untrained_network_is_said_to_be_untrained(caplog):
 
 
 def test_unknown_arch_is_refused_with_the_name():
-    with pytest.raises(ValueError, match="SAN.* got 'SPINN'"):
+    with pytest.raises(ValueError, match="got 'SPINN'; did you mean 'SPIN'"):
         spinsr.load('SPINN', weights=None)
 
 
