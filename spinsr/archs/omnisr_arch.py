@@ -23,6 +23,7 @@ from spinsr.modules.channel_norm import ChannelNorm
 from spinsr.modules.cosine import attend_channels
 from spinsr.modules.esa import EnhancedSpatialAttention
 from spinsr.modules.gated_feed_forward import GatedFeedForward
+from spinsr.modules.padding import pad_to_multiple
 from spinsr.modules.position_bias import RelativePositionBias
 from spinsr.modules.windows import from_windows, to_windows
 from spinsr.utils.validation import check_divisible
@@ -211,8 +212,7 @@ class OmniSR(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W)."""
         height, width = x.shape[2:]
-        x = F.pad(2 * x - 1, (0, -width % self.window_size, 0, -height % self.window_size))
-        shallow = self.conv_first(x)
+        shallow = self.conv_first(pad_to_multiple(2 * x - 1, self.window_size, zeros=True))
         deep = shallow + self.conv_after_body(self.body(shallow))
         image = F.pixel_shuffle(self.conv_last(deep), self.upscale) / 2 + 0.5
         return image[..., : height * self.upscale, : width * self.upscale]

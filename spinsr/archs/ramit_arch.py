@@ -20,6 +20,7 @@ from spinsr.convert.registry import ArchFormat, Sizes, Source, bare, register_fo
 from spinsr.modules.attention import attend
 from spinsr.modules.channel_norm import ChannelNorm
 from spinsr.modules.cosine import attend_channels, unit_vectors
+from spinsr.modules.padding import pad_to_multiple
 from spinsr.modules.position_bias import RelativePositionBias, relative_position_index
 from spinsr.modules.windows import from_windows, to_windows
 from spinsr.utils.validation import between, check, check_divisible, check_length
@@ -335,7 +336,7 @@ class RAMiT(nn.Module):
         mean, std = (
             torch.tensor(values, dtype=x.dtype, device=x.device).view(1, -1, 1, 1) for values in (self.mean, self.std)
         )
-        x = (F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple)) - mean) / std
+        x = (pad_to_multiple(x, self.multiple, zeros=True) - mean) / std
         shallow = self.conv_first(x)
         out1, mixed1 = self.stage1(shallow)
         out2, mixed2 = self.stage2(self.down1(out1))

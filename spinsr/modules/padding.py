@@ -29,12 +29,16 @@ def pad_to(x: Tensor, height: int, width: int) -> Tensor:
     return F.pad(x, (0, missing_columns - columns, 0, missing_rows - rows), mode='replicate')
 
 
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Extends an image (B, C, H, W), as `pad_to`, to the next sides that `multiple` divides.
+def pad_to_multiple(x: Tensor, multiple: int, zeros: bool = False) -> Tensor:
+    """Extends an image (B, C, H, W), as `pad_to` or with zeros, to the next sides that `multiple` divides.
 
     Example:
         >>> import torch
         >>> pad_to_multiple(torch.rand(1, 3, 5, 8), 4).shape
         torch.Size([1, 3, 8, 8])
     """
-    return pad_to(x, *(side + -side % multiple for side in x.shape[2:]))
+    # Not -side % multiple, with which torch.compile fails for sides that vary.
+    height, width = ((side + multiple - 1) // multiple * multiple for side in x.shape[2:])
+    if zeros:
+        return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
+    return pad_to(x, height, width)

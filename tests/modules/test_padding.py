@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from spinsr.modules.padding import pad_to
+from spinsr.modules.padding import pad_to, pad_to_multiple
 
 IMAGE = torch.tensor([[[[1.0, 2, 3], [4, 5, 6]]]])
 
@@ -26,3 +26,10 @@ def test_one_pixel_is_replicated():
 
 def test_a_large_image_is_itself():
     assert pad_to(IMAGE, 2, 3) is IMAGE
+
+
+def test_pads_to_a_multiple_by_reflection_or_with_zeros():
+    x = torch.tensor([[[[1.0, 2.0, 3.0]]]])
+    assert pad_to_multiple(x, 4)[0, 0].tolist() == [[1, 2, 3, 2]] * 4
+    assert pad_to_multiple(x, 4, zeros=True)[0, 0].tolist() == [[1, 2, 3, 0]] + [[0, 0, 0, 0]] * 3
+    assert pad_to_multiple(x, 1) is x
