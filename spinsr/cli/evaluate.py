@@ -12,10 +12,7 @@ from spinsr.cli import arguments, network
 from spinsr.evaluation.protocols import PROTOCOLS
 from spinsr.training import imports
 from spinsr.utils.text import printable
-from spinsr.weights import DEFAULT_SCALE
-
-# How files of weights end, in a folder of them.
-WEIGHTS = ('.pth', '.pt', '.safetensors')
+from spinsr.weights import DEFAULT_SCALE, ENDINGS
 
 EXAMPLE = """\
 examples:
@@ -140,9 +137,9 @@ def _run_folder(args: argparse.Namespace) -> int:
     _check_benchmarks(args)
     imports.require_modules(args.imports)
     folder = arguments.path(args.weights)
-    files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in WEIGHTS and path.is_file())
+    files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in ENDINGS and path.is_file())
     if not files:
-        raise ValueError(f'{folder} has no files that end in {", ".join(WEIGHTS)}')
+        raise ValueError(f'{folder} has no files that end in {", ".join(ENDINGS)}')
     arguments.check_outputs(outputs, args.overwrite)
     network.import_modules(args)
 

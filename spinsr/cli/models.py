@@ -1,10 +1,12 @@
 """`spinsr models`: the networks with weights that come with spinsr."""
 
 import argparse
+import dataclasses
 import json
-import sys
+from typing import Any
 
-from spinsr.weights.models import MODELS
+from spinsr.utils.text import markdown_table
+from spinsr.weights.models import MODELS, Model
 
 EXAMPLE = """\
 examples:
@@ -14,8 +16,6 @@ examples:
 
 PSNR: dB on Y (y_crop_scale). multiply-adds: for an output of 1280x720 pixels.
 """
-HEADER = ('model', 'scale', 'network', 'parameters', 'multiply-adds', 'Set5', 'Set14', 'licence of the weights')
-RIGHT = ('parameters', 'multiply-adds', 'Set5', 'Set14', 'latency')
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -34,60 +34,35 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    seconds = [_seconds(model.arch, model.scale) if args.latency else None for model in MODELS]
+    rows = [_row(model, args.latency) for model in MODELS]
     if args.json:
-        rows = [
-            {
-                **{key: getattr(model, key) for key in ('name', 'arch', 'scale', 'parameters', 'multiply_adds')},
-                'psnr': dict(model.psnr),
-                'licence': model.licence,
-                'weights': str(model.path),
-                **({'latency': latency} if args.latency else {}),
-            }
-            for model, latency in zip(MODELS, seconds, strict=True)
-        ]
-        json.dump(rows, sys.stdout, indent=2)
-        print()
+        print(json.dumps(rows, indent=2))
         return 0
-    header = [*HEADER, *(['latency'] if args.latency else [])]
-    rows = [
-        [
-            model.name,
-            f'x{model.scale}',
-            model.arch,
-            f'{model.parameters:,}',
-            f'{model.multiply_adds / 1e9:.1f} G',
-            *(f'{model.psnr[name]:.2f}' for name in ('Set5', 'Set14')),
-            model.licence,
-            *([f'{latency:.2f} s'] if latency is not None else []),
-        ]
-        for model, latency in zip(MODELS, seconds, strict=True)
+    table = [
+        {
+            'model': row['name'],
+            'scale': f'x{row["scale"]}',
+            'network': row['arch'],
+            'parameters': f'{row["parameters"]:,}',
+            'multiply-adds': f'{row["multiply_adds"] / 1e9:.1f} G',
+            **{dataset: f'{psnr:.2f}' for dataset, psnr in row['psnr'].items()},
+            **({'latency': f'{row["latency"]:.3g} s'} if args.latency else {}),
+            'licence of the weights': row['licence'],
+        }
+        for row in rows
     ]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
-        cells = [
-            cell.rjust(width) if name in RIGHT else cell.ljust(width)
-            for name, cell, width in zip(header, row, widths, strict=True)
-        ]
-        print('  '.join(cells).rstrip())
+    print(markdown_table([list(table[0]), *(line.values() for line in table)]), end='')
     return 0
 
 
-def _seconds(arch: str, scale: int) -> float:
-    """The median time of three passes, for an input that gives 1280x720 pixels."""
-    import statistics
-    import time
+def _row(model: Model, latency: bool) -> dict[str, Any]:
+    row = {**dataclasses.asdict(model), 'weights': str(model.path)}
+    if latency:
+        from spinsr.evaluation import complexity
+        from spinsr.inference.load import resolve
 
-    import torch
-
-    import spinsr
-
-    net = spinsr.load(arch, scale)
-    image = torch.rand(1, 3, 720 // scale, round(1280 / scale))
-    times = []
-    with torch.inference_mode():
-        for _ in range(3):
-            start = time.perf_counter()
-            net(image)
-            times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        described = resolve(weights=model.path)
+        size = (round(720 / model.scale), round(1280 / model.scale))
+        measured = complexity.measure(model.arch, model.scale, *size, arch_args=described.arguments)
+        row['latency'] = measured['latency']
+    return row

@@ -1,6 +1,7 @@
 """`spinsr models` lists what is shipped, and --model takes it."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 
 from spinsr import weights
 from spinsr.cli import main
-from spinsr.evaluation.complexity import count
+from spinsr.evaluation import complexity
 from spinsr.inference.load import load
 from spinsr.weights.models import MODELS, find_model
 
@@ -19,9 +20,9 @@ def test_every_shipped_file_is_a_model():
 
 def test_table_has_a_row_for_each(capsys):
     assert main(['models']) == 0
-    header, *rows = capsys.readouterr().out.splitlines()
-    assert header.split()[:3] == ['model', 'scale', 'network']
-    assert [row.split()[:3] for row in rows] == [[model.name, f'x{model.scale}', model.arch] for model in MODELS]
+    header, _, *rows = (re.split(r' *\| *', line)[1:-1] for line in capsys.readouterr().out.splitlines())
+    assert header[:4] == ['model', 'scale', 'network', 'parameters']
+    assert [row[:3] for row in rows] == [[model.name, f'x{model.scale}', model.arch] for model in MODELS]
 
 
 def test_json_names_the_files(capsys):
@@ -35,8 +36,18 @@ def test_json_names_the_files(capsys):
 def test_numbers_are_those_of_the_network(model):
     net = load(model.arch, model.scale, model.path)
     assert sum(parameter.numel() for parameter in net.parameters()) == model.parameters
-    counted = count(net, 720 // model.scale, round(1280 / model.scale))
+    counted = complexity.count(net, round(720 / model.scale), round(1280 / model.scale))
     assert counted['multiply_adds'] == pytest.approx(model.multiply_adds, rel=0.001)
+
+
+def test_latency_is_that_of_the_network_with_these_weights(monkeypatch, capsys):
+    measured = []
+    answer = {'latency': 1.5}
+    monkeypatch.setattr(complexity, 'measure', lambda *of, arch_args: measured.append((of, arch_args)) or answer)
+    assert main(['models', '--latency']) == 0
+    assert capsys.readouterr().out.count('| 1.5 s ') == len(MODELS)
+    assert measured[-1][0] == ('SPIN', 4, 180, 320)
+    assert measured[-1][1]['num_feat'] == 40
 
 
 def test_upscale_takes_a_model(tmp_path, monkeypatch):
