@@ -67,7 +67,7 @@ def registries() -> ModuleType | None:
     install()
     name = 'basicsr.utils.registry'
     for finder in sys.meta_path:
-        if isinstance(finder, _Provided) and finder.module.__name__ == name:
+        if isinstance(finder, _Provided):
             return finder.module
     if not is_installed():
         return None
@@ -84,7 +84,7 @@ def registries() -> ModuleType | None:
 
 
 class _Provided(MetaPathFinder, Loader):
-    """Hands out a module that has been executed before, once, when somebody imports it."""
+    """Hands out a module that has been executed before, once, when it is imported."""
 
     def __init__(self, module: ModuleType) -> None:
         self.module = module
@@ -178,7 +178,7 @@ def provide_distutils_version() -> None:
 
 
 def provide_ndimage_filters() -> None:
-    """Gives back `scipy.ndimage.filters`, which SciPy 2.0 removes.
+    """Restores `scipy.ndimage.filters`, which SciPy 2.0 removes.
 
     BasicSR's niqe.py takes `convolve` from it; the function lives on in `scipy.ndimage`. Can go when BasicSR imports it
     from there.
@@ -353,7 +353,7 @@ def around_import(
     """Calls before() and after(module) when a module is imported, or now if it is already.
 
     Args:
-        name: The module. A second call for the same module changes nothing.
+        name: The module. Until it is imported, only the first call for it counts; after that every call acts at once.
         before: Called before its code is executed.
         after: Called with the module after that.
     """

@@ -71,7 +71,8 @@ def launch(
                 resumes = is_train and compat.find_resume_state(opt) is not None
                 found += check.stop_at_error(check.files(opt, resumes=resumes))
             if opt['rank'] == 0:
-                sys.stderr.writelines(f'{name}: {line}\n' for line in [generated] if line)
+                if generated:
+                    sys.stderr.write(f'{name}: {generated}\n')
                 sys.stderr.writelines(f'{name}: {finding.level}: {finding}\n' for finding in found)
             pipeline(opt, args)
         distributed.leave()

@@ -385,7 +385,8 @@ def _copy_opt_file(copy: Callable[[str, str], None], text: str | None, name: str
         return
     with tempfile.TemporaryDirectory() as written:
         path = Path(written, name)
-        path.write_text(text, encoding='ascii')
+        # BasicSR reads it in the encoding of the locale.
+        path.write_text(text, encoding='ascii', errors='backslashreplace')
         copy(str(path), folder)
 
 

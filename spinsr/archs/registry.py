@@ -1,7 +1,7 @@
 """Where the networks register: BasicSR's ARCH_REGISTRY, or without BasicSR a registry of ours.
 
 BasicSR's registry is taken without the rest of BasicSR, whose import takes seconds: its own networks are in it as soon
-as somebody imports BasicSR, which `find` does where it has to.
+as BasicSR is imported, which `find` does if it has to.
 """
 
 import importlib

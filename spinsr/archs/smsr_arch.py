@@ -35,7 +35,7 @@ class LearnedMask(nn.Module):
 
     Args:
         temperature: Above 0; the lower, the harder the masks of training. It may be changed during training.
-        noise: Whether there is noise in training.
+        noise: Whether training adds noise.
     """
 
     def __init__(self, temperature: float = 1.0, noise: bool = True):

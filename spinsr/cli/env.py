@@ -1,4 +1,4 @@
-"""`spinsr env`: what a report of a fault must tell of the machine and what is installed."""
+"""`spinsr env`: versions and devices, for a bug report."""
 
 import argparse
 import contextlib
@@ -15,7 +15,7 @@ from spinsr.utils import memory
 
 # What changes results or whether something runs; the rest of the requirements does neither.
 PACKAGES = ('torch', 'torchvision', 'triton', 'basicsr', 'numpy', 'opencv-python', 'opencv-python-headless')
-OPTIONAL = ('triton', 'basicsr', 'opencv-python-headless')
+OPTIONAL = ('triton', 'opencv-python-headless')
 MORE_PACKAGES = ('pillow', 'scikit-image', 'scipy', 'lmdb', 'safetensors', 'onnx', 'onnxruntime', 'spandrel', 'pyiqa')
 VARIABLES = ('SPINSR_', 'CUDA_', 'PYTORCH_', 'TORCH_', 'TRITON_', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'BASICSR_')
 
@@ -46,8 +46,8 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield 'memory', f'{_gib(total)}, {_gib(available)} available to this process'
     for name in (*PACKAGES, *MORE_PACKAGES):
         version = _version(name)
-        # OpenCV has several distributions of which one is enough, and the optional ones matter where they are.
-        if version is not None or (name in PACKAGES and name not in OPTIONAL) or name == 'basicsr':
+        # opencv-python-headless replaces opencv-python; triton exists only on some systems.
+        if version is not None or (name in PACKAGES and name not in OPTIONAL):
             yield name, version or 'not installed'
     yield from _torch_facts()
     variables = sorted(name for name in os.environ if name.startswith(VARIABLES))
@@ -73,12 +73,12 @@ def _torch_facts() -> Iterator[tuple[str, str]]:
     else:
         yield 'cuda', f'not available; torch is built for {torch.version.cuda or torch.version.hip or "the CPU only"}'
     yield 'mps', 'available' if torch.backends.mps.is_available() else 'not available'
-    for name in ('auto', 'triton'):
+    for name in (None, 'auto', 'triton'):
         device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
         try:
-            yield f'ops, {name}', resolve_backend(name, device)
+            yield f'ops, {name or "default"}', resolve_backend(name, device)
         except RuntimeError as error:
-            yield f'ops, {name}', str(error)
+            yield f'ops, {name or "default"}', str(error)
 
 
 def _version(package: str) -> str | None:

@@ -129,7 +129,7 @@ def _run_folder(args: argparse.Namespace) -> int:
     told = {'--arch': args.arch, '--arch-args': args.arch_args, '--scale': args.scale, '--protocol': args.protocol}
     other = {'--sr': args.sr, '--metric': args.metric, '--self-ensemble': args.self_ensemble}
     for flag in (flag for flag, value in told.items() if value):
-        args.error(f'argument {flag}: cannot be combined with a folder of --weights, whose files tell it')
+        args.error(f'argument {flag}: cannot be combined with a folder of --weights; it is read from the files')
     for flag in (flag for flag, value in other.items() if value):
         args.error(f'argument {flag}: cannot be combined with a folder of --weights')
     outputs = [path for path in (args.json, args.csv, args.markdown) if path]
@@ -165,13 +165,9 @@ def _run_folder(args: argparse.Namespace) -> int:
     if results:
         table = zoo.evaluated_to_markdown(results)
         print('\n'.join(map(printable, table.split('\n'))), end='')
-        contents = {
-            args.json: lambda: benchmark.to_json(results),
-            args.csv: lambda: benchmark.to_csv(results),
-            args.markdown: lambda: table,
-        }
+        writers = {args.json: benchmark.to_json, args.csv: benchmark.to_csv, args.markdown: lambda _: table}
         for path in outputs:
-            write_bytes(path, contents[path]().encode('utf-8', 'backslashreplace'))
+            write_bytes(path, writers[path](results).encode('utf-8', 'backslashreplace'))
     return int(bool(failures))
 
 
@@ -204,8 +200,7 @@ def _check_files(args: argparse.Namespace, scales: list[int]) -> None:
                 raise ValueError(f'not a directory: {folder}')
     elif args.arch != 'bicubic':
         for scale in scales:
-            weights = args.weights.replace('{scale}', str(scale))
-            network.check_files(argparse.Namespace(**{**vars(args), 'weights': weights}), scale)
+            network.check_files(_of_scale(args, scale), scale if args.scale else None)
 
 
 def _check_benchmarks(args: argparse.Namespace) -> None:
@@ -213,6 +208,11 @@ def _check_benchmarks(args: argparse.Namespace) -> None:
         raise ValueError(f'benchmarks must be folders of different names, got {", ".join(map(str, args.benchmark))}')
     if not any((folder / 'HR').is_dir() for folder in args.benchmark):
         raise ValueError(f'not a directory: {args.benchmark[0] / "HR"}')
+
+
+def _of_scale(args: argparse.Namespace, scale: int) -> argparse.Namespace:
+    """The flags with the weights of one scale."""
+    return argparse.Namespace(**{**vars(args), 'weights': args.weights.replace('{scale}', str(scale))})
 
 
 def _folder(text: str, scale: int) -> str:
@@ -247,14 +247,14 @@ def _source(args: argparse.Namespace, scales: list[int]) -> tuple[Callable[..., 
         return benchmark.upsample, 'bicubic', {scale: {} for scale in scales}
     nets, about = {}, {}
     for scale in scales:
-        weights = args.weights.replace('{scale}', str(scale))
-        described = network.resolve(argparse.Namespace(**{**vars(args), 'weights': weights}), scale)
+        of_scale = _of_scale(args, scale)
+        described = network.resolve(of_scale, scale)
         nets[scale] = described.build(network.device(args.device))
         about[scale] = {
             'arch': described.arch,
             'arch_args': dict(args.arch_args),
             'parameters': sum(parameter.numel() for parameter in nets[scale].parameters()),
-            'weights': args.model or weights,
+            'weights': args.model or of_scale.weights,
             'self_ensemble': args.self_ensemble,
         }
     upscaler = benchmark.network(nets, self_ensemble=args.self_ensemble)

@@ -15,7 +15,7 @@ from spinsr.utils import basicsr_setup
 RELEASE = '1.4.2'
 DESCRIPTION = f"""\
 Installs BasicSR {RELEASE}, which training needs, with pip into the environment of this command: from the package index
-that pip is set up for (its environment variables, as PIP_INDEX_URL, are heeded), without a second download of torch,
+that pip is set up for (including environment variables such as PIP_INDEX_URL), without a second download of torch,
 and on every Python that spinsr supports.
 """
 
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command.
 
     Raises:
-        ImportError: If there is no pip, or pip fails.
+        ImportError: If pip is missing or fails.
     """
     version = _installed()
     if version == RELEASE and not args.force:
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if importlib.util.find_spec('pip') is None:
         raise ImportError(f'{sys.executable} has no pip; install it with: python -m ensurepip')
     with tempfile.TemporaryDirectory(prefix='spinsr-') as folder:
-        # The build tools of this build alone: an environment may have none, or too old ones.
+        # The build tools for this build only: those of the environment may be missing or too old.
         _pip('install', '--quiet', '--target', folder, 'setuptools>=77', 'wheel')
         shutil.copyfile(basicsr_setup.__file__, Path(folder, 'sitecustomize.py'))
         # An isolated build would not see the folder on PYTHONPATH; pip's cache may hold a wheel of the source as it is.

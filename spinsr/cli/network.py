@@ -95,7 +95,7 @@ def shipped_file(args: argparse.Namespace, arch: str, scale: int) -> Path | None
     """The weights of spinsr that the flags choose; None for a file of the user's.
 
     Raises:
-        ValueError: There are none for this network.
+        ValueError: spinsr ships no weights for this network.
     """
     if args.model is not None:
         return find_model(args.model, scale).path

@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from spinsr.cli import arguments
-from spinsr.training import option_files
+from spinsr.cli import arguments, network
+from spinsr.training import imports, option_files
 from spinsr.utils import atomic_write
 from spinsr.utils.text import nearest
 
@@ -36,6 +36,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument('-o', '--out', '--copy', metavar='DIR', type=arguments.path, help='write them to DIR')
     parser.add_argument('--overwrite', action='store_true', help='let -o replace files that differ')
+    imports.add_import(parser)
     parser.set_defaults(run=run)
 
 
@@ -44,8 +45,12 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         ValueError: No option file has one of the names, or of the scales.
+        ImportError: A module of --import does not exist, or fails.
         FileExistsError: If a file would be replaced by another and --overwrite is not given; nothing is written then.
     """
+    if args.imports:
+        imports.require_modules(args.imports)
+        network.import_modules(args)
     files = _selected(args.names, {scale for group in args.scale for scale in group})
     if args.out is not None:
         _write({args.out / name: content() for name, content in files.items()}, args.overwrite)
@@ -77,7 +82,8 @@ def _selected(names: list[str], scales: set[int]) -> dict[str, Callable[[], byte
         and (not scales or int(of_network[name][2]) in scales)
     }
     if not wanted:
-        raise ValueError(f'no option file of {", ".join(names)} is for scale {", ".join(map(str, sorted(scales)))}')
+        of = f' of {", ".join(names)}' if names else ''
+        raise ValueError(f'no option file{of} is for scale {", ".join(map(str, sorted(scales)))}')
     return wanted
 
 

@@ -23,7 +23,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the command."""
     parser = commands.add_parser(
         'zoo',
-        help='all networks: size, published PSNR, licences, where weights are to be had',
+        help='all networks: size, published PSNR, licences, where to get weights',
         description='Prints a table of all networks in their published configurations.',
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,

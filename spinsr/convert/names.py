@@ -66,11 +66,6 @@ class NameTable:
         """Whether the authors' names hold numbers that are arguments of the network."""
         return any(_only_official(rule) for rule in self.rules)
 
-    @property
-    def is_identity(self) -> bool:
-        """Whether the authors' names are ours."""
-        return all(rule.official == rule.ours for rule in self.rules)
-
     def fits(self, name: str, side: str) -> bool:
         """Whether a name is one of a side's."""
         return self._any[side].fullmatch(name) is not None

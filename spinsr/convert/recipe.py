@@ -169,7 +169,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if (self.patch is None) == (self.hr_patch is None):
-            raise ValueError(f'give either patch or hr_patch, got {self.patch=}, {self.hr_patch=}')
+            raise ValueError(
+                f'exactly one of patch and hr_patch must be given, got patch={self.patch}, hr_patch={self.hr_patch}'
+            )
         known = {field.name for field in dataclasses.fields(self)} - set(_CHANGES)
         for name in _CHANGES:
             for of, change in getattr(self, name).items():

@@ -30,7 +30,7 @@ class Source:
         repository: The authors' code; '' without one.
         code_licence: SPDX name; '' if the repository has no licence.
         weights_licence: Of the authors' weights; '' if they have none, or state none.
-        weights: Where the authors' weights are to be had: 'repository', 'release', 'cloud drive', 'none', or a few
+        weights: Where to get the authors' weights: 'repository', 'release', 'cloud drive', 'none', or a few
             words; '' if it is not known.
     """
 

@@ -372,7 +372,7 @@ def _evaluate_set(
                 sr = upscaler(pair)
                 rounded = sr.dtype == np.uint8
                 for protocol in protocols or [p for p in DEFAULT if not (rounded and PROTOCOLS[p].unrounded)]:
-                    scores.setdefault(protocol, {})[name] = _score(pair, sr, hr_file, protocol, upscaler)
+                    scores.setdefault(protocol, {})[name] = _score(pair, sr, protocol, upscaler)
                 for metric, function in metrics.items():
                     measured[metric][name] = _measure(metric, function, _rounded(sr), pair.hr, scale)
             except ValueError as error:
@@ -390,9 +390,9 @@ def _evaluate_set(
     return result
 
 
-def _score(pair: Pair, sr: np.ndarray, hr_file: Path, protocol: str, upscaler: Upscaler) -> dict[str, float | None]:
+def _score(pair: Pair, sr: np.ndarray, protocol: str, upscaler: Upscaler) -> dict[str, float | None]:
     if (multiple := PROTOCOLS[protocol].multiple) > 1:
-        hr = bicubic.mod_crop(image_file.read(hr_file), math.lcm(multiple, pair.scale))
+        hr = bicubic.mod_crop(pair.hr, math.lcm(multiple, pair.scale))
         pair = replace(pair, hr=hr, lr=bicubic.downsample(hr, pair.scale))
         sr = upscaler(pair)
     return score(sr, pair.hr, pair.scale, protocol)

@@ -32,5 +32,5 @@ PROTOCOLS = {
     'rgb': Protocol(),
     'y_mod12': Protocol(y=True, multiple=12),
 }
-# Those that are computed where none is named.
+# The protocols that are computed by default.
 DEFAULT = tuple(name for name, rules in PROTOCOLS.items() if rules.multiple == 1)

@@ -297,7 +297,7 @@ def to_markdown(table: Sequence[Row]) -> str:
 
 
 def to_csv(table: Sequence[Row]) -> str:
-    """A line for each row, with every number as it is; empty where there is none."""
+    """A line for each row, with unrounded numbers; empty where a number is missing."""
     text = io.StringIO()
     lines = list(map(_line, table))
     writer = csv.DictWriter(text, lines[0] if lines else [], lineterminator='\n')

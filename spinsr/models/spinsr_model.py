@@ -58,7 +58,7 @@ class SpinsrModel(SRModel):
     - Losses of further outputs of a network, in the sections that it declares (`spinsr.training.network_hooks`).
     - `train: freeze_params: ~`, `train: freeze_iters: ~`: names of modules or parameters, or patterns of either, which
       stay as they are for so many iterations, the first ones.
-    - `train: shuffle_channels: false`: the colors of every image, of result and targets alike, in random order.
+    - `train: shuffle_channels: false`: the colours of every image, of result and targets alike, in random order.
     - `train: distill_opt: ~`: a loss of the result and the teacher's, which the data set gives (DistillationDataset);
       `pixel_opt` may then be absent, and so may HR (`read_gt: false` of the data set).
     - `train: distill_iters: ~`: `distill_opt` counts in so many iterations only, the first ones.
@@ -178,7 +178,10 @@ class SpinsrModel(SRModel):
 
     def _frozen_parameters(self) -> list[nn.Parameter]:
         if bool(self.freeze_params) != bool(self.freeze_iters):
-            raise OptionError('train:freeze_params and train:freeze_iters need each other')
+            raise OptionError(
+                'train:freeze_params and train:freeze_iters must be set together, got '
+                f'freeze_params={self.freeze_params!r}, freeze_iters={self.freeze_iters!r}'
+            )
         named = list(self.get_bare_model(self.net_g).named_parameters())
         frozen = {}
         for entry in self.freeze_params or ():
@@ -187,7 +190,9 @@ class SpinsrModel(SRModel):
                 raise OptionError(f'train:freeze_params: {entry!r} matches no parameter of the network')
             frozen |= found
         if len(frozen) == len(named):
-            raise OptionError('train:freeze_params must leave parameters to train, but matches all of them')
+            raise OptionError(
+                f'train:freeze_params must leave parameters to train, but {self.freeze_params!r} matches all of them'
+            )
         return list(frozen.values())
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
@@ -417,10 +422,11 @@ class SpinsrModel(SRModel):
             for name, loss in zip(('l_percep', 'l_style'), self.cri_perceptual(output, gt), strict=True):
                 if loss is not None:
                     losses[name] = loss * share
+        given = {**given, 'iteration': current_iter}
         for name, criterion in self.more_losses.items():
             if name == 'distill_opt' and not distillation.distills(train, current_iter):
                 continue
-            loss = criterion(*({**given, 'iteration': current_iter}[argument] for argument in self.calls[name]))
+            loss = criterion(*(given[argument] for argument in self.calls[name]))
             losses[f'l_{name.removesuffix("_opt")}'] = loss * self._share(criterion)
         return losses
 

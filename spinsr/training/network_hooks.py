@@ -5,7 +5,7 @@ All three are optional, and each has its place in the class of the network:
 - `TRAINING_LOSSES`, a class attribute: section of `train` -> what the loss of that section is called with: names of
   further outputs, and of what SpinsrModel has (`output`, `gt`, `lq`, `iteration`).
 - `forward(x, auxiliary=True)`: the image and a dict of the further outputs, (B, ...) each. It is called so in training
-  where the option file has one of these sections. Without `auxiliary` the network gives its image alone.
+  where the option file has one of these sections. Without `auxiliary` the network returns only the image.
 - `begin_iteration(iteration)`: called before each iteration of training, counted from 1, for what changes with it, a
   temperature for example. It may depend on the iteration alone: then training resumes exactly. What it sets should be
   a buffer with persistent=False, which follows the device and does not make torch.compile compile again.

@@ -150,14 +150,15 @@ def _train(file: RecipeFile, recipe: Recipe) -> tuple[dict[str, str], dict[str, 
     if recipe.warmup_iter == -1:
         comments['warmup_iter'] = 'no warm-up'
     comments['pretrain_network_g'] = 'from scratch'
-    if recipe.optim_g['type'] != 'Adam' or not set(recipe.losses) <= {'pixel_opt', 'perceptual_opt'} or recipe.train:
+    optional = {'grad_clip': recipe.grad_clip, 'precision': recipe.precision}
+    optional = {key: value for key, value in optional.items() if value is not None}
+    own_losses = set(recipe.losses) - {'pixel_opt', 'perceptual_opt'}
+    if recipe.optim_g['type'] != 'Adam' or own_losses or recipe.train or optional:
         comments['model_type'] = _MODEL_NEEDED
     comments |= recipe.comments
     if start:
         comments['pretrain_network_g'] = start.comment
 
-    optional = {'grad_clip': recipe.grad_clip, 'precision': recipe.precision}
-    optional = {key: value for key, value in optional.items() if value is not None}
     losses = [{name: loss} for name, loss in recipe.losses.items()]
     sections = {
         'general settings': file._general(recipe),
@@ -291,7 +292,9 @@ def _lines(
             continue
         here = (*path, key)
         line, comment = f'{indent}{key}:', _comment(here, comments)
-        is_section = isinstance(value, Mapping) or (isinstance(value, tuple) and value and _is_section(value[0]))
+        is_section = isinstance(value, Mapping) or (
+            isinstance(value, tuple) and value and isinstance(value[0], Mapping)
+        )
         if not is_section:
             line += f' {_scalar(value)}'
         if comment and not comment.endswith('.') and len(line) + len(comment) + 4 <= _WIDTH:
@@ -301,10 +304,6 @@ def _lines(
         yield line
         if is_section:
             yield from _lines(value, comments, here)
-
-
-def _is_section(value: Any) -> bool:
-    return isinstance(value, Mapping)
 
 
 def _comment(path: tuple[str, ...], comments: Mapping[str, str]) -> str:

@@ -222,7 +222,7 @@ def cut_patches(
 
 
 def shuffle_channels(images: Sequence[Tensor], seed: int, rank: int, iteration: int) -> list[Tensor]:
-    """The colors of each image in a random order, which depends on seed, process and iteration alone.
+    """The colours of each image in a random order, which depends on seed, process and iteration alone.
 
     Args:
         images: (B, C, ...) each; the b-th images of all of them have the same order.

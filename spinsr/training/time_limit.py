@@ -316,7 +316,7 @@ def _init_worker(own: Callable[[int], None] | None, worker: int) -> None:
 
 
 def _report_unless_parent_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    # The thread that hands batches to the parent reports here. A parent that stops while it fetches one is no fault.
+    # The thread that hands batches to the parent reports here. That the parent stops meanwhile is not an error.
     if not isinstance(error, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, trace)
 

@@ -14,9 +14,8 @@ VERSION_BEFORE = "exec(compile(f.read(), version_file, 'exec'))\n    return loca
 VERSION_AFTER = "scope = {}; exec(compile(f.read(), version_file, 'exec'), scope)\n    return scope['__version__']"
 # torch and Cython are asked for at build time, but a build without CUDA extensions uses neither.
 BUILD_REQUIREMENTS = "        setup_requires=['cython', 'numpy', 'torch'],\n"
-# The package imports none of the first three; a nightly build of TensorBoard is not needed, the release does; SciPy 2
-# is to remove scipy.ndimage.filters, which BasicSR's NIQE imports.
-REQUIREMENTS = {'addict': None, 'future': None, 'yapf': None, 'tb-nightly': 'tensorboard', 'scipy': 'scipy<2'}
+# The package does not import the first three; the release of TensorBoard is enough.
+REQUIREMENTS = {'addict': None, 'future': None, 'yapf': None, 'tb-nightly': 'tensorboard'}
 
 
 def correct(folder: str) -> bool:

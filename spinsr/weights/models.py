@@ -62,10 +62,10 @@ def find_model(name: str, scale: int | None = None) -> Model:
 
     Args:
         name: As 'spin'.
-        scale: Upscaling factor; None takes 4, or the only scale that there is.
+        scale: Upscaling factor; None means 4, or the only scale of the network.
 
     Raises:
-        ValueError: There is none.
+        ValueError: No shipped network has this name and scale.
     """
     same = {model.scale: model for model in MODELS if model.name == name}
     if not same:

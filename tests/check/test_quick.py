@@ -136,7 +136,7 @@ def test_a_good_file_has_no_finding(options, is_train):
     assert is_training(options) == is_train
 
 
-# Every scale of each network, and the largest of its stages.
+# The largest scale of each network, with all stages; of its other configurations the first stage.
 GENERATED = [
     file
     for file in option_files.generated().values()

@@ -20,6 +20,7 @@ def test_names_versions_devices_and_backends(monkeypatch, capsys):
     assert lines['spinsr'] == __version__
     assert lines['torch'] == importlib.metadata.version('torch')
     assert lines['basicsr'] == '1.4.2'
+    assert lines['ops, default'] == 'reference'
     assert lines['ops, auto'] == 'torch'
     assert 'SPINSR_OPS_BACKEND=reference' in lines['variables']
 

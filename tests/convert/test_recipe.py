@@ -35,8 +35,8 @@ def test_one_kind_of_patch_replaces_the_other():
 @pytest.mark.parametrize(
     ('changes', 'words'),
     [
-        ({'patch': None}, 'either patch or hr_patch'),
-        ({'hr_patch': 96}, 'either patch or hr_patch'),
+        ({'patch': None}, 'exactly one of patch and hr_patch'),
+        ({'hr_patch': 96}, 'exactly one of patch and hr_patch'),
         ({'by_scale': {3: {'learning_rate': 1}}}, r"by_scale\[3\] must have .* got \['learning_rate'\]"),
         ({'stages': {'tune': {'stages': {}}}}, r"stages\['tune'\] must have .* got \['stages'\]"),
     ],

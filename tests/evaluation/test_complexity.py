@@ -203,7 +203,7 @@ def picture(data):
 
 
 def test_points_are_in_the_picture():
-    pytest.importorskip('adjustText')
+    pytest.importorskip('adjustText', reason='plots need adjustText: the extra plot')
     point = plot.Point('here', 555_000, 30.0, ours=True)
     image = picture(plot.draw([point, plot.Point('there', 10**7, 32.0)], 'title'))
     assert image.size == plot.SIZE
@@ -216,7 +216,7 @@ def test_points_are_in_the_picture():
 
 def test_names_of_a_crowd_keep_off_each_other(monkeypatch):
     """Set5 x4, where RLFN and RFDN lie on each other."""
-    pytest.importorskip('adjustText')
+    pytest.importorskip('adjustText', reason='plots need adjustText: the extra plot')
     drawn = []
     monkeypatch.setattr(plot, 'to_png', lambda figure: drawn.append(figure) or b'')
     rows = [row for row in PUBLISHED if row.scale == 4 and row.psnr and 5e5 < row.parameters < 1.7e6]

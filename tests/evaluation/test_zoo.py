@@ -48,7 +48,7 @@ def test_networks_that_are_known_by_their_results_say_so():
     assert '| results only |' in zoo.to_markdown([row])
 
 
-def test_a_format_takes_the_place_of_results_known_before(monkeypatch):
+def test_a_format_replaces_results_known_before(monkeypatch):
     imdn = zoo.variants(['IMDN'])[0].format
     monkeypatch.setattr('spinsr.evaluation.published_results.formats', lambda: (replace(imdn, name='DRSAN'),))
     assert 'DRSAN' not in {row.name for row in elsewhere()} and 'MADNet' in {row.name for row in elsewhere()}
@@ -80,7 +80,7 @@ def counted(monkeypatch):
 
 
 def test_command_writes_table_numbers_and_picture(tmp_path, monkeypatch, counted, capsys):
-    pytest.importorskip('adjustText')
+    pytest.importorskip('adjustText', reason='plots need adjustText: the extra plot')
     monkeypatch.chdir(tmp_path)
     files = ['--markdown', 't.md', '--csv', 't.csv', '--plot', 'p.png']
     assert main(['zoo', '--arch', SMALL, 'SMFANet', '--latency', '--device', 'cpu', *files]) == 0
@@ -92,7 +92,7 @@ def test_command_writes_table_numbers_and_picture(tmp_path, monkeypatch, counted
     assert Image.open('p.png').size == plot.SIZE
 
 
-def test_command_names_what_fails_and_goes_on(counted, capsys):
+def test_command_names_what_fails_and_continues(counted, capsys):
     assert main(['zoo', '--arch', 'BSRN_S', SMALL]) == 1
     out, err = capsys.readouterr()
     assert SMALL in out and 'latency' not in out

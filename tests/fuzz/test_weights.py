@@ -151,7 +151,7 @@ def test_no_code_of_a_file_runs(function, layout, tmp_path):
 
 
 def test_archives_of_other_things(tmp_path):
-    """A ZIP file that is no checkpoint, an empty one, and one with strange names."""
+    """A ZIP file that is not a checkpoint, an empty one, and one with strange names."""
     path = tmp_path / 'net.pth'
     for names in ([], ['a.txt'], ['../data.pkl'], ['archive/data.pkl'], ['archive/data.pkl', 'archive/data/0']):
         with zipfile.ZipFile(path, 'w') as archive:

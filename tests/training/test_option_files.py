@@ -239,8 +239,10 @@ def test_command_prints_one_file(capsys, tmp_path, name):
     [
         (['RLNF'], "did you mean 'RLFN'?"),
         (['RDBESA', '--scale', '7'], 'no option file of RDBESA is for scale 7'),
+        (['--scale', '9'], 'no option file is for scale 9'),
+        (['--import', 'no_such_module'], '--import no_such_module: '),
     ],
-    ids=['name', 'scale'],
+    ids=['name', 'scale-of-network', 'scale', 'import'],
 )
 def test_command_refuses(capsys, args, line):
     assert cli.main(['options', *args]) == 1
