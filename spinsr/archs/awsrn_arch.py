@@ -12,19 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
-from spinsr.convert import shapes
+from spinsr.convert import local_fusion, shapes
 from spinsr.convert.recipe import ON_255, Recipe, adam, cosine
 from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Source, bare, register_format
 from spinsr.modules.local_fusion import LocalFusionBlock
-from spinsr.modules.mean_shift import register_mean
+from spinsr.modules.mean_shift import DIV2K_MEAN, register_mean
 from spinsr.modules.weight_norm import WeightNormConv2d
 from spinsr.utils.validation import check_equal, check_length
 
 # Kernel sizes of the convolutions in the upsampler.
 KERNELS = (3, 5, 7, 9)
-
-
-RGB_MEAN = (0.4488, 0.4371, 0.4040)
 
 
 class AdaptiveWeightedMultiScale(nn.Module):
@@ -49,7 +46,7 @@ class AdaptiveWeightedMultiScale(nn.Module):
 
 @ARCH_REGISTRY.register()
 class AWSRN(nn.Module):
-    """Adaptive weighted super-resolution network. It works on `2 (x - rgb_mean)`, of the range -1..1.
+    """Adaptive weighted super-resolution network. It works on `2 (x - rgb_mean)`.
 
     Args:
         num_in_ch: Channels of the input image.
@@ -74,7 +71,7 @@ class AWSRN(nn.Module):
         num_block: int = 4,
         num_unit: int = 4,
         upscale: int = 4,
-        rgb_mean: Sequence[float] = RGB_MEAN,
+        rgb_mean: Sequence[float] = DIV2K_MEAN,
     ):
         super().__init__()
         check_equal(num_in_ch=num_in_ch, num_out_ch=num_out_ch)
@@ -97,16 +94,14 @@ class AWSRN(nn.Module):
 
 
 def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    num_feat, channels = weights['conv_first.weight_v'].shape[:2]
+    first = 'conv_first.weight_v'
     return {
-        'num_in_ch': channels,
-        'num_out_ch': channels,
-        'num_feat': num_feat,
+        **shapes.images(weights, first),
+        **shapes.mean_of_grey(weights, first),
         'num_mid': len(weights['body.0.units.0.expand.weight_v']),
         'num_block': shapes.count(weights, 'body.{}.'),
         'num_unit': shapes.count(weights, 'body.0.units.{}.'),
-        'upscale': shapes.shuffle(weights, 'skip.weight_v', 'conv_first.weight_v'),
-        **({} if channels == 3 else {'rgb_mean': (0.0,) * channels}),
+        'upscale': shapes.shuffle(weights, 'skip.weight_v', first),
     }
 
 
@@ -127,7 +122,7 @@ def _official_arguments(variant: str, official: Mapping[str, Any]) -> dict[str, 
 def _mean(weights: Mapping[str, Tensor]) -> Tensor:
     """The constant of the authors' code, which their files do not hold."""
     channels = weights['conv_first.weight_v'].shape[1]
-    mean = torch.tensor(RGB_MEAN) if channels == len(RGB_MEAN) else torch.zeros(channels)
+    mean = torch.tensor(DIV2K_MEAN) if channels == 3 else torch.zeros(channels)
     return mean.view(1, -1, 1, 1)
 
 
@@ -137,8 +132,6 @@ def _to_official(renamed: dict[str, Tensor], ours: Mapping[str, Tensor]) -> dict
     return renamed
 
 
-_PARTS = '{part:weight_g|weight_v|bias}'
-_FACTOR = '{factor:res_scale|x_scale}'
 _PUBLISHED = 'arXiv:1904.02358, github.com/ChaofWang/AWSRN'
 
 register_format(
@@ -146,14 +139,10 @@ register_format(
         arch=AWSRN,
         names=(
             (None, 'mean'),
-            (f'head.0.{_PARTS}', f'conv_first.{_PARTS}'),
-            (f'skip.0.{_PARTS}', f'skip.{_PARTS}'),
-            (f'body.{{block}}.b{{unit}}.body.0.{_PARTS}', f'body.{{block}}.units.{{unit}}.expand.{_PARTS}'),
-            (f'body.{{block}}.b{{unit}}.body.2.{_PARTS}', f'body.{{block}}.units.{{unit}}.reduce.{_PARTS}'),
-            (f'body.{{block}}.b{{unit}}.{_FACTOR}.scale', f'body.{{block}}.units.{{unit}}.{_FACTOR}'),
-            (f'body.{{block}}.reduction.{_PARTS}', f'body.{{block}}.fuse.{_PARTS}'),
-            (f'body.{{block}}.{_FACTOR}.scale', f'body.{{block}}.{_FACTOR}'),
-            (f'tail.tail_k{{kernel}}.{_PARTS}', f'tail.convs.k{{kernel}}.{_PARTS}'),
+            (f'head.0.{local_fusion.TENSOR}', f'conv_first.{local_fusion.TENSOR}'),
+            (f'skip.0.{local_fusion.TENSOR}', f'skip.{local_fusion.TENSOR}'),
+            *local_fusion.rows('body.{block}', 'body.{block}'),
+            (f'tail.tail_k{{kernel}}.{local_fusion.TENSOR}', f'tail.convs.k{{kernel}}.{local_fusion.TENSOR}'),
             ('tail.scale_k{kernel}.scale', 'tail.scales.k{kernel}'),
         ),
         arguments=_arguments,

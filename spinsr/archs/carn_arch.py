@@ -18,7 +18,7 @@ from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import mean_shift, shapes
 from spinsr.convert.recipe import Recipe, adam, multistep
 from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Source, bare, register_format, renamed
-from spinsr.modules.mean_shift import register_mean
+from spinsr.modules.mean_shift import DIV2K_MEAN, register_mean
 from spinsr.modules.upsample import upscale_factors
 from spinsr.utils.validation import check_divisible, check_equal, check_length
 
@@ -130,7 +130,7 @@ class CARN(nn.Module):
         multi_scale: bool = False,
         upscale: int = 4,
         img_range: float = 1.0,
-        rgb_mean: Sequence[float] = (0.4488, 0.4371, 0.4040),
+        rgb_mean: Sequence[float] = DIV2K_MEAN,
     ):
         super().__init__()
         check_equal(num_in_ch=num_in_ch, num_out_ch=num_out_ch)

@@ -18,11 +18,13 @@ from spinsr.convert import shapes
 from spinsr.convert.recipe import Recipe, adam, multistep
 from spinsr.convert.registry import ArchFormat, PublishedResult, Source, register_format, renamed, under
 from spinsr.modules.channel_norm import ChannelNorm
-from spinsr.modules.cosine import attend_channels
+from spinsr.modules.cosine import TransposedAttention
 from spinsr.modules.gated_feed_forward import GatedFeedForward
+from spinsr.modules.mean_shift import register_constant_mean
 from spinsr.utils.validation import check_divisible
 
-_RGB_MEAN = (0.4488, 0.4371, 0.4040)
+# Largest side of the global attention in eval mode, by scale.
+_TLC_KERNEL = {2: 96, 3: 72, 4: 48}
 
 
 class DynamicConvolution(nn.Module):
@@ -78,7 +80,7 @@ class LocalLayer(nn.Module):
         return x + self.local_ffn(self.norm2(x))
 
 
-class SparseGlobalAttention(nn.Module):
+class SparseGlobalAttention(TransposedAttention):
     """SparseGSA: attention between channels, with ReLU instead of a softmax.
 
     Args:
@@ -89,12 +91,8 @@ class SparseGlobalAttention(nn.Module):
     """
 
     def __init__(self, num_feat: int, num_heads: int, tlc_kernel: int):
-        super().__init__()
-        self.num_heads, self.tlc_kernel = num_heads, tlc_kernel
-        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
-        self.qkv = nn.Conv2d(num_feat, 3 * num_feat, 1, bias=False)
-        self.qkv_dwconv = nn.Conv2d(3 * num_feat, 3 * num_feat, 3, 1, 1, groups=3 * num_feat, bias=False)
-        self.project_out = nn.Conv2d(num_feat, num_feat, 1, bias=False)
+        super().__init__(num_feat, num_heads, F.relu)
+        self.tlc_kernel = tlc_kernel
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -109,12 +107,6 @@ class SparseGlobalAttention(nn.Module):
                 mixed[tile] += self._attend(qkv[tile])
                 count[tile] += 1
         return self.project_out(mixed / count)
-
-    def _attend(self, qkv: Tensor) -> Tensor:
-        """(B, 3C, H, W) -> (B, C, H, W)."""
-        q, k, v = qkv.flatten(2).unflatten(1, (3, self.num_heads, -1)).unbind(1)  # (B, heads, C / heads, H * W)
-        mixed = attend_channels(q, k, v, self.temperature, F.relu)
-        return mixed.flatten(1, 2).unflatten(2, qkv.shape[2:])
 
 
 def tile_starts(side: int, tile: int) -> list[int]:
@@ -163,7 +155,8 @@ class ResidualGroup(nn.Sequential):
 class DLGSANet(nn.Module):
     """Dynamic local and global self-attention network.
 
-    In training the global attention looks at the whole patch, in eval mode at tiles of about the same size.
+    In training the global attention looks at the whole patch, in eval mode at tiles of at most `tlc_kernel`
+    pixels a side.
 
     Args:
         num_in_ch: Channels of the input image.
@@ -176,8 +169,8 @@ class DLGSANet(nn.Module):
         num_heads: Heads of the global attention; they divide C.
         mlp_ratio: Channels of a half of the feed-forward networks of local layers, in units of C.
         global_mlp_ratio: The same of global layers; None means `mlp_ratio`.
-        tlc_kernel: Largest side over which the global attention looks in eval mode; None means 192 // upscale, 0 the
-            whole image.
+        tlc_kernel: Largest side over which the global attention looks in eval mode; None means the authors'
+            96, 72 and 48 at x2, x3 and x4 (else 192 // upscale), 0 the whole image.
         upscale: 1 or more.
         img_range: Scale in which the network works: it sees `(x - mean) * img_range`.
 
@@ -204,10 +197,9 @@ class DLGSANet(nn.Module):
         super().__init__()
         check_divisible(num_feat=num_feat, group_width=group_width)
         check_divisible(num_feat=num_feat, num_heads=num_heads)
-        tlc_kernel = 192 // upscale if tlc_kernel is None else tlc_kernel
+        tlc_kernel = _TLC_KERNEL.get(upscale, 192 // upscale) if tlc_kernel is None else tlc_kernel
         self.upscale, self.img_range = upscale, img_range
-        mean = torch.tensor(_RGB_MEAN if num_in_ch == 3 else (0.0,), dtype=torch.float32).view(1, -1, 1, 1)
-        self.register_buffer('mean', mean, persistent=False)
+        register_constant_mean(self, num_in_ch, num_out_ch)
         hidden = int(num_feat * mlp_ratio)
         global_hidden = int(num_feat * (mlp_ratio if global_mlp_ratio is None else global_mlp_ratio))
         self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1, bias=False)

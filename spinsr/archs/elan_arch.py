@@ -17,7 +17,7 @@ from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import mean_shift, shapes
 from spinsr.convert.recipe import AUTHORS_FLIPS, ON_255, Recipe, adam, multistep
 from spinsr.convert.registry import ArchFormat, PublishedResult, Sizes, Source, bare, register_format, renamed
-from spinsr.modules.mean_shift import register_mean
+from spinsr.modules.mean_shift import DIV2K_MEAN, register_mean
 from spinsr.modules.padding import pad_to_multiple
 from spinsr.modules.shift import ShiftedMLP, fixed_kernels
 from spinsr.modules.windows import from_windows, to_windows
@@ -133,7 +133,7 @@ class ELAN(nn.Module):
         window_size: Sequence[int] = (4, 8, 16),
         upscale: int = 4,
         img_range: float = 255.0,
-        rgb_mean: Sequence[float] = (0.4488, 0.4371, 0.4040),
+        rgb_mean: Sequence[float] = DIV2K_MEAN,
     ):
         super().__init__()
         check_equal(num_in_ch=num_in_ch, num_out_ch=num_out_ch)

@@ -17,15 +17,18 @@ from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import mean_shift, shapes
 from spinsr.convert.recipe import AUTHORS_FLIPS, DF2K, ON_255, Recipe, adam, cosine
 from spinsr.convert.registry import ArchFormat, Sizes, Source, register_format, renamed, under
+from spinsr.modules.attention import attend
 from spinsr.modules.mean_shift import register_mean
 from spinsr.modules.padding import pad_to
 from spinsr.modules.shift import ShiftedMLP, fixed_kernels
+from spinsr.modules.windows import from_windows, to_windows
 
 
 class StripedWindowAttention(nn.Module):
     """Attention inside windows, several shapes side by side: each shape has its own share of the channels.
 
-    Queries and keys are the same; there is no scale, no position bias, and no mask for windows that wrap round.
+    Queries and keys are the same. The logits have neither a scale nor a position bias; windows that wrap around are not
+    masked.
 
     Args:
         num_feat: Channels C, divisible by len(window_size) * num_heads.
@@ -55,28 +58,23 @@ class StripedWindowAttention(nn.Module):
     def _attend(self, x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
         """(B, 2D, H, W): queries and values -> (B, D, H, W)."""
         height, width = x.shape[2:]
-        if missing := (-height % window[0], -width % window[1]) != (0, 0):
-            x = F.pad(x, (0, -width % window[1], 0, -height % window[0]), mode='reflect')
+        rows, columns = -height % window[0], -width % window[1]
+        if rows or columns:
+            x = F.pad(x, (0, columns, 0, rows), mode='reflect')
         if any(shift):
             x = x.roll(shift, (2, 3))
         x = _attend_in_windows(x, window, self.num_heads)
         if any(shift):
             x = x.roll((-shift[0], -shift[1]), (2, 3))
-        return x[:, :, :height, :width] if missing else x
+        return x[..., :height, :width]
 
 
 def _attend_in_windows(x: Tensor, window: tuple[int, int], num_heads: int) -> Tensor:
     """softmax(q q^T) v in every window: (B, 2D, H, W), sides multiples of the window's -> (B, D, H, W)."""
-    (batch, channels, height, width), (rows, columns) = x.shape, window
-    grid = height // rows, width // columns
-    dim = channels // 2 // num_heads
-    parts = x.view(batch, 2, num_heads, dim, grid[0], rows, grid[1], columns)
-    parts = parts.permute(1, 0, 4, 6, 2, 5, 7, 3)  # (2, B, grid rows, grid columns, heads, rows, columns, D / heads)
-    # Torch's fused attention is slow for a width that does not fill its vectors; zeros change nothing.
-    q, v = F.pad(parts.flatten(5, 6).flatten(1, 3), (0, -dim % 16)).unbind(0)  # (windows, heads, pixels, D / heads)
-    out = F.scaled_dot_product_attention(q, q, v, scale=1.0)[..., :dim]
-    out = out.reshape(batch, *grid, num_heads, rows, columns, dim).permute(0, 3, 6, 1, 4, 2, 5)
-    return out.reshape(batch, channels // 2, height, width)
+    windows = to_windows(x, *window).flatten(2).unflatten(1, (2, num_heads, -1))  # (windows, 2, heads, D/heads, pixels)
+    q, v = windows.transpose(3, 4).unbind(1)  # (windows, heads, pixels, D / heads)
+    mixed = attend(q, q, v, 1.0).transpose(2, 3).flatten(1, 2).unflatten(2, window)
+    return from_windows(mixed, *x.shape[2:])
 
 
 class PixelMixer(nn.Module):

@@ -5,7 +5,6 @@ the same function in float64, without its 12 unused numbers, and with images of 
 converted by `spinsr.convert`.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping
 
 import torch
@@ -19,9 +18,10 @@ from spinsr.convert.recipe import Recipe, adam, halved_every
 from spinsr.convert.registry import ArchFormat, PublishedResult, Sizes, Source, bare, register_format, renamed
 from spinsr.modules.attention import attend, merge_heads, split_heads
 from spinsr.modules.channel_attention import ChannelAttention
+from spinsr.modules.distillation import CollectedBlocks
 from spinsr.modules.padding import pad_to
 from spinsr.modules.upsample import Upsample
-from spinsr.utils.validation import check_divisible
+from spinsr.utils.validation import between, check, check_divisible
 
 # How often the block works on its features of half the size, with the same weights.
 _ROUNDS = 5
@@ -129,8 +129,8 @@ class EfficientTransformer(nn.Module):
         self.fc2 = nn.Linear(dim // 4, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D). What is left of N / 4 is a fifth part."""
-        part = max(x.shape[1] // 4, 1)
+        """(B, N, D), N >= 4 -> (B, N, D). If 4 does not divide N, the other N % 4 tokens are a fifth part."""
+        part = x.shape[1] // 4
         q, k, v = (y.split(part, 2) for y in split_heads(self.qkv(self.reduce(self.norm1(x))), 3, self.num_heads))
         mixed = [merge_heads(attend(*one, self.scale)) for one in zip(q, k, v, strict=True)]  # (B, part, D // 2) each
         x = x + self.proj(torch.cat(mixed, 1))
@@ -139,14 +139,16 @@ class EfficientTransformer(nn.Module):
 
 @ARCH_REGISTRY.register()
 class ESRT(nn.Module):
-    """Efficient super-resolution transformer. Its attention cuts the whole image into strips of four equal sizes.
+    """Efficient super-resolution transformer.
+
+    Its attention cuts the tokens of the whole image into four equal parts, in raster order.
 
     Args:
         num_in_ch: Channels of the input image.
         num_out_ch: Channels of the output image.
         num_feat: Channels C, an even number.
         num_block: High-preserving blocks.
-        squeeze_factor: Channel reduction of the channel attentions.
+        squeeze_factor: Channel reduction of the channel attentions, 1 to C.
         num_heads: Heads of the transformer; they divide 9 C / 2.
         upscale: 3 or a power of two.
 
@@ -165,13 +167,10 @@ class ESRT(nn.Module):
         upscale: int = 4,
     ):
         super().__init__()
+        check(between(1, num_feat), squeeze_factor=squeeze_factor)
         check_divisible(**{'9 * num_feat // 2': 9 * num_feat // 2, 'num_heads': num_heads})
         self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
-        self.blocks = nn.Sequential(  # numbered from 1, as in the authors' files
-            OrderedDict(
-                (f'block_{number}', HighPreservingBlock(num_feat, squeeze_factor)) for number in range(1, num_block + 1)
-            )
-        )
+        self.blocks = CollectedBlocks(HighPreservingBlock(num_feat, squeeze_factor) for _ in range(num_block))
         self.conv_fuse = nn.Conv2d(num_block * num_feat, num_feat, 3, 1, 1)
         self.transformer = EfficientTransformer(9 * num_feat, num_heads)
         self.conv_tokens = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
@@ -187,12 +186,8 @@ class ESRT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W)."""
         height, width = (side * self.upscale for side in x.shape[2:])
-        shallow = y = self.conv_first(pad_to(x, 2, 2))
-        outputs = []
-        for block in self.blocks:
-            y = block(y)
-            outputs.append(y)
-        y = self.conv_fuse(torch.cat(outputs, 1))
+        shallow = self.conv_first(pad_to(x, 2, 2))
+        y = self.conv_fuse(self.blocks(shallow))
         tokens = F.unfold(y, 3, padding=1).transpose(1, 2)  # (B, H * W, 9C)
         y = F.fold(self.transformer(tokens).transpose(1, 2), y.shape[2:], 3, padding=1)  # (B, C, H, W)
         deep = self.conv_after_body(self.scale_skip * shallow + self.scale_deep * self.conv_tokens(y))

@@ -90,14 +90,6 @@ class ETDS(nn.Module):
             x: The image.
             auxiliary: Return the share of the residual stream too, as `{'residual': ...}`, for its loss.
         """
-        image, low = self.streams(x)
-        return (image, {'residual': low}) if auxiliary else image
-
-    def streams(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The image, and the share of the residual stream in it, as (B, num_out_ch, upscale*H, upscale*W) each.
-
-        The authors' loss has a term for either.
-        """
         x = x.contiguous(memory_format=torch.channels_last)
         backbone, residual = F.relu(self.conv_first(x)), F.relu(self.conv_residual_first(x))
         for b_to_b, r_to_r, r_to_b in zip(
@@ -105,11 +97,12 @@ class ETDS(nn.Module):
         ):
             backbone, residual = F.relu(b_to_b(backbone) + r_to_b(residual)), F.relu(r_to_r(residual))
         low = F.pixel_shuffle(self.conv_residual_last(residual), self.upscale)
-        return F.pixel_shuffle(self.conv_last(backbone), self.upscale) + low, low
+        image = F.pixel_shuffle(self.conv_last(backbone), self.upscale) + low
+        return (image, {'residual': low}) if auxiliary else image
 
 
 def _padding(upscale: int) -> int:
-    """Channels that the last convolutions have beside those of the image, for the sake of mobile hardware."""
+    """Extra channels of the last convolutions, for mobile hardware."""
     return int(upscale == 3)
 
 
@@ -117,8 +110,8 @@ def _padding(upscale: int) -> int:
 class ETDSInference(nn.Module):
     """ETDS as a chain of convolutions with ReLU, to be run. The image is clipped to [0, 1], by two of the ReLUs.
 
-    `conv_last` computes 1 - y; ReLU(1 - ReLU(1 - y)) is y clipped. An untrained network is of little use: make it by
-    `to_inference`, or load a file of the authors.
+    `conv_last` computes 1 - y; ReLU(1 - ReLU(1 - y)) is y clipped. An untrained network is of little use: create it
+    with `to_inference`, or load the authors' file.
 
     Args:
         num_in_ch: Channels of the input image.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import mean_shift, shapes
 from spinsr.convert.registry import ArchFormat, PublishedResult, Sizes, Source, bare, register_format
-from spinsr.modules.mean_shift import register_mean
+from spinsr.modules.mean_shift import DIV2K_MEAN, register_mean
 from spinsr.modules.padding import pad_to
 from spinsr.modules.upsample import Upsample
 from spinsr.utils.validation import check, check_divisible, check_equal, check_length, whole
@@ -202,7 +202,7 @@ class IPT(nn.Module):
         tasks: Sequence[int] | None = None,
         task: int | None = None,
         img_range: float = 255.0,
-        rgb_mean: Sequence[float] = (0.4488, 0.4371, 0.4040),
+        rgb_mean: Sequence[float] = DIV2K_MEAN,
     ):
         super().__init__()
         dim = num_feat * token_size**2

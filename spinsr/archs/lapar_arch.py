@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
-from spinsr.convert import shapes
+from spinsr.convert import local_fusion, shapes
 from spinsr.convert.recipe import AUTHORS_FLIPS, DF2K, Recipe, adam, cosine
 from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Sizes, Source, bare, register_format, renamed
 from spinsr.modules.local_fusion import LocalFusionBlock
-from spinsr.modules.mean_shift import register_mean
+from spinsr.modules.mean_shift import DIV2K_MEAN, register_mean
 from spinsr.modules.padding import pad_to
 from spinsr.modules.weight_norm import WeightNormConv2d
 from spinsr.utils.validation import check_equal, check_length
@@ -72,10 +72,10 @@ def dictionary() -> np.ndarray:
 
 @ARCH_REGISTRY.register()
 class LAPAR(nn.Module):
-    """Linearly-assembled pixel-adaptive regression: a kernel of its own filters each pixel of the bicubic image.
+    """Linearly-assembled pixel-adaptive regression: a kernel for each pixel filters the bicubic image.
 
-    The kernel is a sum of the dictionary's, whose weights, at the size of the result, a network finds. The defaults are
-    LAPAR-A; LAPAR-B has `num_feat=24, num_block=3`, LAPAR-C `num_feat=16, num_block=2`.
+    It is a weighted sum of the dictionary's kernels; a network computes the weights at the size of the result. The
+    defaults are LAPAR-A; LAPAR-B has `num_feat=24, num_block=3`, LAPAR-C `num_feat=16, num_block=2`.
 
     Args:
         num_in_ch: Channels of the input image.
@@ -85,7 +85,7 @@ class LAPAR(nn.Module):
         num_kernel: Kernels of the dictionary. The buffer `kernels`, (num_kernel, 1, 5, 5), holds the published
             dictionary for 72 and zeros, to be loaded, for another number.
         upscale: 1 or more.
-        rgb_mean: Mean of each channel in [0, 1], which the weights do not depend on.
+        rgb_mean: Mean of each channel in [0, 1], subtracted from the input of the network that computes the weights.
 
     Raises:
         ValueError: The arguments do not fit together.
@@ -99,7 +99,7 @@ class LAPAR(nn.Module):
         num_block: int = 4,
         num_kernel: int = 72,
         upscale: int = 4,
-        rgb_mean: Sequence[float] = (0.4488, 0.4371, 0.4040),
+        rgb_mean: Sequence[float] = DIV2K_MEAN,
     ):
         super().__init__()
         check_equal(num_in_ch=num_in_ch, num_out_ch=num_out_ch)
@@ -151,20 +151,16 @@ def _filtered(image: Tensor, filters: Tensor) -> Tensor:
 
 
 def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    num_feat, channels = weights['conv_first.weight_v'].shape[:2]
+    first = 'conv_first.weight_v'
     return {
-        'num_in_ch': channels,
-        'num_out_ch': channels,
-        'num_feat': num_feat,
+        **shapes.images(weights, first),
+        **shapes.mean_of_grey(weights, first),
         'num_block': shapes.count(weights, 'blocks.{}.'),
         'num_kernel': len(weights['kernels']),
-        'upscale': math.isqrt(len(weights['upsample.weight_v']) // num_feat),
-        **({} if channels == 3 else {'rgb_mean': (0.0,) * channels}),
+        'upscale': math.isqrt(len(weights['upsample.weight_v']) // len(weights[first])),
     }
 
 
-_TENSOR = '{tensor:weight_g|weight_v|bias}'
-_BLOCK, _OURS = 'w_conv.body.{block}', 'blocks.{block}'
 _PUBLISHED = 'NeurIPS 2020, as cited by SAFMN, ICCV 2023'
 
 register_format(
@@ -172,16 +168,12 @@ register_format(
         arch=LAPAR,
         names=(
             ('w_conv.rgb_mean', 'mean'),
-            (f'w_conv.head.0.{_TENSOR}', f'conv_first.{_TENSOR}'),
-            (f'{_BLOCK}.b{{unit}}.body.0.{_TENSOR}', f'{_OURS}.units.{{unit}}.expand.{_TENSOR}'),
-            (f'{_BLOCK}.b{{unit}}.body.2.{_TENSOR}', f'{_OURS}.units.{{unit}}.reduce.{_TENSOR}'),
-            (f'{_BLOCK}.b{{unit}}.{{scale:res_scale|x_scale}}.scale', f'{_OURS}.units.{{unit}}.{{scale}}'),
-            (f'{_BLOCK}.reduction.{_TENSOR}', f'{_OURS}.fuse.{_TENSOR}'),
-            (f'{_BLOCK}.{{scale:res_scale|x_scale}}.scale', f'{_OURS}.{{scale}}'),
-            (f'w_conv.up.0.{_TENSOR}', f'upsample.{_TENSOR}'),
-            (f'w_conv.tail.{{conv:tail_k3|tail_k5|fuse}}.{_TENSOR}', f'{{conv}}.{_TENSOR}'),
+            (f'w_conv.head.0.{local_fusion.TENSOR}', f'conv_first.{local_fusion.TENSOR}'),
+            *local_fusion.rows('w_conv.body.{block}', 'blocks.{block}'),
+            (f'w_conv.up.0.{local_fusion.TENSOR}', f'upsample.{local_fusion.TENSOR}'),
+            (f'w_conv.tail.{{conv:tail_k3|tail_k5|fuse}}.{local_fusion.TENSOR}', f'{{conv}}.{local_fusion.TENSOR}'),
             ('w_conv.tail.{scale:scale_k3|scale_k5}.scale', '{scale}'),
-            (f'w_conv.tail.w_conv.{_TENSOR}', f'conv_last.{_TENSOR}'),
+            (f'w_conv.tail.w_conv.{local_fusion.TENSOR}', f'conv_last.{local_fusion.TENSOR}'),
             ('decom_conv.weight', 'kernels'),
         ),
         arguments=_arguments,

@@ -20,7 +20,7 @@ from spinsr.convert.recipe import Recipe, adamw, multistep
 from spinsr.convert.registry import ArchFormat, PublishedResult, Sizes, Source, bare, register_format, renamed
 from spinsr.modules.attention import attend, merge_heads, split_heads
 from spinsr.modules.channel_norm import ChannelNorm
-from spinsr.modules.cosine import attend_channels
+from spinsr.modules.cosine import TransposedAttention
 from spinsr.modules.esa import EnhancedSpatialAttention
 from spinsr.modules.gated_feed_forward import GatedFeedForward
 from spinsr.modules.padding import pad_to_multiple
@@ -79,7 +79,7 @@ class PixelAttention(nn.Module):
         return from_windows(tokens.transpose(1, 2).unflatten(2, (size, size)), *x.shape[2:], self.dilated)
 
 
-class ChannelAttention(nn.Module):
+class ChannelSelfAttention(TransposedAttention):
     """Attention between the channels of a window, 4 heads.
 
     Args:
@@ -89,12 +89,8 @@ class ChannelAttention(nn.Module):
     """
 
     def __init__(self, num_feat: int, window_size: int, dilated: bool):
-        super().__init__()
+        super().__init__(num_feat, _HEADS)
         self.window_size, self.dilated = window_size, dilated
-        self.temperature = nn.Parameter(torch.ones(_HEADS, 1, 1))
-        self.qkv = nn.Conv2d(num_feat, 3 * num_feat, 1, bias=False)
-        self.qkv_dwconv = nn.Conv2d(3 * num_feat, 3 * num_feat, 3, 1, 1, groups=3 * num_feat, bias=False)
-        self.project_out = nn.Conv2d(num_feat, num_feat, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), sides divisible by the window's."""
@@ -102,9 +98,7 @@ class ChannelAttention(nn.Module):
         size = self.window_size
         rows, columns = (height // size, width // size) if self.dilated else (size, size)
         windows = to_windows(self.qkv_dwconv(self.qkv(x)), rows, columns, self.dilated)  # (windows, 3C, rows, columns)
-        q, k, v = windows.flatten(2).unflatten(1, (3, _HEADS, -1)).unbind(1)  # (windows, heads, C / heads, pixels)
-        mixed = attend_channels(q, k, v, self.temperature).flatten(1, 2).unflatten(2, (rows, columns))
-        return self.project_out(from_windows(mixed, height, width, self.dilated))
+        return self.project_out(from_windows(self._attend(windows), height, width, self.dilated))
 
 
 class PreNorm(nn.Module):
@@ -138,7 +132,7 @@ class OmniSelfAttentionBlock(nn.Sequential):
         layers: list[tuple[str, nn.Module]] = [('local', LocalBlock(num_feat))]
         for where, dilated in (('window', False), ('grid', True)):
             pixels = PixelAttention(num_feat, window_size, dilated, position_bias)
-            channels = ChannelAttention(num_feat, window_size, dilated)
+            channels = ChannelSelfAttention(num_feat, window_size, dilated)
             layers += [
                 (f'{where}_pixels', PreNorm(num_feat, 1e-5, pixels)),
                 (f'{where}_ffn1', PreNorm(num_feat, 1e-6, GatedFeedForward(num_feat, num_feat))),

@@ -40,7 +40,7 @@ class MobiVari(nn.Module):
         in_channels: Of the input.
         out_channels: Of the output.
         version: 1 or 2.
-        ratio: Channels of z, in units of the input's; rounded up to more than a multiple of the groups.
+        ratio: Channels of z, in units of the input's; rounded up to the next larger multiple of the groups.
         groups: Of the first convolution of version 2.
     """
 
@@ -102,7 +102,7 @@ class SpatialAttention(nn.Module):
         return self.proj(from_windows(mixed, height, width).roll((self.shift, self.shift), (2, 3)))
 
 
-class ChannelAttention(nn.Module):
+class ChannelSelfAttention(nn.Module):
     """CHSA: attention by cosine similarity between the channels of a head, over the whole image.
 
     Args:
@@ -155,7 +155,7 @@ class ReciprocalBlock(nn.Module):
         head_dim = num_feat // num_heads
         self.qkv = nn.Conv2d(num_feat, 3 * num_feat, 1, bias=qkv_bias)
         self.spatial = SpatialAttention(num_heads - num_channel, head_dim, window_size, shift)
-        self.channel = ChannelAttention(num_channel, head_dim)
+        self.channel = ChannelSelfAttention(num_channel, head_dim)
         self.mix = MobiVari(num_feat, num_feat, mobivari)
         self.norm1 = ChannelNorm(num_feat, 1e-5)
         self.fc1 = nn.Conv2d(num_feat, int(mlp_ratio * num_feat), 1)
@@ -291,7 +291,10 @@ class RAMiT(nn.Module):
         check_length(depths=depths, stages=4)
         check_length(num_heads=num_heads, stages=4)
         num_channel = [int(heads * channel_head_ratio) for heads in num_heads]
-        if any(num_feat % heads or not 0 < some < heads for heads, some in zip(num_heads, num_channel, strict=True)):
+        if any(
+            heads < 1 or num_feat % heads or not 0 < some < heads
+            for heads, some in zip(num_heads, num_channel, strict=True)
+        ):
             raise ValueError(
                 'num_heads must divide num_feat, and channel_head_ratio leave heads of both kinds, got '
                 f'{num_feat=}, {num_heads=}, {channel_head_ratio=}'

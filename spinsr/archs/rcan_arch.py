@@ -15,7 +15,7 @@ from spinsr.convert import mean_shift, shapes
 from spinsr.convert.recipe import AUTHORS_FLIPS, ON_255, Recipe, Start, adam, halved_every
 from spinsr.convert.registry import ArchFormat, Form, Onnx, PublishedResult, Source, bare, register_format, renamed
 from spinsr.modules.channel_attention import ChannelAttention
-from spinsr.modules.mean_shift import register_mean
+from spinsr.modules.mean_shift import DIV2K_MEAN, register_mean
 from spinsr.modules.upsample import Upsample, upsample_and_convolve, upscale_factors
 from spinsr.utils.validation import between, check, check_equal, check_length
 
@@ -97,7 +97,7 @@ class RCAN(nn.Module):
         upscale: int = 4,
         res_scale: float = 1,
         img_range: float = 255.0,
-        rgb_mean: Sequence[float] = (0.4488, 0.4371, 0.4040),
+        rgb_mean: Sequence[float] = DIV2K_MEAN,
     ):
         check_equal(num_in_ch=num_in_ch, num_out_ch=num_out_ch)
         check_length(rgb_mean=rgb_mean, num_in_ch=num_in_ch)

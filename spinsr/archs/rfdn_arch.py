@@ -34,11 +34,11 @@ class ResidualFeatureDistillationBlock(FeatureDistillation):
     """
 
     def __init__(self, num_feat: int, attention: str):
-        super().__init__(num_feat, partial(nn.Conv2d, kernel_size=3, padding=1), _leaky_relu)
+        conv = partial(nn.Conv2d, kernel_size=3, padding=1)
+        super().__init__(num_feat, conv, _leaky_relu)
         mid = num_feat // 4
         if attention == 'esa':
-            coarse = (nn.Conv2d(mid, mid, 3, 1, 1) for _ in range(3))
-            conv_coarse = nn.Sequential(next(coarse), nn.ReLU(), next(coarse), nn.ReLU(), next(coarse))
+            conv_coarse = nn.Sequential(conv(mid, mid), nn.ReLU(), conv(mid, mid), nn.ReLU(), conv(mid, mid))
             self.esa = EnhancedSpatialAttention(num_feat, mid, conv_coarse=conv_coarse)
         else:
             self.cca = ContrastAwareChannelAttention(num_feat, mid)

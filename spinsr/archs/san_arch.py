@@ -15,7 +15,7 @@ from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import mean_shift, shapes
 from spinsr.convert.recipe import AUTHORS_FLIPS, ON_255, Recipe, Start, adam, halved_every
 from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Source, bare, register_format, renamed
-from spinsr.modules.mean_shift import register_mean
+from spinsr.modules.mean_shift import DIV2K_MEAN, register_mean
 from spinsr.modules.san import MAX_SIDE, RegionNonLocal, SecondOrderChannelAttention
 from spinsr.modules.upsample import Upsample, upsample_and_convolve
 from spinsr.utils.validation import between, check, check_equal, check_length, whole
@@ -88,7 +88,7 @@ class SAN(nn.Module):
         squeeze_factor: int = 16,
         upscale: int = 4,
         img_range: float = 255.0,
-        rgb_mean: Sequence[float] = (0.4488, 0.4371, 0.4040),
+        rgb_mean: Sequence[float] = DIV2K_MEAN,
     ):
         super().__init__()
         check_equal(num_in_ch=num_in_ch, num_out_ch=num_out_ch)

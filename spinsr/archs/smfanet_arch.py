@@ -16,15 +16,12 @@ from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
 from spinsr.convert.recipe import Recipe, adam, cosine, fft, l1
 from spinsr.convert.registry import ArchFormat, PublishedResult, Sizes, Source, register_format, renamed, under
+from spinsr.modules.cosine import unit_vectors
 from spinsr.modules.padding import pad_to
+from spinsr.ops.common.precision import full_type
 
 # Pixels of a side of a cell, and so the least that an image needs.
 _CELL = 8
-
-
-def _as_float(x: Tensor) -> Tensor:
-    """Sums of squares need float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class SelfModulationFeatureAggregation(nn.Module):
@@ -61,7 +58,7 @@ class SelfModulationFeatureAggregation(nn.Module):
         height, width = f.shape[2:]
         local, x = self.split(f).chunk(2, 1)
         maxima = self.depthwise(F.adaptive_max_pool2d(x, (height // _CELL, width // _CELL)))
-        variance = _as_float(x).var((2, 3), keepdim=True).to(x.dtype)  # (B, C, 1, 1)
+        variance = x.to(full_type(x.dtype)).var((2, 3), keepdim=True).to(x.dtype)  # (B, C, 1, 1)
         cells = F.gelu(self.mix(self.alpha * maxima + self.beta * variance))
         cells = F.interpolate(cells, (height, width), mode='nearest')
         return self.project(x * cells + self.detail(local))
@@ -103,12 +100,8 @@ class FeatureModulationBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        x = x + self.smfa(_normalise(x))
-        return x + self.pcfn(_normalise(x))
-
-
-def _normalise(x: Tensor) -> Tensor:
-    return F.normalize(_as_float(x), dim=1, eps=1e-12).to(x.dtype)
+        x = x + self.smfa(unit_vectors(x, 1))
+        return x + self.pcfn(unit_vectors(x, 1))
 
 
 @ARCH_REGISTRY.register()

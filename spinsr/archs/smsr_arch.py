@@ -18,9 +18,9 @@ from spinsr.convert import mean_shift, shapes
 from spinsr.convert.recipe import Recipe, adam, halved_every, l1
 from spinsr.convert.registry import ArchFormat, PublishedResult, Sizes, Source, bare, register_format
 from spinsr.modules.channel_attention import ChannelAttention
-from spinsr.modules.mean_shift import register_mean
+from spinsr.modules.mean_shift import DIV2K_MEAN, register_mean
 from spinsr.modules.padding import pad_to
-from spinsr.utils.validation import ABOVE_0, between, check, check_equal, check_length
+from spinsr.utils.validation import between, check, check_equal, check_length
 
 
 class LearnedMask(nn.Module):
@@ -163,13 +163,12 @@ class SMSR(nn.Module):
         temperature: float = 1.0,
         gumbel_noise: bool = True,
         img_range: float = 255.0,
-        rgb_mean: Sequence[float] = (0.4488, 0.4371, 0.4040),
+        rgb_mean: Sequence[float] = DIV2K_MEAN,
     ):
         super().__init__()
         check_equal(num_in_ch=num_in_ch, num_out_ch=num_out_ch)
         check_length(rgb_mean=rgb_mean, num_in_ch=num_in_ch)
         check(between(1, num_feat), squeeze_factor=squeeze_factor)
-        check(ABOVE_0, temperature=temperature)
         if num_feat < 4 or num_feat % 4:
             raise ValueError(f'num_feat must be a multiple of 4, got {num_feat=}')
         self.upscale, self.img_range = upscale, img_range
@@ -182,6 +181,7 @@ class SMSR(nn.Module):
         self.fuse = nn.Conv2d(num_block * num_feat, num_feat, 1)
         self.conv_after_body = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
         self.conv_last = nn.Conv2d(num_feat, num_out_ch * upscale**2, 3, 1, 1)
+        self.set_temperature(temperature)
 
     def set_temperature(self, temperature: float) -> None:
         """Sets the temperature of all masks.
@@ -189,7 +189,8 @@ class SMSR(nn.Module):
         Raises:
             ValueError: It is not above 0.
         """
-        check(ABOVE_0, temperature=temperature)
+        if temperature is None or temperature <= 0:
+            raise ValueError(f'temperature must be a number above 0, got {temperature=}')
         for block in self.body:
             block.mask.temperature = temperature
 

@@ -21,13 +21,13 @@ from spinsr.convert.registry import ArchFormat, Sizes, Source, register_format, 
 from spinsr.modules.attention import attend, merge_heads, split_heads
 from spinsr.modules.cosine import unit_vectors
 from spinsr.modules.layout import to_image, to_tokens
+from spinsr.modules.mean_shift import register_constant_mean
 from spinsr.modules.padding import pad_to_multiple
 from spinsr.modules.position_bias import gather_bias, relative_position_index
 from spinsr.modules.upsample import Upsample
 from spinsr.modules.windows import from_windows, to_windows
-from spinsr.utils.validation import check, check_length, one_of
+from spinsr.utils.validation import check, check_divisible, check_length, one_of
 
-_RGB_MEAN = (0.4488, 0.4371, 0.4040)
 # As the authors have it, in float32.
 _LARGEST_LOGIT_SCALE = torch.tensor(math.log(100), dtype=torch.float32).item()
 
@@ -187,7 +187,7 @@ class Swin2SR(nn.Module):
         upscale: 3 or a power of two; 4 with 'nearest+conv', 1 or more with 'pixelshuffledirect'.
         img_range: Scale in which the network works: it sees `(x - mean) * img_range`.
         upsampler: 'pixelshuffledirect', 'pixelshuffle', 'nearest+conv', or 'pixelshuffle_aux', which also makes an
-            image of the LR's size (`forward_with_aux`).
+            image of the LR's size (`forward(x, auxiliary=True)`).
         resi_connection: '1conv' or '3conv', the convolutions at the end of a group and of the body.
         num_feat: Channels after the body; without meaning for 'pixelshuffledirect'.
         shifted: Whether every second block shifts its windows. In the authors' code it does not if their `img_size` is
@@ -218,11 +218,12 @@ class Swin2SR(nn.Module):
         check(one_of('pixelshuffledirect', 'pixelshuffle', 'nearest+conv', 'pixelshuffle_aux'), upsampler=upsampler)
         check(one_of('1conv', '3conv'), resi_connection=resi_connection)
         check_length(num_heads=num_heads, groups=len(depths))
+        for heads in num_heads:
+            check_divisible(embed_dim=embed_dim, num_heads=heads)
         if upsampler == 'nearest+conv' and upscale != 4:
             raise ValueError(f"upscale must be 4 with upsampler='nearest+conv', got {upscale=}")
         self.upscale, self.img_range, self.window_size, self.upsampler = upscale, img_range, window_size, upsampler
-        mean = torch.tensor(_RGB_MEAN if num_in_ch == 3 else (0.0,), dtype=torch.float32).view(1, -1, 1, 1)
-        self.register_buffer('mean', mean, persistent=False)
+        register_constant_mean(self, num_in_ch, num_out_ch)
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist())
         self.conv_first = nn.Conv2d(num_in_ch, embed_dim, 3, 1, 1)
         self.patch_embed = nn.ModuleDict({'proj': nn.Conv2d(embed_dim, embed_dim, 1), 'norm': nn.LayerNorm(embed_dim)})
@@ -251,29 +252,26 @@ class Swin2SR(nn.Module):
             self.conv_after_aux = nn.Sequential(nn.Conv2d(num_out_ch, num_feat, 3, 1, 1), nn.LeakyReLU())
         self.conv_last = nn.Conv2d(num_feat, num_out_ch, 3, 1, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W)."""
-        return self._compute(x)[0]
+    def forward(self, x: Tensor, auxiliary: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W).
 
-    def forward_with_aux(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, and the image of the LR's size that 'pixelshuffle_aux' makes, extended to whole windows.
+        Args:
+            x: The images.
+            auxiliary: Return the image of the LR's size that 'pixelshuffle_aux' makes too, as `{'aux': ...}`; its sides
+                are extended to whole windows.
 
         Raises:
-            ValueError: The network has another upsampler.
+            ValueError: `auxiliary` is for a network with another upsampler.
         """
-        image, aux = self._compute(x)
-        if aux is None:
-            raise ValueError(f"upsampler must be 'pixelshuffle_aux', got {self.upsampler!r}")
-        return image, aux
-
-    def _compute(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if auxiliary and self.upsampler != 'pixelshuffle_aux':
+            raise ValueError(f"auxiliary needs upsampler='pixelshuffle_aux', got {self.upsampler!r}")
         size = tuple(side * self.upscale for side in x.shape[2:])
         x = (pad_to_multiple(x, self.window_size) - self.mean) * self.img_range
         shallow = self.conv_first(x)
         deep = shallow + self.conv_after_body(self._body(shallow))
         image, aux = self._reconstruct(deep, x, size)
         image = image[..., : size[0], : size[1]] / self.img_range + self.mean
-        return image, None if aux is None else aux / self.img_range + self.mean
+        return (image, {'aux': aux / self.img_range + self.mean}) if auxiliary else image
 
     def _body(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), sides divisible by the window's."""
@@ -409,7 +407,7 @@ register_format(
             about="The authors' training code is not in their repository. Our choice is the recipe of SwinIR, on which "
             'the network builds: 500,000 iterations, 2e-4 halved at 250,000, 400,000, 450,000 and 475,000, EMA, x3 and '
             'x4 from x2. Swin2SR-light: LR patches of 64x64, batch 64, DIV2K. Swin2SR-classical: batch 32, DIV2K and '
-            'Flickr2K. There are no recipes for compressed and real images.',
+            'Flickr2K. We have recipes only for these two.',
             patch=64,
             batch=64,
             network={'drop_path_rate': 0.1},

@@ -30,11 +30,11 @@ def count(state_dict: Mapping[str, Tensor], template: str) -> int:
     return min(1 + max(numbers), len(state_dict))
 
 
-def images(state_dict: Mapping[str, Tensor]) -> dict[str, int]:
-    """`num_in_ch`, `num_out_ch` (as many) and `num_feat`, from the first convolution, `conv_first`."""
-    shape = state_dict['conv_first.weight'].shape
+def images(state_dict: Mapping[str, Tensor], first: str = 'conv_first.weight') -> dict[str, int]:
+    """`num_in_ch`, `num_out_ch` (as many) and `num_feat`, from the weight of the first convolution."""
+    shape = state_dict[first].shape
     if len(shape) != 4:
-        raise ValueError(f'conv_first.weight must have four dimensions, got {tuple(shape)}')
+        raise ValueError(f'{first} must have four dimensions, got {tuple(shape)}')
     num_feat, channels = shape[:2]
     return {'num_in_ch': channels, 'num_out_ch': channels, 'num_feat': num_feat}
 
@@ -63,9 +63,9 @@ def ratio(part: int, whole: int) -> float:
     return value if int(value * whole) == part else math.nextafter(value, math.inf)
 
 
-def mean_of_grey(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+def mean_of_grey(state_dict: Mapping[str, Tensor], first: str = 'conv_first.weight') -> dict[str, Any]:
     """`rgb_mean` where the default, which is for three channels, does not fit; the numbers are in the state dict."""
-    channels = state_dict['conv_first.weight'].shape[1]
+    channels = state_dict[first].shape[1]
     return {} if channels == 3 else {'rgb_mean': (0.0,) * channels}
 
 

@@ -1,6 +1,6 @@
-"""Loss in the frequency domain, as ShuffleMixer, SAFMN and SMFANet are trained with it beside L1.
+"""Loss in the frequency domain, used with L1 to train ShuffleMixer, SAFMN and SMFANet.
 
-Cho et al., 'Rethinking Coarse-to-Fine Approach in Single Image Deblurring' (ICCV 2021), Section 3.2.
+Cho et al., 'Rethinking Coarse-to-Fine Approach in Single Image Deblurring' (ICCV 2021).
 """
 
 import torch
@@ -37,7 +37,7 @@ class FFTLoss(nn.Module):
         """The loss.
 
         Args:
-            pred: The result (B, C, H, W); half types are computed in float32.
+            pred: The result (B, C, H, W); half types are transformed in float32.
             target: The HR image, of the same shape.
 
         Returns:

@@ -37,7 +37,7 @@ class SparsityLoss(nn.Module):
         """The loss.
 
         Args:
-            sparsity: Shares (B, ...) in [0, 1].
+            sparsity: Shares in [0, 1], of any shape.
             iteration: The iteration, counted from 1.
 
         Returns:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spinsr.ops.common.precision import full_type
+
 
 class ContrastAwareChannelAttention(nn.Module):
     """A factor in (0, 1) for every channel, from its mean and its contrast over the image.
@@ -30,7 +32,7 @@ class ContrastAwareChannelAttention(nn.Module):
 
 
 def _mean_and_contrast(x: Tensor) -> Tensor:
-    x = x.to(torch.promote_types(x.dtype, torch.float32))  # a sum over the image does not fit into a half type
+    x = x.to(full_type(x.dtype))  # a sum over the image does not fit into a half type
     mean = x.mean((2, 3), keepdim=True)
     variance = (x - mean).square().mean((2, 3), keepdim=True)
     varies = variance > 0  # the root has no finite gradient at 0

@@ -1,4 +1,4 @@
-"""What the feature distillation networks, IMDN, RFDN and BSRN, share."""
+"""Parts of the feature distillation networks, IMDN, RFDN and BSRN; ESRT collects its blocks in the same way."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable

@@ -1,13 +1,13 @@
-"""What a network may offer to its training beyond an image, so that SpinsrModel names no network.
+"""Optional hooks of a network for its training: losses of further outputs, and a call before each iteration.
 
-All three are optional, and each has its place in the class of the network:
+All three belong in the class of the network:
 
 - `TRAINING_LOSSES`, a class attribute: section of `train` -> what the loss of that section is called with: names of
   further outputs, and of what SpinsrModel has (`output`, `gt`, `lq`, `iteration`).
-- `forward(x, auxiliary=True)`: the image and a dict of the further outputs, (B, ...) each. It is called so in training
-  where the option file has one of these sections. Without `auxiliary` the network returns only the image.
+- `forward(x, auxiliary=True)`: the image and a dict of the further outputs, (B, ...) or a scalar each. It is called so
+  in training where the option file has one of these sections. Without `auxiliary` the network returns only the image.
 - `begin_iteration(iteration)`: called before each iteration of training, counted from 1, for what changes with it, a
-  temperature for example. It may depend on the iteration alone: then training resumes exactly. What it sets should be
+  temperature for example. It may depend only on the iteration, so that training resumes exactly. What it sets should be
   a buffer with persistent=False, which follows the device and does not make torch.compile compile again.
 
 Example:
@@ -35,6 +35,6 @@ def losses(network: type | None) -> Mapping[str, tuple[str, ...]]:
 
 
 def begin_iteration(net: 'torch.nn.Module', iteration: int) -> None:
-    """Tells a network which iteration begins, counted from 1, if it wants to know."""
+    """Calls net.begin_iteration if the network defines it; iterations count from 1."""
     if hasattr(net, 'begin_iteration'):
         net.begin_iteration(iteration)

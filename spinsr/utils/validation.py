@@ -96,13 +96,13 @@ def check(rule: Rule, **values: Any) -> None:
 
 
 def check_divisible(**values: int) -> None:
-    """Checks that the last of the values divides all the others.
+    """Checks that the last of the values is at least 1 and divides all the others.
 
     Raises:
         ValueError: It does not.
     """
     *others, divisor = values
-    if any(values[name] % values[divisor] for name in others):
+    if values[divisor] < 1 or any(values[name] % values[divisor] for name in others):
         raise ValueError(f'{" and ".join(others)} must be divisible by {divisor}, got {_listed(values)}')
 
 

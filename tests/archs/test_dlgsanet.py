@@ -42,10 +42,14 @@ def test_tiles_cover_a_side(side):
 
 def test_attention_over_tiles_is_for_eval_mode(assert_close):
     net, x = SparseGlobalAttention(4, 2, 7).double(), torch.rand(2, 4, 7, 11, dtype=torch.float64)
-    whole = net(x)
     net.project_out = torch.nn.Identity()
     qkv = net.qkv_dwconv(net.qkv(x))
+    assert_close(net(x), net._attend(qkv))
     left, right = net._attend(qkv[..., :7]), net._attend(qkv[..., 4:])
     expected = torch.cat([left[..., :4], (left[..., 4:] + right[..., :3]) / 2, right[..., 3:]], 3)
     assert_close(net.eval()(x), expected)
-    assert not torch.allclose(net(x), whole)
+
+
+def test_tiles_are_those_of_the_authors_at_each_scale():
+    nets = [DLGSANet(num_feat=12, num_group=1, num_block=1, upscale=scale) for scale in (2, 3, 4)]
+    assert [net.body[0][1].attn.tlc_kernel for net in nets] == [96, 72, 48]

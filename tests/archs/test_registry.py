@@ -16,7 +16,7 @@ from ..networks import NETWORKS
 
 REGISTERED = sorted(name for name, cls in ARCH_REGISTRY if cls.__module__.startswith('spinsr.archs.'))
 SCALES = [(name, scale) for name in REGISTERED for scale in (NETWORKS[name].parameters if name in NETWORKS else [4])]
-WITH_MEAN = ['EMT', 'RCAN_spinsr', 'SAN']
+WITH_MEAN = ['CARN', 'ELAN', 'EMT', 'RCAN_spinsr', 'SAN']
 
 SIZES = {'1x1': (1, 1), '1x7': (1, 7), '5x1': (5, 1), '2x2': (2, 2), '3x4': (3, 4), '23x37': (23, 37)}
 each_arch = pytest.mark.parametrize('name', REGISTERED)
@@ -249,9 +249,16 @@ def test_any_other_missing_name_is_still_an_error(name):
 
 @pytest.mark.parametrize('name', WITH_MEAN)
 def test_mean_is_the_authors_bit_for_bit(name, official):
-    files = {'SAN': 'san_official_tiny_x2', 'RCAN_spinsr': 'rcan_official_tiny_x2', 'EMT': 'zoo/emt_x2'}
+    files = {
+        'CARN': 'zoo/carn_multi_x2',
+        'ELAN': 'zoo/elan_light_x2',
+        'EMT': 'zoo/emt_x2',
+        'RCAN_spinsr': 'rcan_official_tiny_x2',
+        'SAN': 'san_official_tiny_x2',
+    }
     weights = official(files[name]).weights
-    assert torch.equal(build(name).mean.flatten(), -weights['sub_mean.bias'])
+    bias = 'sub_mean.shifter.bias' if name == 'CARN' else 'sub_mean.bias'
+    assert torch.equal(build(name).mean.flatten(), -weights[bias])
 
 
 @pytest.mark.parametrize('name', WITH_MEAN)

@@ -56,11 +56,11 @@ def test_auxiliary_image_is_the_authors(shared):
     with torch.no_grad(), np.load(path) as archive:
         assert ast.literal_eval(str(archive['cfg']))['upsampler'] == 'pixelshuffle_aux'
         for number, x in enumerate(official.images):
-            image, aux = net.forward_with_aux(x.double())
+            image, more = net(x.double(), auxiliary=True)
             assert torch.equal(image, net(x.double()))
-            assert np.abs(aux.numpy() - archive[f'aux{number}']).max() < 1e-9
+            assert np.abs(more['aux'].numpy() - archive[f'aux{number}']).max() < 1e-9
 
 
 def test_other_forms_have_no_auxiliary_image():
-    with pytest.raises(ValueError, match="upsampler must be 'pixelshuffle_aux', got 'pixelshuffledirect'"):
-        Swin2SR(embed_dim=4, depths=(1,), num_heads=(1,)).forward_with_aux(torch.rand(1, 3, 4, 4))
+    with pytest.raises(ValueError, match="auxiliary needs upsampler='pixelshuffle_aux', got 'pixelshuffledirect'"):
+        Swin2SR(embed_dim=4, depths=(1,), num_heads=(1,))(torch.rand(1, 3, 4, 4), auxiliary=True)
