@@ -25,48 +25,51 @@ for module in (spinsr.train, spinsr.test):
         results[f'{module.__name__} {line}'] = run(module.main, line)
 print(json.dumps(results))
 """
-LINES = [
-    'upscale missing.png',
-    'upscale a.png -o a.png',
-    'upscale a.png --tile 3',
-    'upscale a.png --scale 0',
-    'upscale a.png --scale 7',
-    'upscale a.png --weights missing.pth',
-    'upscale a.png --precision fp8',
-    'upscale a.png --import missing_module',
-    'evaluate --benchmark missing',
-    'evaluate --benchmark bench bench',
-    'evaluate --benchmark bench --protocol none',
-    'evaluate --benchmark bench --weights missing.pth',
-    'evaluate --benchmark bench --sr missing',
-    'evaluate --benchmark bench --json a.png',
-    'report missing -o page.html',
-    'report bench -o a.png',
-    'report bench -o page.html --log missing',
-    'report bench -o page.html --weights missing.pth',
-    'superpixels missing.png -o out',
-    'superpixels a.png -o out --weights missing.pth',
-    'superpixels a.png -o out --block -1',
-    'complexity --weights missing.pth',
-    'complexity --json a.png',
-    'complexity --plot plot.png --scores missing.json',
-    'convert missing.pth out.pth',
-    'convert a.png out.bin',
-    'export missing.pth out.onnx',
-    'export a.png out.onnx --opset 3',
-    'check -opt missing.yml',
-    'prepare images missing',
-    'prepare teacher missing --tile 3',
-    'prepare teacher missing',
-]
+# What is typed -> what the error says.
+LINES = {
+    'upscale missing.png': 'missing.png is missing',
+    'upscale a.png -o a.png': 'output path is not a directory: a.png',
+    'upscale a.png --tile 3': 'tile must be at least 32, got tile=3',
+    'upscale a.png --scale 0': 'argument --scale: must be an integer of at least 1',
+    'upscale a.png --scale 7': 'no weights for SPIN x7',
+    'upscale a.png --weights missing.pth': 'no such weights file: missing.pth',
+    'upscale a.png --precision fp8': 'argument --precision: ',
+    'upscale a.png --import missing_module': '--import missing_module: ',
+    'evaluate --benchmark missing': 'not a directory: missing',
+    'evaluate --benchmark bench bench': 'benchmarks must be folders of different names',
+    'evaluate --benchmark bench --protocol none': 'argument --protocol: must be among',
+    'evaluate --benchmark bench --weights missing.pth': 'no such weights file: missing.pth',
+    'evaluate --benchmark bench --sr missing': 'not a directory: missing',
+    'evaluate --benchmark bench --json a.png': 'a.png exists',
+    'report missing -o page.html': 'not a directory: missing',
+    'report bench -o a.png': 'a.png exists',
+    'report bench -o page.html --log missing': 'not a directory: missing',
+    'report bench -o page.html --weights missing.pth': 'no such weights file: missing.pth',
+    'superpixels missing.png -o out': 'missing.png is missing',
+    'superpixels a.png -o out --weights missing.pth': 'no such weights file: missing.pth',
+    'superpixels a.png -o out --block -1': 'argument --block: must be an integer of at least 0',
+    'complexity --weights missing.pth': 'no such weights file: missing.pth',
+    'complexity --json a.png': 'a.png exists',
+    'complexity --plot plot.png --scores missing.json': 'missing.json is missing',
+    'convert missing.pth out.pth': 'no such weights file: missing.pth',
+    'convert a.png out.bin': 'a checkpoint must end in .pth',
+    'export missing.pth out.onnx': 'no such weights file: missing.pth',
+    'export a.png out.onnx --opset 3': 'opset must be at least 18, got 3',
+    'check -opt missing.yml': '-opt missing.yml: no such file',
+    'prepare images missing': 'not a directory: missing',
+    'prepare teacher missing --tile 3': 'tile must be at least 32, got tile=3',
+    'prepare teacher missing': 'no train_LR_bicubic_X4.lmdb found in missing',
+}
 
 
 def test_mistakes_show_before_torch_is_imported(tmp_path):
     (tmp_path / 'a.png').touch()
     (tmp_path / 'bench' / 'HR').mkdir(parents=True)
-    (tmp_path / 'script.py').write_text(f'LINES = {LINES!r}\n' + SCRIPT)
+    (tmp_path / 'script.py').write_text(f'LINES = {list(LINES)!r}\n' + SCRIPT)
     done = subprocess.run([sys.executable, 'script.py'], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     assert {line: heavy for line, (_, heavy, _) in results.items() if heavy} == {}
-    assert [line for line, (status, _, text) in results.items() if status not in (1, 2) or 'error: ' not in text] == []
+    failed = {line: text for line, (status, _, text) in results.items() if status in (1, 2) and 'error: ' in text}
+    assert failed.keys() == results.keys()
+    assert {line: failed[line] for line, words in LINES.items() if words not in failed[line]} == {}
