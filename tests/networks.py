@@ -1,4 +1,4 @@
-"""The networks under test, one entry each: all that the tests must know about a new arch beside its format."""
+"""The networks under test, one entry each: all that the tests must know about a new arch besides its format."""
 
 from typing import NamedTuple
 

@@ -38,7 +38,7 @@ def _fusions(num_feat: int) -> nn.Sequential:
 
 
 def cascade(x: Tensor, units: nn.Sequential, fusions: nn.Sequential) -> Tensor:
-    """Units in a row; each takes what a 1 x 1 convolution with ReLU makes of the input and of all units before it.
+    """Units in a row; the input of each is a 1 x 1 convolution with ReLU of the input and all outputs before it.
 
     Args:
         x: (B, C, H, W).

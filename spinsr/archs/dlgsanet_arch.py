@@ -144,7 +144,7 @@ class GlobalLayer(nn.Module):
 
 
 class ResidualGroup(nn.Sequential):
-    """x plus what its layers make of it: local and global layers in turn, and a convolution at the end."""
+    """x + layers(x): local and global layers in turn, then a convolution."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""

@@ -258,7 +258,7 @@ register_format(
         protocol='y_mod12',
         recipe=Recipe(
             about="The recipe is that of the authors' option files: LR patches of 64x64, batch 32, 1,600,000 "
-            'iterations at a constant learning rate, and a loss of the residual stream beside that of the image. For '
+            'iterations at a constant learning rate, and a loss of the residual stream besides that of the image. For '
             'the first 100,000 iterations the residual stream and what it adds to the backbone stay as they start: '
             'nearest upsampling. How the channels are shuffled is not said; here each image has one of the six '
             'orders, which is our choice.',

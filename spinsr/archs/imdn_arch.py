@@ -103,15 +103,15 @@ class IMDN(_Trunk):
 class IMDN_AS(_Trunk):
     """IMDN at a quarter of the size of its input, for images that have the size of the result already (RealSR).
 
-    Two convolutions with a stride of 2 come first. A side that is not a multiple of 4 is treated as by their padding,
-    and the result is cropped.
+    Two convolutions with a stride of 2 come first. Sides are rounded up to multiples of 4 by zero padding, and the
+    result is cropped.
 
     Args:
         num_in_ch: Channels of the input image.
         num_out_ch: Channels of the output image.
         num_feat: Channels C, a multiple of 4, at least 16.
         num_block: Information multi-distillation blocks.
-        upscale: 1 or more; the authors' network, whose pixel shuffle has the factor 4, is that of 1.
+        upscale: 1 or more; 1 is the authors' network, whose pixel shuffle has the factor 4.
 
     Raises:
         ValueError: `num_feat` does not satisfy its rule.

@@ -26,7 +26,7 @@ _MIN_SIDE = 2 ** (_LEVELS - 1)
 
 
 class SpatiallyAdaptiveFeatureModulation(nn.Module):
-    """SAFM: the features times what four levels of resolution, a quarter of the channels each, say of them.
+    """SAFM: scales the features by a map computed at four resolutions, each from a quarter of the channels.
 
         out = GELU(aggregate([level_0, ..., level_3])) * x
         level_i = nearest(depthwise_i(maximum over cells of 2^i pixels))

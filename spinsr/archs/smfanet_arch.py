@@ -86,7 +86,7 @@ class PartialConvolutionFeedForward(nn.Module):
 
 
 class FeatureModulationBlock(nn.Module):
-    """FMB: SMFA and PCFN, each of the features of a pixel divided by their norm, and added.
+    """FMB: SMFA, then PCFN, each on features divided by their norm at each pixel, and added to its input.
 
     Args:
         num_feat: Channels C.

@@ -2,8 +2,8 @@
 
 Upstream: https://github.com/The-Learning-And-Vision-Atelier-LAVA/SMSR (no licence; nothing is copied). Written from a
 description of the published network: the same function in float64, in dense form, so that it needs no preparation after
-loading and works on batches and under torch.compile. It computes what the authors' sparse inference skips: the image is
-the same, the saving is not there. Weights are converted by `spinsr.convert`.
+loading and works on batches and under torch.compile. It also computes what the authors' sparse inference skips: the
+image is the same, but no computation is saved. Weights are converted by `spinsr.convert`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -77,7 +77,7 @@ class SparseMaskConvolutions(nn.Module):
         self.mask = mask
 
     def forward(self, x: Tensor, spatial: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) and M, (B, 1, H, W) -> (B, C, H, W), and which share of the values is computed, a scalar."""
+        """(B, C, H, W) and M, (B, 1, H, W) -> (B, C, H, W), and the share of the values is computed, a scalar."""
         dense = self.mask(self.channel_mask[..., 0] - self.channel_mask[..., 1])  # (1, C, convolutions)
         sparsity = (dense + (1 - dense) * spatial.mean()).mean()
         dense = dense[..., None, None].unbind(2)  # (1, C, 1, 1) each
@@ -119,7 +119,7 @@ class SparseMaskModule(nn.Module):
         self.ca = ChannelAttention(num_feat, squeeze_factor)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W), H, W >= 2 -> (B, C, H, W), and which share of the values is computed, a scalar."""
+        """(B, C, H, W), H, W >= 2 -> (B, C, H, W), and the share of the values is computed, a scalar."""
         logits = self.spatial_mask(x)
         mask = self.mask(logits[:, 1:] - logits[:, :1])
         # An odd last row or column is outside the mask.
@@ -199,7 +199,7 @@ class SMSR(nn.Module):
 
         Args:
             x: The images.
-            auxiliary: Whether to return beside the result, as `{'sparsity': ...}`, which share of the values in the
+            auxiliary: Whether to return beside the result, as `{'sparsity': ...}`, the share of the values in the
                 modules is computed, a scalar in [0, 1]: what the sparsity loss of the paper makes small.
         """
         height, width = (side * self.upscale for side in x.shape[2:])

@@ -70,3 +70,11 @@ def check_outputs(paths: Iterable[Path], overwrite: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):
             raise PermissionError(f'{path.parent} cannot be written to')
+
+
+def add_table_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --runs, --markdown, --dataset and --overwrite, for a table of what networks cost."""
+    parser.add_argument('--runs', metavar='N', type=positive, default=3, help='timed, after a warm-up (default: 3)')
+    parser.add_argument('--markdown', metavar='FILE', type=path, help='write the table')
+    parser.add_argument('--dataset', metavar='NAME', default='Set5', help='for --plot (default: Set5)')
+    parser.add_argument('--overwrite', action='store_true', help='replace these files where they exist')

@@ -55,10 +55,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help='pixels of the input (default: 720x1280 divided by the scale, rounded)',
     )
     parser.add_argument('--no-latency', action='store_true', help='only count; measure neither time nor memory')
-    parser.add_argument(
-        '--runs', metavar='N', type=arguments.positive, default=3, help='timed, after a warm-up (default: 3)'
-    )
-    parser.add_argument('--markdown', metavar='FILE', type=arguments.path, help='write the table')
+    arguments.add_table_arguments(parser)
     parser.add_argument('--json', metavar='FILE', type=arguments.path, help='write every number')
     parser.add_argument('--plot', metavar='FILE', type=arguments.path, help='draw PSNR against parameters, a .png')
     parser.add_argument(
@@ -69,8 +66,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         default=[],
         help='for --plot: files of `spinsr evaluate --json`, drawn beside the published networks',
     )
-    parser.add_argument('--dataset', metavar='NAME', default='Set5', help='for --plot (default: Set5)')
-    parser.add_argument('--overwrite', action='store_true', help='replace these files where they exist')
     parser.set_defaults(run=run, error=parser.error)
 
 
@@ -82,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             --import fails, the device does not exist, or --plot or --scores has nothing to draw.
     """
     _check_usage(args)
-    # Before torch is imported, so that a typing error is reported at once.
+    # Before torch is imported, so that a mistyped argument is reported at once.
     imports.require_modules(args.imports)
     if args.weights and not any(path.is_file() for path in args.weights):
         require_file(args.weights[0])

@@ -52,7 +52,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    # Before torch is imported, so that a typing error is reported at once.
+    # Before torch is imported, so that a mistyped argument is reported at once.
     imports.require_modules(args.imports)
     check_target(Path(args.target), args.overwrite, ENDINGS, 'a checkpoint')
     require_file(args.source)

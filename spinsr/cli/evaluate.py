@@ -191,7 +191,7 @@ def _check_different(files: list[Path], args: argparse.Namespace) -> None:
 
 
 def _check_files(args: argparse.Namespace, scales: list[int]) -> None:
-    """Finds typing errors before torch is imported."""
+    """Finds mistyped arguments before torch is imported."""
     _check_benchmarks(args)
     if args.sr is not None:
         for scale in scales:

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f'OUT must end in .onnx or .safetensors, got {args.target}')
     if args.opset is not None and args.opset < 18:
         raise ValueError(f'opset must be at least 18, got {args.opset}')
-    # Before torch is imported, so that a typing error is reported at once.
+    # Before torch is imported, so that a mistyped argument is reported at once.
     imports.require_modules(args.imports)
     require_file(args.source)
     arguments.check_outputs([args.target], args.overwrite)

@@ -156,7 +156,7 @@ def _run_teacher(args: argparse.Namespace) -> int:
     from spinsr.inference.options import check_options
 
     arguments.log_to_stderr(logging.INFO)
-    # Before torch is imported, so that a typing error is reported at once.
+    # Before torch is imported, so that a mistyped argument is reported at once.
     check_options(args.tile, 'fp32')
     find_lr(args.dataset, args.scale)
     network.check_files(args, args.scale)

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         ValueError, TypeError, OSError, ImportError: As `spinsr.report.make_report` and `spinsr.load`; or the page
             exists or cannot be written, which shows before the work.
     """
-    # Before torch is imported, so that a typing error is reported at once.
+    # Before torch is imported, so that a mistyped argument is reported at once.
     for folder in (args.folder, args.log):
         if folder is not None and not folder.is_dir():
             raise ValueError(f'not a directory: {folder}')

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         args.error('--top goes with --superpixel')
     from spinsr.data import photograph
 
-    # Before torch is imported, so that typing errors show at once.
+    # Before torch is imported, so that a mistyped argument is reported at once.
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f'output path is not a directory: {args.out}')
     network.check_files(args, args.scale)

@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from spinsr.inference.options import check_options
 
     arguments.log_to_stderr(logging.WARNING)
-    # Before torch is imported, so that a typing error is reported at once.
+    # Before torch is imported, so that a mistyped argument is reported at once.
     check_options(args.tile, args.precision)
     found = find_images(args.inputs, args.out)
     network.check_files(args, args.scale)

@@ -42,19 +42,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         '--latency', action='store_true', help='measure time and memory too: seconds to minutes for each network'
     )
     parser.add_argument(
-        '--runs', metavar='N', type=arguments.positive, default=3, help='timed, after a warm-up (default: 3)'
-    )
-    parser.add_argument(
         '--device', metavar='DEVICE', default='auto', help='for --latency; auto (the default): cuda if available'
     )
     imports.add_import(parser)
-    parser.add_argument('--markdown', metavar='FILE', type=arguments.path, help='write the table')
+    arguments.add_table_arguments(parser)
     parser.add_argument('--csv', metavar='FILE', type=arguments.path, help='write every number')
     parser.add_argument(
         '--plot', metavar='FILE', type=arguments.path, help='draw published PSNR against latency, a .png'
     )
-    parser.add_argument('--dataset', metavar='NAME', default='Set5', help='for --plot (default: Set5)')
-    parser.add_argument('--overwrite', action='store_true', help='replace these files where they exist')
     parser.set_defaults(run=run, error=parser.error)
 
 

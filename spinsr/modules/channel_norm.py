@@ -11,7 +11,7 @@ class ChannelNorm(nn.Module):
     Args:
         num_feat: Channels C.
         eps: Added to the variance, which is that of the population.
-        bias: Whether there is a shift beside the scale; the mean is subtracted either way.
+        bias: Whether to learn a shift in addition to the scale; the mean is subtracted in both cases.
     """
 
     def __init__(self, num_feat: int, eps: float, bias: bool = True):

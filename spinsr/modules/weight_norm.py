@@ -1,4 +1,4 @@
-"""Weight-normalised convolutions, as tensors of the names and shapes that old versions of torch gave them."""
+"""Weight-normalised convolutions whose parameters have the names and shapes of torch.nn.utils.weight_norm."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ class WeightNormConv2d(nn.Module):
     """A convolution that keeps the size and learns length and direction of its weight apart: w = g v / ||v||.
 
     ||v|| is that of each output channel. The parameters are `weight_g` (num_out, 1, 1, 1), `weight_v` and `bias`; they
-    start as the weight that torch gives a convolution.
+    start from torch's initialisation of a convolution.
 
     Args:
         num_in, num_out: Channels before and after.

@@ -1,4 +1,4 @@
-"""Mistakes in the arguments are answered before torch and BasicSR are imported, which takes seconds."""
+"""Mistakes in the arguments are reported before torch and BasicSR are imported, which takes seconds."""
 
 import json
 import subprocess

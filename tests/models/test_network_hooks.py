@@ -24,7 +24,7 @@ register()
 
 
 class Hooked(nn.Module):
-    """A network with two outputs beside its image, and a temperature that falls with the iterations."""
+    """A network with two outputs besides its image, and a temperature that falls with the iterations."""
 
     TRAINING_LOSSES: ClassVar = {'low_opt': ('low', 'gt'), 'sparsity_opt': ('sparsity', 'iteration')}
 
