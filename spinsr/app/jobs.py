@@ -72,8 +72,8 @@ class Jobs:
         self._folder, self._device = folder, torch.device(device)
         self._max_bytes, self._max_pixels = max_bytes, max_pixels
         self._running = threading.Lock()
-        self._session: str | None = None
-        self._cancelled = threading.Event()
+        self._cancelled: dict[str, threading.Event] = {}  # by session, of the job that runs or waits
+        self._is_closed = False
         self._network = functools.lru_cache(maxsize=2)(self._load)
 
     def check(self, source: Path) -> Photograph:
@@ -130,13 +130,18 @@ class Jobs:
             ValueError, MemoryError, OSError: The image is not taken, or the work failed.
             Cancelled: By `cancel`, `forget` or `close`.
         """
-        with self._running:
-            self._cancelled.clear()
-            self._session = session
-            try:
-                return self._run(session, source, model, scale, tile, block, report)
-            finally:
-                self._session = None
+        cancelled = self._cancelled[session] = threading.Event()
+        try:
+            with self._running:
+                if self._is_closed:
+                    raise Cancelled
+                return self._run(session, source, model, scale, tile, block, report, cancelled)
+        except Cancelled:
+            self._delete(session)
+            raise
+        finally:
+            if self._cancelled.get(session) is cancelled:
+                del self._cancelled[session]
 
     def _run(
         self,
@@ -147,11 +152,12 @@ class Jobs:
         tile: int | None,
         block: int | None,
         report: Report | None,
+        cancelled: threading.Event,
     ) -> Result:
         start = time.monotonic()
         photo = self.check(source)
         folder = self._folder / session
-        shutil.rmtree(folder, ignore_errors=True)
+        self._delete(session)
         (folder / 'shown').mkdir(parents=True)
         network = self._network(model, scale)
         outputs = name_outputs([source], folder, scale)
@@ -163,12 +169,12 @@ class Jobs:
             _collected(warnings),
             upscaling.limited_memory() if on_cpu else contextlib.nullcontext(),
         ):
-            with network.watched(functools.partial(_count_tiles, height, width), self._cancelled, report):
+            with network.watched(functools.partial(_count_tiles, height, width), cancelled, report):
                 done = upscale_files(outputs, network.net, tile=tile, overwrite=True, max_pixels=self._max_pixels)
             if done.failed:
                 raise ValueError(done.failed[source])
             (file,) = done.done
-            with network.watched(None, self._cancelled, None):
+            with network.watched(None, cancelled, None):
                 pictures = [] if block is None else _superpixels(photo.pixels, network.net, block)
             seconds = time.monotonic() - start
             before, after = (folder / 'shown' / f'{name}.png' for name in ('before', 'after'))
@@ -185,21 +191,25 @@ class Jobs:
         return Result(file, before, after, pictures, '\n'.join(lines + warnings))
 
     def cancel(self, session: str) -> None:
-        """Ends the session's job, if it runs, at its next layer."""
-        if self._session == session:
-            self._cancelled.set()
+        """Ends the session's job, if it has one, at the next layer of the network."""
+        if cancelled := self._cancelled.get(session):
+            cancelled.set()
 
     def forget(self, session: str) -> None:
         """Ends the session's job and deletes its result: its page is closed."""
         self.cancel(session)
-        with self._running:
-            shutil.rmtree(self._folder / session, ignore_errors=True)
+        self._delete(session)
 
     def close(self) -> None:
-        """Ends the job that runs, and waits until it has ended."""
-        self._cancelled.set()
+        """Ends all jobs, and waits until none runs."""
+        self._is_closed = True
+        for session in list(self._cancelled):
+            self.cancel(session)
         with self._running:
             pass
+
+    def _delete(self, session: str) -> None:
+        shutil.rmtree(self._folder / session, ignore_errors=True)
 
     def _load(self, model: str, scale: int) -> '_Watched':
         return _Watched(load(weights=find_model(model, scale).path, device=self._device))
@@ -211,7 +221,7 @@ class _Watched:
     def __init__(self, net: nn.Module) -> None:
         self.net = net
         self._steps = 0
-        self._start_of: Callable[[int], int] | None = None
+        self._count_tiles: Callable[[int], int] | None = None
         self._cancelled: threading.Event | None = None
         self._report: Report | None = None
         for module in net.modules():

@@ -27,6 +27,7 @@ print(json.dumps(results))
 """
 # What is typed -> what the error says.
 LINES = {
+    'app --port 0': 'argument --port: must be an integer from 1 to 65535',
     'upscale missing.png': 'missing.png is missing',
     'upscale a.png -o a.png': 'output path is not a directory: a.png',
     'upscale a.png --tile 3': 'tile must be at least 32, got tile=3',
