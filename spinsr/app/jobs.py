@@ -2,8 +2,10 @@
 
 import contextlib
 import functools
+import hashlib
 import logging
 import math
+import os
 import shutil
 import threading
 import time
@@ -82,12 +84,12 @@ class Jobs:
         Raises:
             ValueError: It is not; the message names the file without its folder.
         """
-        with _without_folder(source):
+        with _without_folders(source.parent):
             name_outputs([source], self._folder, 1)
             size = source.stat().st_size
             if size > self._max_bytes:
-                limit = f'{self._max_bytes / 1e6:g} MB'
-                raise ValueError(f'{source.name}: a file must have at most {limit}, has {size / 1e6:.1f} MB')
+                limit = f'{self._max_bytes / 2**20:g} MB'
+                raise ValueError(f'{source.name}: a file must have at most {limit}, has {size / 2**20:.1f} MB')
             return photograph.read(source, self._max_pixels)
 
     def preview(self, source: Path) -> tuple[np.ndarray, str]:
@@ -156,7 +158,7 @@ class Jobs:
     ) -> Result:
         start = time.monotonic()
         photo = self.check(source)
-        folder = self._folder / session
+        folder = self._folder_of(session)
         self._delete(session)
         (folder / 'shown').mkdir(parents=True)
         network = self._network(model, scale)
@@ -165,7 +167,7 @@ class Jobs:
         warnings: list[str] = []
         on_cpu = self._device.type == 'cpu'
         with (
-            _without_folder(source),
+            _without_folders(source.parent, folder),
             _collected(warnings),
             upscaling.limited_memory() if on_cpu else contextlib.nullcontext(),
         ):
@@ -188,7 +190,8 @@ class Jobs:
         ]
         if enlarged.pixels.shape[:2] != (scale * height, scale * width):
             lines.append(f'The comparison is reduced to {SHOWN_SIDE} pixels a side; the download is not.')
-        return Result(file, before, after, pictures, '\n'.join(lines + warnings))
+        lines += [_shortened(line, source.parent, folder) for line in warnings]
+        return Result(file, before, after, pictures, '\n'.join(lines))
 
     def cancel(self, session: str) -> None:
         """Ends the session's job, if it has one, at the next layer of the network."""
@@ -209,7 +212,11 @@ class Jobs:
             pass
 
     def _delete(self, session: str) -> None:
-        shutil.rmtree(self._folder / session, ignore_errors=True)
+        shutil.rmtree(self._folder_of(session), ignore_errors=True)
+
+    def _folder_of(self, session: str) -> Path:
+        # The name comes from the browser, and may be a path.
+        return self._folder / hashlib.sha256(session.encode()).hexdigest()[:32]
 
     def _load(self, model: str, scale: int) -> '_Watched':
         return _Watched(load(weights=find_model(model, scale).path, device=self._device))
@@ -327,12 +334,18 @@ def _limited(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _without_folder(source: Path) -> Iterator[None]:
-    """Leaves the folder of an upload, which says nothing to the user, out of error messages."""
+def _without_folders(*folders: Path) -> Iterator[None]:
+    """Leaves folders of the server, which say nothing to the user, out of error messages."""
     try:
         yield
     except (ValueError, OSError) as error:
-        raise ValueError(str(error).replace(f'{source.parent}/', '')) from error
+        raise ValueError(_shortened(str(error), *folders)) from error
+
+
+def _shortened(text: str, *folders: Path) -> str:
+    for folder in folders:
+        text = text.replace(f'{folder}{os.sep}', '')
+    return text
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """The page itself, of Gradio's parts."""
 
+import contextlib
 import html
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +42,16 @@ def build(jobs: Jobs) -> gr.Blocks:
         blocks = block_choices(model, scale)
         return gr.Dropdown(scales[model], value=scale), gr.Dropdown(blocks, value=blocks[:2][-1])
 
+    def clear() -> tuple[Any, ...]:
+        disabled = gr.DownloadButton('Download', value=None, interactive=False)
+        return gr.Image(None, visible=False), '', gr.Button(interactive=False), None, disabled, None
+
     def show(source: str | None) -> tuple[Any, ...]:
-        cleared = None, gr.DownloadButton(interactive=False, value=None), None
         if source is None:
-            return gr.Image(None, visible=False), '', gr.Button(interactive=False), *cleared
-        try:
+            return gr.Image(None, visible=False), '', gr.Button(interactive=False)
+        with _errors():
             picture, size = jobs.preview(Path(source))
-        except (ValueError, OSError, MemoryError) as error:
-            # Not raised: what an earlier image has left is to disappear.
-            gr.Warning(_text(error), title='Error', duration=None)
-            return gr.Image(None, visible=False), str(error), gr.Button(interactive=False), *cleared
-        return gr.Image(picture, visible=True), size, gr.Button(interactive=True), *cleared
+        return gr.Image(picture, visible=True), size, gr.Button(interactive=True)
 
     def run(
         source: str | None,
@@ -63,7 +64,7 @@ def build(jobs: Jobs) -> gr.Blocks:
     ) -> tuple[Any, ...]:
         if source is None:
             raise gr.Error('Choose an image first.', print_exception=False)
-        try:
+        with _errors():
             result = jobs.run(
                 request.session_hash,
                 Path(source),
@@ -73,10 +74,6 @@ def build(jobs: Jobs) -> gr.Blocks:
                 block=None if block == NO_BLOCK else block,
                 report=lambda share, text: progress(share, desc=text),
             )
-        except Cancelled:
-            raise gr.Error('Cancelled.', title='', print_exception=False) from None
-        except (ValueError, OSError, MemoryError) as error:
-            raise gr.Error(_text(error), duration=None, print_exception=False) from error
         return (
             (result.before, result.after),
             result.summary,
@@ -136,9 +133,10 @@ def build(jobs: Jobs) -> gr.Blocks:
                 )
         private = {'api_visibility': 'private'}
         model.input(choose, [model, scale], [scale, block], **private)
-        source.change(
-            show, source, [preview, summary, start, slider, download, superpixels], show_progress='hidden', **private
+        changed = source.change(
+            clear, None, [preview, summary, start, slider, download, superpixels], show_progress='hidden', **private
         )
+        changed.then(show, source, [preview, summary, start], show_progress='hidden', **private)
         running = start.click(
             run,
             [source, model, scale, tile, block],
@@ -158,6 +156,13 @@ def theme() -> gr.themes.Base:
     return gr.themes.Default(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])
 
 
-def _text(error: Exception) -> str:
-    """An error for Gradio, which takes messages as HTML."""
-    return html.escape(str(error) or type(error).__name__)
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """Shows errors in the page. Gradio takes messages as HTML."""
+    try:
+        yield
+    except Cancelled:
+        raise gr.Error('Cancelled.', title='', print_exception=False) from None
+    except (ValueError, OSError, MemoryError) as error:
+        text = html.escape(str(error) or type(error).__name__)
+        raise gr.Error(text, duration=None, print_exception=False) from error

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         args.host,
         args.port,
         device=network.device(args.device),
-        max_bytes=args.max_mb * 1_000_000,
+        max_bytes=args.max_mb * 2**20,
         max_pixels=args.max_pixels,
         open_browser=args.open,
         started=started,

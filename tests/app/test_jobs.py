@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import spinsr
@@ -25,7 +26,7 @@ def net():
 @pytest.fixture
 def jobs(tmp_path, monkeypatch, net):
     monkeypatch.setattr(jobs_module, 'load', lambda **_: net)
-    return Jobs(tmp_path / 'results', 'cpu', max_bytes=100_000, max_pixels=20_000)
+    return Jobs(tmp_path / 'results', 'cpu', max_bytes=2**16, max_pixels=20_000)
 
 
 @pytest.fixture
@@ -101,6 +102,21 @@ def test_other_pages_cannot_cancel(jobs, source):
     assert jobs.run('page', source, 'spin', 2, report=lambda *_: jobs.cancel('another page')).file.exists()
 
 
+def test_names_of_pages_are_no_paths(jobs, source, tmp_path):
+    jobs.run('../..', source, 'spin', 2)
+    jobs.forget('../..')
+    jobs.forget(str(tmp_path))
+    assert source.exists()
+
+
+def test_messages_name_no_folder(jobs, net, tmp_path, source):
+    net.register_forward_hook(lambda *_: torch.full((1, 3, 100, 140), torch.nan))
+    with pytest.raises(ValueError) as caught:
+        jobs.run('page', source, 'spin', 2)
+    assert str(caught.value).startswith('photo.png: ')
+    assert str(tmp_path) not in str(caught.value)
+
+
 def test_results_go_with_the_next_job_and_with_the_page(jobs, source, tmp_path):
     first = jobs.run('page', source, 'spin', 2).file
     other = jobs.run('another page', source, 'spin', 2).file
@@ -140,7 +156,7 @@ def test_one_job_at_a_time(jobs, source):
 @pytest.mark.parametrize(
     ('name', 'shape', 'words'),
     [
-        ('large.bmp', (100, 190), 'large.bmp: a file must have at most 0.1 MB'),
+        ('large.bmp', (110, 180), 'large.bmp: a file must have at most 0.0625 MB'),
         ('many.png', (150, 140), 'must have at most 20,000 pixels (max_pixels), has 150x140 (HxW)'),
         ('photo.gif', (9, 9), 'photo.gif must end in one of'),
     ],

@@ -36,5 +36,5 @@ def test_warns_where_others_can_reach_it(capsys, monkeypatch, host):
     monkeypatch.setattr(server, 'check_address', lambda host, port: None)
     monkeypatch.setattr(server, 'serve', lambda *address, started, **options: (started('URL'), served.update(options)))
     assert cli.main(['app', '--host', host, '--max-mb', '3', '--max-pixels', '7', '--device', 'cpu']) == 0
-    assert (served['max_bytes'], served['max_pixels']) == (3_000_000, 7)
+    assert (served['max_bytes'], served['max_pixels']) == (3 * 2**20, 7)
     assert ('no password' in capsys.readouterr().out) == (host == '0.0.0.0')
