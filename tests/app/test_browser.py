@@ -3,12 +3,12 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import re
 
 import numpy as np
 import pytest
