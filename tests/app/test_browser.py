@@ -78,7 +78,7 @@ def show(chromium, server):
     return open_page
 
 
-def wait(browser, condition, seconds=60):
+def wait(browser, condition, seconds=180):
     return WebDriverWait(browser, seconds).until(lambda _: condition())
 
 

@@ -26,7 +26,7 @@ def net():
 @pytest.fixture
 def jobs(tmp_path, monkeypatch, net):
     monkeypatch.setattr(jobs_module, 'load', lambda **_: net)
-    return Jobs(tmp_path / 'results', 'cpu', max_bytes=2**16, max_pixels=20_000)
+    return Jobs(tmp_path / 'results', 'cpu', max_bytes=2**15, max_pixels=20_000)
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_one_job_at_a_time(jobs, source):
 @pytest.mark.parametrize(
     ('name', 'shape', 'words'),
     [
-        ('large.bmp', (110, 180), 'large.bmp: a file must have at most 0.0625 MB'),
+        ('large.bmp', (110, 180), 'large.bmp: a file must have at most 0.03125 MB'),
         ('many.png', (150, 140), 'must have at most 20,000 pixels (max_pixels), has 150x140 (HxW)'),
         ('photo.gif', (9, 9), 'photo.gif must end in one of'),
     ],
