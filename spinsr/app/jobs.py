@@ -78,6 +78,11 @@ class Jobs:
         self._is_closed = False
         self._network = functools.lru_cache(maxsize=2)(self._load)
 
+    @property
+    def limits(self) -> str:
+        """What an image may have, in words."""
+        return f'at most {self._max_bytes / 2**20:g} MB and {self._max_pixels / 1e6:g} megapixels'
+
     def check(self, source: Path) -> Photograph:
         """Reads an image, if it is one that the page takes.
 
@@ -88,8 +93,8 @@ class Jobs:
             name_outputs([source], self._folder, 1)
             size = source.stat().st_size
             if size > self._max_bytes:
-                limit = f'{self._max_bytes / 2**20:g} MB'
-                raise ValueError(f'{source.name}: a file must have at most {limit}, has {size / 2**20:.1f} MB')
+                limit = f'{self._max_bytes / 2**20:g} MB (max_mb)'
+                raise ValueError(f'{source.name} must have at most {limit}, has {size / 2**20:.1f} MB')
             return photograph.read(source, self._max_pixels)
 
     def preview(self, source: Path) -> tuple[np.ndarray, str]:

@@ -18,7 +18,7 @@ WHOLE, NO_BLOCK = 'whole image', 'none'
 TILES = [128, 256, 512]
 DEFAULT_TILE = 256
 INTRODUCTION = """# spinsr
-Enlarge a photograph. It does not leave this machine, and nothing is kept."""
+Enlarge a photograph. Nothing is sent to other servers, and nothing is kept."""
 CSS = 'footer {display: none !important}'
 
 
@@ -92,7 +92,7 @@ def build(jobs: Jobs) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 # Not gr.Image: the file is to arrive as it is, also where a browser cannot show it (TIFF, 16 bits).
-                source = gr.File(label='Image', file_types=['image'], height=140, elem_id='source')
+                source = gr.File(label=f'Image, {jobs.limits}', file_types=['image'], height=140, elem_id='source')
                 preview = gr.Image(label='Input', interactive=False, visible=False, height=220, buttons=[])
                 model = gr.Dropdown(list(scales), value=first, label='Model', elem_id='model')
                 scale = gr.Dropdown(scales[first], value=first_scale, label='Scale', elem_id='scale')

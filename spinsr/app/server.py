@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# Gradio refuses larger uploads without saying why, so it starts at a multiple of the limit, which `Jobs` explains.
+HARD_LIMIT = 4
+
 
 def check_gradio() -> None:
     """Finds out whether Gradio is there, without importing it.
@@ -83,7 +86,7 @@ def serve(
                 prevent_thread_lock=True,
                 quiet=True,
                 share=False,
-                max_file_size=max_bytes,
+                max_file_size=HARD_LIMIT * max_bytes,
                 enable_monitoring=False,
                 run_history=False,
                 footer_links=[],
