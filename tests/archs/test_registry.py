@@ -380,8 +380,10 @@ def test_compiles_with_gradients_and_at_two_sizes(name, compiled, assert_close):
 # What inductor makes of the others depends on it alone, as long as the graph has no break.
 @pytest.mark.parametrize('name', ['SPIN', 'SAN', 'RCAN_spinsr'])
 def test_compiles_to_the_same_result(name, compiled, assert_close):
-    net = away_from_zero(build(name)).double()
-    compare(compiled(net, backend='inductor'), net, [(9, 14)], assert_close)
+    # Without gradients: compiling the backward pass of SPIN takes minutes, and a test of training does it.
+    net, x = away_from_zero(build(name)).double(), torch.rand(2, 3, 9, 14, dtype=torch.float64)
+    with torch.no_grad():
+        assert_close(compiled(net, backend='inductor')(x), net(x))
 
 
 # Only these two leave autocast inside.
