@@ -123,18 +123,18 @@ def _one_row_then_die(name, device, small, rows):
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 @pytest.mark.parametrize(
-    ('work', 'count', 'problem'),
-    [(_two_rows_then_sleep, 2, 'not done'), (_one_row_then_die, 1, f'signal {int(signal.SIGSEGV)}')],
+    ('work', 'limit', 'count', 'problem'),
+    [(_two_rows_then_sleep, 4.0, 2, 'not done'), (_one_row_then_die, 60.0, 1, f'signal {int(signal.SIGSEGV)}')],
     ids=['too-slow', 'crash'],
 )
-def test_rows_of_a_part_that_is_stopped_or_dies_are_kept(work, count, problem, monkeypatch):
+def test_rows_of_a_part_that_is_stopped_or_dies_are_kept(work, limit, count, problem, monkeypatch):
     monkeypatch.setattr(gpu_check, '_work', work)
     # Forked, it starts at once and takes functions of this file; the parts' own are spawned, which takes seconds.
     forked = multiprocessing.get_context('fork')
     monkeypatch.setattr(gpu_check.multiprocessing, 'get_context', lambda kind: forked)
     start = time.monotonic()
-    result = gpu_check._run_part('kernels', 'cpu', True, 2.0)
-    assert time.monotonic() - start < 30
+    result = gpu_check._run_part('kernels', 'cpu', True, limit)
+    assert time.monotonic() - start < limit + 30
     assert len(result['rows']) == count
     assert problem in result['problem']
 
