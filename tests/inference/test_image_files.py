@@ -15,6 +15,7 @@ from spinsr.data import photograph
 from spinsr.data.photograph import Photograph
 from spinsr.inference import upscale as upscaling
 from spinsr.inference.image_files import name_outputs, upscale_files
+from spinsr.inference.output_size import OutputSize
 from spinsr.utils import memory
 
 
@@ -80,8 +81,71 @@ def test_what_cannot_be_done_is_said_before_the_work(photos, tmp_path, make, mes
 
 
 def test_output_that_is_a_file(photos):
-    with pytest.raises(ValueError, match='output path is not a directory: .*a.png'):
+    with pytest.raises(ValueError, match='output path is not a directory: .*notes.txt'):
+        name_outputs([photos], photos / 'notes.txt', 4)
+    with pytest.raises(ValueError, match='a.png names one file, got 2 images'):
         name_outputs([photos], photos / 'a.png', 4)
+    with pytest.raises(ValueError, match='a.png, the output of .*a.png, is an input too'):
+        name_outputs([photos / 'a.png'], photos / 'a.png', 4)
+    assert name_outputs([photos / 'a.png'], photos / 'c.JPG', 4) == {photos / 'a.png': photos / 'c.JPG'}
+
+
+def test_sub_folders_keep_their_tree(photos, tmp_path):
+    write(photos / 'below' / 'deep' / 'a.png')
+    write(photos / '.cache' / 'd.png')
+    write(photos / 'large' / 'below' / 'old.png')
+    outputs = name_outputs([photos], photos / 'large', 2, recursive=True)
+    assert {str(source.relative_to(photos)): str(target.relative_to(photos)) for source, target in outputs.items()} == {
+        'a.png': 'large/a_x2.png',
+        'b.JPG': 'large/b_x2.JPG',
+        'below/c.png': 'large/below/c_x2.png',
+        'below/deep/a.png': 'large/below/deep/a_x2.png',
+    }
+    assert len(upscale_files(outputs, Twice()).done) == 4
+    (tmp_path / 'none' / 'below').mkdir(parents=True)
+    with pytest.raises(ValueError, match='no images .* sub-folders'):
+        name_outputs([tmp_path / 'none'], photos / 'large', 2, recursive=True)
+
+
+@pytest.mark.parametrize(
+    ('template', 'size', 'name'),
+    [
+        ('{stem}_{size}{ext}', OutputSize(outscale=1.5), 'b_x1.5.JPG'),
+        ('{stem}_{size}{ext}', OutputSize(width=1920), 'b_w1920.JPG'),
+        ('{stem}_{size}', OutputSize(max_side=99), 'b_max99.JPG'),
+        ('{scale}-{stem}.large.png', None, '2-b.large.png'),
+    ],
+    ids=['outscale', 'width', 'max_side', 'ending'],
+)
+def test_names_by_a_template(photos, tmp_path, template, size, name):
+    outputs = name_outputs([photos / 'b.JPG'], tmp_path, 2, size=size, template=template)
+    assert outputs == {photos / 'b.JPG': tmp_path / name}
+
+
+@pytest.mark.parametrize('template', ['{stem', '{}', '{nothing}{stem}', 'name', 'a/{stem}', '{stem.x}', '{0}{stem}'])
+def test_templates_that_cannot_name_outputs(photos, tmp_path, template):
+    with pytest.raises(ValueError, match='name'):
+        name_outputs([photos / 'b.JPG'], tmp_path, 2, template=template)
+
+
+@pytest.mark.parametrize(
+    ('size', 'expected', 'said'),
+    [
+        ({'outscale': 1.5}, (6, 8), ''),
+        ({'width': 7}, (6, 7), ''),
+        ({'max_side': 8}, (6, 8), ''),
+        ({'max_side': 99}, (8, 10), ''),
+        ({'outscale': 3}, (12, 15), '15x12 is more than x2, the scale of the network'),
+        ({'width': 3}, (2, 3), '3x2 is not larger than the image'),
+    ],
+    ids=['outscale', 'width', 'max_side', 'below_max_side', 'beyond', 'smaller'],
+)
+def test_size_of_the_output(tmp_path, caplog, size, expected, said):
+    path = write(tmp_path / 'a.png')
+    size = OutputSize(**size)
+    (target,) = upscale_files(name_outputs([path], tmp_path / 'out', 2, size=size), Twice(), size=size).done
+    assert np.array_equal(photograph.read(target).pixels, np.full((*expected, 3), 50, np.uint8))
+    assert said in caplog.text if said else not caplog.messages
 
 
 def test_files_are_upscaled_and_nothing_else_is_there(photos, tmp_path):
