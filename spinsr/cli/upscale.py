@@ -91,6 +91,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument('--compile', action='store_true', help='torch.compile; pays for many images')
     parser.add_argument('--overwrite', action='store_true', help='overwrite existing outputs')
     parser.add_argument(
+        '--strip', action='store_true', help='leave out EXIF, XMP, resolution and texts (colour profiles stay)'
+    )
+    parser.add_argument(
         '--max-pixels',
         metavar='N',
         type=arguments.positive,
@@ -106,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
+    from spinsr.inference import devices
     from spinsr.inference.image_files import (
         NAME_TEMPLATE,
         check_template,
@@ -131,16 +135,18 @@ def run(args: argparse.Namespace) -> int:
     found = find_images(args.inputs, args.out, recursive=args.recursive)
     scale = _shipped_scale(args) if _uses_default_weights(args) else args.scale
     network.check_files(args, scale)
+    devices.allow_fallback()
     described = network.resolve(args, scale)
     outputs = name_outputs(found, args.out, described.scale, size=size, template=args.name or NAME_TEMPLATE)
-    net = described.build(network.device(args.device))
+    device = network.device(args.device)
+    net = described.build(device)
     if args.compile:
         net = _compiled(net, args.precision)
 
     def written(path: Path, height: int, width: int) -> None:
         tqdm.write(f'{printable(path)}: {width}x{height}', file=sys.stdout)
 
-    with logging_redirect_tqdm(), network.limited_memory(args):
+    with logging_redirect_tqdm(), devices.said_once(device), network.limited_memory(args):
         report = upscale_files(
             outputs,
             net,
@@ -150,6 +156,7 @@ def run(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
             max_pixels=args.max_pixels,
             size=size,
+            strip=args.strip,
             written=written,
         )
     if len(outputs) == 1 and report.skipped:

@@ -8,15 +8,17 @@ import math
 import os
 import string
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
-from spinsr.data import image_file, photograph, resample
+from spinsr.data import frames, image_file, photograph, resample
 from spinsr.data.formats import MAX_PIXELS
+from spinsr.data.metadata import Metadata
+from spinsr.data.photograph import Photograph
 from spinsr.inference.output_size import OutputSize
 from spinsr.utils.text import printable
 
@@ -27,6 +29,7 @@ logger = logging.getLogger('spinsr')
 
 # After these, no other file can be written either.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_TICK = 1  # seconds
 # What a template for names may contain.
 NAME_FIELDS = ('stem', 'size', 'scale', 'ext')
 NAME_TEMPLATE = '{stem}_{size}{ext}'
@@ -188,6 +191,7 @@ def upscale_files(
     overwrite: bool = False,
     max_pixels: int = MAX_PIXELS,
     size: OutputSize | None = None,
+    strip: bool = False,
     written: Callable[[Path, int, int], None] | None = None,
 ) -> Report:
     """Super-resolves image files, with a progress bar on stderr if that is a terminal.
@@ -204,6 +208,7 @@ def upscale_files(
         size: Size of the outputs; None is the network's own. Outputs smaller than the network's are resampled by
             `spinsr.data.resample.resize`. Larger ones are too, with a warning. Images that are no smaller than their
             output do not go through the network; a line says so.
+        strip: Leave out EXIF, XMP, resolution and texts. What says what the colours mean stays.
         written: Called after each output with its path, height and width.
 
     Returns:
@@ -230,7 +235,7 @@ def upscale_files(
             raise OSError(error.errno, error.strerror, str(folder)) from error
     report, is_full = Report([], [], {}), ''
     options = {'tile': tile, 'self_ensemble': self_ensemble, 'precision': precision, 'progress': True}
-    for source, target in tqdm(outputs.items(), 'Upscaling', unit='image', disable=None):
+    for source, target in _ticking(tqdm(outputs.items(), 'Upscaling', unit='image', disable=None)):
         shape = None
         if is_full:
             report.failed[source] = printable(f'{source}: not started, {is_full}')
@@ -242,12 +247,19 @@ def upscale_files(
                     continue
                 if target.is_dir():
                     raise ValueError(f'{target} is a directory')
-            photo = photograph.read(source, max_pixels)
+            several = frames.read(source, max_pixels)
+            photo = several.first if several else photograph.read(source, max_pixels)
             shape = photo.pixels.shape[:2]
             height, width = size.of(*shape, scale) if size else (scale * side for side in shape)
-            photograph.check_room(target, height, width, photo.pixels)
-            pixels = _enlarged(photo.pixels, (height, width), net, scale, target, source, options)
-            photograph.write(target, photo._replace(pixels=pixels))
+            work = _Work(net, scale, size, strip, source, target, options)
+            if several:
+                frames.check_room(target, several, height, width)
+                if several.timing:  # whose encoders hold all frames
+                    upscaling.check_result(*shape, several.count * height * width * photo.pixels[0, 0].nbytes)
+                frames.write(target, (work.enlarged(frame) for frame in several), several.timing)
+            else:
+                photograph.check_room(target, height, width, photo.pixels)
+                photograph.write(target, work.enlarged(photo))
         except Exception as error:  # networks of others fail in their own ways
             report.failed[source] = _reason(source, error, shape, net)
             logger.error('%s', report.failed[source])
@@ -261,36 +273,58 @@ def upscale_files(
     return report
 
 
-def _enlarged(
-    pixels: np.ndarray,
-    size: tuple[int, int],
-    net: nn.Module,
-    scale: int,
-    target: Path,
-    source: Path,
-    options: Mapping[str, Any],
-) -> np.ndarray:
-    """An image of a given height and width, by the network and, where that is not its own size, by resampling."""
-    from spinsr.inference import upscale as upscaling
+def _ticking(bar: tqdm) -> Iterator[Any]:
+    """The items of a bar whose elapsed time goes on while one image is worked on, which can take minutes."""
+    ended = threading.Event()
 
-    height, width = pixels.shape[:2]
-    if size[0] <= height and size[1] <= width:
-        if size != (height, width) or scale > 1:
+    def tick() -> None:
+        while not ended.wait(_TICK):
+            bar.refresh()
+
+    if not bar.disable:
+        threading.Thread(target=tick, daemon=True).start()
+    try:
+        yield from bar
+    finally:
+        ended.set()
+
+
+class _Work(NamedTuple):
+    """How the image or the frames of one file become those of another; the arguments are those of `upscale_files`."""
+
+    net: nn.Module
+    scale: int
+    size: OutputSize | None
+    strip: bool
+    source: Path
+    target: Path
+    options: Mapping[str, Any]
+
+    def enlarged(self, photo: Photograph) -> Photograph:
+        """A photograph of the wanted size, by the network and, where that is not its own size, by resampling."""
+        from spinsr.inference import upscale as upscaling
+
+        pixels, scale = photo.pixels, self.scale
+        if self.strip:
+            photo = photo._replace(metadata=Metadata())
+        height, width = pixels.shape[:2]
+        size = self.size.of(height, width, scale) if self.size else (scale * height, scale * width)
+        if scale > 1 and size[0] <= height and size[1] <= width:
             logger.warning(
                 '%s: %dx%d is not larger than the image, which is resampled without the network',
-                printable(source), size[1], size[0],
+                printable(self.source), size[1], size[0],
             )  # fmt: skip
-            return resample.resize(pixels, *size)
-    elif size[0] > scale * height or size[1] > scale * width:
-        logger.warning(
-            '%s: %dx%d is more than x%d, the scale of the network; the rest is interpolated',
-            printable(source), size[1], size[0], scale,
-        )  # fmt: skip
-    more = photograph.memory_to_write(target, *size)
-    if size != (scale * height, scale * width):
-        more = math.prod(size) * pixels.nbytes // (height * width) + max(more, resample.memory_to_resize(pixels, scale))
-    upscaling.check_result(height, width, scale**2 * pixels.nbytes, more)
-    return resample.resize(upscaling.upscale(pixels, net, **options), *size)
+            return photo._replace(pixels=resample.resize(pixels, *size))
+        if size[0] > scale * height or size[1] > scale * width:
+            logger.warning(
+                '%s: %dx%d is more than x%d, the scale of the network; the rest is interpolated',
+                printable(self.source), size[1], size[0], scale,
+            )  # fmt: skip
+        more = photograph.memory_to_write(self.target, *size)
+        if size != (scale * height, scale * width):
+            more = max(more, resample.memory_to_resize(pixels, scale)) + math.prod(size) * pixels[0, 0].nbytes
+        upscaling.check_result(height, width, scale**2 * pixels.nbytes, more)
+        return photo._replace(pixels=resample.resize(upscaling.upscale(pixels, self.net, **self.options), *size))
 
 
 def _folders(folder: Path, out: Path) -> Iterator[Path]:

@@ -591,5 +591,5 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
 
 
 def _empty_cache(device: torch.device) -> None:
-    if device.type in ('cuda', 'mps'):
+    if device.type in ('cuda', 'mps', 'xpu'):
         getattr(torch, device.type).empty_cache()

@@ -3,6 +3,7 @@
 import errno
 import os
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 
 from spinsr.data import photograph
 from spinsr.data.photograph import Photograph
+from spinsr.inference import image_files
 from spinsr.inference import upscale as upscaling
 from spinsr.inference.image_files import name_outputs, upscale_files
 from spinsr.inference.output_size import OutputSize
@@ -407,6 +409,20 @@ def test_an_image_whose_result_does_not_fit_is_a_failure_before_the_work(photos,
 def test_more_pixels_than_allowed_are_a_failure(photos, tmp_path):
     report = upscale_files(name_outputs([photos / 'a.png'], tmp_path / 'out', 2), Twice(), max_pixels=19)
     assert 'a.png must have at most 19 pixels' in report.failed[photos / 'a.png']
+
+
+def test_the_time_goes_on_while_one_image_is_worked_on(monkeypatch):
+    ticked = threading.Event()
+
+    class Bar(list):
+        disable = False
+
+        def refresh(self):
+            ticked.set()
+
+    monkeypatch.setattr(image_files, '_TICK', 0.01)
+    for _ in image_files._ticking(Bar('a')):
+        assert ticked.wait(5)
 
 
 def test_size_of_each_output_is_told(photos, tmp_path):
