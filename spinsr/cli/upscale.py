@@ -31,7 +31,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         'upscale',
         help='super-resolve images',
-        description='Super-resolves PNG, JPEG, WebP, TIFF, BMP and GIF images, and with plugins AVIF, HEIC and JPEG XL. '
+        description='Super-resolves PNG, JPEG, WebP, TIFF, BMP and GIF images; with plugins AVIF, HEIC and JPEG XL. '
         'Grey, alpha, 16 bits, frames, pages and metadata are kept.',
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,

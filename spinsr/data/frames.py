@@ -84,9 +84,13 @@ def read(path: Path, max_pixels: int = MAX_PIXELS) -> Frames | None:
     try:
         kind = formats.identify(data[:16], more=True)
         if kind == 'TIFF':
-            offsets = _offsets(data)
+            try:
+                offsets = _offsets(data)
+            except struct.error:  # reading it as one image says what is wrong
+                return None
             return Frames(data, path, max_pixels, offsets, None) if len(offsets) > 1 else None
-        if kind not in ANIMATED:
+        # Without this chunk a PNG is one image, and need not be opened.
+        if kind not in ANIMATED or (kind == 'PNG' and b'acTL' not in data[: data.find(b'IDAT')]):
             return None
         with _image(data, path, max_pixels) as image:
             count = getattr(image, 'n_frames', 1)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from spinsr.data import photograph
+from spinsr.data import frames, photograph
 from spinsr.data.photograph import Photograph
 from spinsr.inference import image_files
 from spinsr.inference import upscale as upscaling
@@ -409,6 +409,31 @@ def test_an_image_whose_result_does_not_fit_is_a_failure_before_the_work(photos,
 def test_more_pixels_than_allowed_are_a_failure(photos, tmp_path):
     report = upscale_files(name_outputs([photos / 'a.png'], tmp_path / 'out', 2), Twice(), max_pixels=19)
     assert 'a.png must have at most 19 pixels' in report.failed[photos / 'a.png']
+
+
+def test_an_animation_goes_through_the_network_frame_by_frame(tmp_path):
+    images = [Image.new('RGB', (5, 4), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    images[0].save(tmp_path / 'a.gif', save_all=True, append_images=images[1:], duration=[100, 200], loop=0)
+    size = OutputSize(outscale=1.5)
+    outputs = name_outputs([tmp_path / 'a.gif'], tmp_path, 2, size=size)
+    (target,) = upscale_files(outputs, Twice(), size=size).done
+    found = frames.read(target)
+    assert [frame.pixels.shape for frame in found] == [(6, 8, 3)] * 2
+    assert found.timing == frames.read(tmp_path / 'a.gif').timing
+    report = upscale_files({tmp_path / 'a.gif': tmp_path / 'b.jpg'}, Twice())
+    assert 'JPEG cannot hold an animation' in report.failed[tmp_path / 'a.gif']
+
+
+@pytest.mark.parametrize('strip', [False, True])
+def test_metadata_reach_the_output_unless_they_are_stripped(tmp_path, strip):
+    exif = Image.Exif()
+    exif[271], exif[274] = 'Maker', 3
+    Image.new('RGB', (5, 4)).save(tmp_path / 'a.jpg', exif=exif, dpi=(300, 300), comment=b'hello')
+    (target,) = upscale_files(name_outputs([tmp_path / 'a.jpg'], tmp_path, 2), Twice(), strip=strip).done
+    with Image.open(target) as image:
+        assert dict(image.getexif()) == ({} if strip else {271: 'Maker', 274: 1})
+        assert image.info.get('comment') == (None if strip else b'hello')
+        assert image.info.get('dpi') == (None if strip else (300, 300))
 
 
 def test_the_time_goes_on_while_one_image_is_worked_on(monkeypatch):
