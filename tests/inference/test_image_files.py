@@ -72,7 +72,7 @@ def test_an_image_that_is_named_twice_is_done_once(photos, tmp_path):
         (lambda p: [p / 'photos', write(p / 'out' / 'a_x4.png')], r'a_x4.png, the output of .*a.png, is an input too'),
         (lambda p: [write(p / 'out' / 'a.png').parent], 'the output folder must not be an input'),
         (lambda p: [p / 'nowhere.png'], 'nowhere.png is missing'),
-        (lambda p: [p / 'photos' / 'notes.txt'], r'notes.txt must end in one of \.bmp'),
+        (lambda p: [p / 'photos' / 'notes.txt'], r'notes.txt must end in one of \.apng'),
         (lambda p: [(p / 'empty').mkdir() or p / 'empty'], 'no images .*empty'),
     ],
     ids=['two_of_a_name', 'two_in_capitals', 'output_is_input', 'folder_is_out', 'missing', 'ending', 'empty'],
