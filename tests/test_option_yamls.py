@@ -258,8 +258,8 @@ def test_keys_are_known(file):
     opt = load(file)
     is_train = phase(file) == 'train'
     more = {'train', 'logger', 'dist_params'} if is_train else set()
-    assert set(opt) - {'network_s'} == TOP_KEYS | more
-    assert ('network_s' in opt) == (opt['model_type'] == 'UncertaintyModel')
+    second = {'UncertaintyModel': {'network_s'}, 'AdversarialModel': {'network_d'}}.get(opt['model_type'], set())
+    assert set(opt) == TOP_KEYS | more | second
     assert set(opt['path']) <= PATH_KEYS
     for key, dataset_opt in opt['datasets'].items():
         known = DATASET_KEYS[dataset_opt['type']] | (LOADER_KEYS | CROP_KEYS if key == 'train' else set())
