@@ -93,7 +93,7 @@ class BicubicImageDataset(Dataset):
         if self.train:
             gt, lq = augment([_float(part) for part in self._random_crop(image)], self.use_hflip, self.use_rot)
         else:
-            gt, lq = _float(image), _float(downsample(image, self.scale))
+            gt, lq = _float(image), _float(self._whole_lr(image, path))
         return {'lq': _tensor(lq), 'gt': _tensor(gt), 'lq_path': path, 'gt_path': path}
 
     def _read(self, path: str) -> np.ndarray:
@@ -111,6 +111,9 @@ class BicubicImageDataset(Dataset):
     def _where(self, path: str) -> str:
         return f'{path} of {self.root}' if self.backend.get('type') == 'lmdb' else path
 
+    def _whole_lr(self, image: np.ndarray, path: str) -> np.ndarray:
+        return downsample(image, self.scale)
+
     def _random_crop(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scale, side = self.scale, self.gt_size // self.scale
         # Python's generator, which BasicSR seeds in every worker of the loader.
@@ -122,9 +125,8 @@ class BicubicImageDataset(Dataset):
 
 def _option(opt: Mapping[str, Any], name: str) -> Any:
     if opt.get(name) is None:
-        raise ValueError(
-            f'BicubicImageDataset needs the option {name}, got {sorted(opt)} ({opt.get("name", "no name")})'
-        )
+        kind = opt.get('type', 'BicubicImageDataset')
+        raise ValueError(f'{kind} needs the option {name}, got {sorted(opt)} ({opt.get("name", "no name")})')
     return opt[name]
 
 
