@@ -116,9 +116,10 @@ class RecipeFile:
         values = {
             name: given.get(name, parameter.default)
             for name, parameter in signature.items()
-            # A class of another package may also take what an option file cannot hold.
-            if parameter.kind is not parameter.VAR_KEYWORD and not callable(parameter.default)
+            if parameter.kind is not parameter.VAR_KEYWORD
         }
+        # A class of another package may also take what an option file cannot hold, as the class of a layer.
+        values = {name: value for name, value in values.items() if not callable(value)}
         return {'type': self.format.registered, **values}
 
 

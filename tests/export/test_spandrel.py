@@ -78,12 +78,12 @@ def test_loader_gives_every_network_of_ours(name, assert_close):
     ('name', 'expected'), [('SwinIR', 'SwinIR'), ('EDSR', 'EDSR_spinsr'), ('ECBSR', 'ECBSR_spinsr')]
 )
 def test_loader_gives_basicsrs_networks_that_spandrel_lacks(name, expected, loader, assert_close):
-    format, x = get_format(name), torch.rand(1, 3, 8, 12)
+    format, x = get_format(name), torch.rand(1, 3, 16, 20)
     net = format.cls(**{**format.defaults, **BASICSR[name].small, format.scale_keyword: 2}).eval()
     model = loader.load_from_state_dict(net.state_dict())
     assert (model.architecture.id, model.scale) == (expected, 2)
     with torch.no_grad():
-        assert_close(model(x.clone()), net(x).clamp(0, 1))  # spandrel writes into its input
+        assert_close(model(x), net(x).clamp(0, 1))
 
 
 @each_arch
