@@ -142,7 +142,12 @@ def rows(variant: Variant, scale: int, *, measure: Mapping[str, Any] | None = No
             )
             for row in published
         ]
-    counts = complexity.count(valueless(resolve(variant.name, scale, None)), *size)
+    network = resolve(variant.name, scale, None)
+    try:
+        counts = complexity.count(valueless(network), *size)
+    except ValueError:  # it makes tensors of its own when it runs, on the CPU
+        with torch.random.fork_rng():
+            counts = complexity.count(network.build(), *size)
     measured: Mapping[str, Any] = {}
     if measure is not None:
         measured = complexity.measure(variant.name, scale, *size, **measure)

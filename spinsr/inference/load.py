@@ -155,8 +155,11 @@ def _named(arch: str, scale: int, arch_args: Mapping[str, Any], weighted: bool =
     if weighted and format:
         configuration = format.configurations.get(arch, {})  # the weights tell the rest
     name = format.registered if format and arch in (format.name, *format.configurations) else arch
-    if format and name not in ARCH_REGISTRY:  # of a project that does not register its networks in BasicSR
-        cls = format.cls
+    if format and name not in ARCH_REGISTRY:  # one of BasicSR's, or of a project that does not register there
+        try:
+            cls = format.cls
+        except ImportError as error:
+            raise ValueError(f'{printable(repr(arch))} cannot be built: {error}') from error
     elif (cls := find(name)) is None:
         ours = [name for format in formats() for name in (format.name, *format.configurations)]
         hint = nearest(arch, [*ours, *(other for other, _ in ARCH_REGISTRY)])
