@@ -51,8 +51,8 @@ class DegradationDataset(BicubicImageDataset):
     def _whole_lr(self, image: np.ndarray, path: str) -> np.ndarray:
         return degrade(image, self.scale, self.degradation, seed_of(Path(path).stem))
 
-    def _random_crop(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scale, side = self.scale, self.gt_size // self.scale
+    def _random_crop(self, image: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
+        side = self.gt_size // self.scale
         (rows, own_rows), (columns, own_columns) = (_window(size // scale, side) for size in image.shape[:2])
         window = image[_times(rows, scale), _times(columns, scale)]
         if self.gt_usm:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from spinsr.archs import ARCH_REGISTRY
 from spinsr.archs.registry import find
+from spinsr.convert.registry import find_configuration, formats, valueless
 
-from ..networks import NETWORKS
+from ..networks import CONFIGURATIONS, NETWORKS
 
 REGISTERED = sorted(name for name, cls in ARCH_REGISTRY if cls.__module__.startswith('spinsr.archs.'))
 SCALES = [(name, scale) for name in REGISTERED for scale in (NETWORKS[name].parameters if name in NETWORKS else [4])]
@@ -157,6 +158,19 @@ def test_number_of_parameters(name, scale):
     with torch.device('meta'):
         net = ARCH_REGISTRY.get(name)(upscale=scale)
     assert sum(parameter.numel() for parameter in net.parameters()) == NETWORKS[name].parameters[scale]
+
+
+@pytest.mark.parametrize('name', CONFIGURATIONS)
+def test_number_of_parameters_of_a_configuration(name):
+    format, arguments = find_configuration(name)
+    for scale, parameters in CONFIGURATIONS[name].items():
+        net = valueless(format.cls, {**arguments, format.scale_keyword: scale})
+        assert sum(parameter.numel() for parameter in net.parameters()) == parameters
+
+
+def test_every_configuration_is_counted():
+    named = {name for format in formats() for name, arguments in format.configurations.items() if arguments}
+    assert named == set(CONFIGURATIONS)
 
 
 @each_arch
