@@ -325,7 +325,8 @@ def _visible(photo: Photograph) -> Photograph:
     pixels = upscaling.rgb8(photo.pixels)
     is_grey = photo.pixels.ndim == 2 or photo.pixels.shape[2] < 3
     # A grey image stays one: the colour profile of the file is for grey.
-    return photo._replace(pixels=np.ascontiguousarray(pixels[..., 0]) if is_grey else pixels)
+    pixels = np.ascontiguousarray(pixels[..., 0]) if is_grey else pixels
+    return Photograph(pixels, photo.icc_profile, photo.png_chunks)
 
 
 def _limited(pixels: np.ndarray, side: int) -> np.ndarray:

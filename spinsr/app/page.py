@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from spinsr.app.jobs import Cancelled, Jobs
+from spinsr.data import photograph
 from spinsr.weights import DEFAULT_SCALE
 from spinsr.weights.models import MODELS
 
@@ -92,7 +93,12 @@ def build(jobs: Jobs) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 # Not gr.Image: the file is to arrive as it is, also where a browser cannot show it (TIFF, 16 bits).
-                source = gr.File(label=f'Image, {jobs.limits}', file_types=['image'], height=140, elem_id='source')
+                source = gr.File(
+                    label=f'Image, {jobs.limits}',
+                    file_types=['image', *photograph.FORMATS],
+                    height=140,
+                    elem_id='source',
+                )
                 preview = gr.Image(label='Input', interactive=False, visible=False, height=220, buttons=[])
                 model = gr.Dropdown(list(scales), value=first, label='Model', elem_id='model')
                 scale = gr.Dropdown(scales[first], value=first_scale, label='Scale', elem_id='scale')

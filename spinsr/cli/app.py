@@ -43,7 +43,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         '--device',
         metavar='DEVICE',
         default='auto',
-        help='cpu, cuda, cuda:1, mps; auto (the default): cuda if available',
+        help='cpu, cuda, cuda:1, mps, xpu; auto (the default): the first available of cuda, mps and xpu, else cpu',
     )
     parser.set_defaults(run=run)
 

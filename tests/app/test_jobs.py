@@ -158,7 +158,7 @@ def test_one_job_at_a_time(jobs, source):
     [
         ('large.bmp', (110, 180), 'large.bmp must have at most 0.03125 MB (max_mb), has 0.1 MB'),
         ('many.png', (150, 140), 'must have at most 20,000 pixels (max_pixels), has 150x140 (HxW)'),
-        ('photo.gif', (9, 9), 'photo.gif must end in one of'),
+        ('photo.ppm', (9, 9), 'photo.ppm must end in one of'),
     ],
 )
 def test_what_is_not_taken(jobs, tmp_path, name, shape, words):
