@@ -83,7 +83,8 @@ def test_progress_counts_tiles(jobs, source, monkeypatch):
     assert list(dict.fromkeys(text for _, text in seen)) == [f'Tile {k} of 6' for k in range(1, 7)]
 
 
-def test_cancel_ends_within_a_tile(jobs, source):
+def test_cancel_ends_within_a_tile(jobs, source, monkeypatch):
+    monkeypatch.setattr(jobs_module, '_REPORT_INTERVAL', 0)
     steps = []
 
     def report(*progress):
@@ -137,20 +138,23 @@ def test_closing_ends_the_job_and_takes_no_other(jobs, source):
     assert not list(source.parent.rglob('*_x2*'))
 
 
-def test_one_job_at_a_time(jobs, source):
-    running = []
+def test_one_job_at_a_time(jobs, source, monkeypatch):
+    monkeypatch.setattr(jobs_module, '_REPORT_INTERVAL', 0)
+    seen = []
 
     def report(*_):
-        running.append(second.is_alive())
-        if len(running) == 1:
+        seen.append('first')
+        if len(seen) == 1:
             second.start()
-            second.join(0.2)
-            assert second.is_alive()
+            second.join(0.5)
 
-    second = threading.Thread(target=jobs.run, args=('another page', source, 'spin', 2))
+    options = {'report': lambda *_: seen.append('second')}
+    second = threading.Thread(target=jobs.run, args=('another page', source, 'spin', 2), kwargs=options)
     jobs.run('page', source, 'spin', 2, report=report)
     second.join(30)
-    assert not second.is_alive()
+    half = len(seen) // 2
+    assert half > 1
+    assert seen == ['first'] * half + ['second'] * half
 
 
 @pytest.mark.parametrize(
