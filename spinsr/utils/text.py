@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
-
 # How alike a word and a known one must be to suggest it. Names of networks are short and many, and a foreign one is
 # rather of another package than misspelt: SPINN is like SPIN, MyNet is not like SpyNet.
 SIMILAR_KEY, SIMILAR_NAME = 0.5, 0.75
