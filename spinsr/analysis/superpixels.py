@@ -113,8 +113,8 @@ class Superpixels:
             ValueError: The superpixel does not exist, or the network has no SPCA.
         """
         self._check_superpixel(superpixel)
-        self._check_attention()
-        weights = _attention(self.tokens[:, superpixel : superpixel + 1], self.keys, self.num_heads)
+        _, keys, tokens = self._of_cross_attention()
+        weights = _attention(tokens[:, superpixel : superpixel + 1], keys, self.num_heads)
         return weights.reshape(self.association.grid.size)
 
     def attention_of_pixel(self, y: int, x: int) -> np.ndarray:
@@ -124,8 +124,8 @@ class Superpixels:
             ValueError: The pixel is outside the image, or the network has no SPCA.
         """
         pixel = self._pixel(y, x)
-        self._check_attention()
-        return _attention(self.queries[:, pixel : pixel + 1], self.tokens, self.num_heads).reshape(self.shape)
+        queries, _, tokens = self._of_cross_attention()
+        return _attention(queries[:, pixel : pixel + 1], tokens, self.num_heads).reshape(self.shape)
 
     def _pixel(self, y: int, x: int) -> int:
         height, width = self.association.grid.size
@@ -133,9 +133,10 @@ class Superpixels:
             raise ValueError(f'the pixel must be inside the image of {height}x{width} (HxW), got {y=}, {x=}')
         return y * width + x
 
-    def _check_attention(self) -> None:
-        if self.queries is None:
+    def _of_cross_attention(self) -> tuple[Tensor, Tensor, Tensor]:
+        if self.queries is None or self.keys is None or self.tokens is None:
             raise ValueError("the network has no cross-attention of superpixels (interaction 'only_intra')")
+        return self.queries, self.keys, self.tokens
 
     def _check_superpixel(self, superpixel: int) -> None:
         rows, columns = self.shape

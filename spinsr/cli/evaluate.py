@@ -139,9 +139,9 @@ def _run_without_gt(args: argparse.Namespace) -> int:
     if args.sr is not None and (args.benchmark or args.scale):
         flag = '--benchmark' if args.benchmark else '--scale'
         args.error(f'argument {flag}: cannot be combined with --no-gt --sr, which scores the images as they are')
-    if args.sr is None and not args.benchmark:
+    folders = args.benchmark or ([arguments.path(args.sr)] if args.sr is not None else [])
+    if not folders:
         args.error('argument --no-gt: needs --benchmark DIR with LR images, or --sr DIR with the images to score')
-    folders = args.benchmark or [arguments.path(args.sr)]
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f'not a directory: {folder}')

@@ -355,7 +355,7 @@ def to_csv(results: Sequence[Mapping[str, Any]]) -> str:
     Infinity; undefined values are left empty.
     """
     lines: list[dict[str, Any]] = []
-    columns = dict.fromkeys(('dataset', 'scale', 'method', 'protocol', 'image', 'psnr', 'ssim'))
+    columns: dict[str, None] = dict.fromkeys(('dataset', 'scale', 'method', 'protocol', 'image', 'psnr', 'ssim'))
     for result in results:
         scores: dict[tuple[str, str], dict[str, Any]] = {}
         for protocol, entry in result['protocols'].items():
@@ -445,7 +445,7 @@ def _evaluate_set(
             logger.warning('%s x%d, %s: too small to be scored: %s', dataset, scale, name, ', '.join(small))
     if metrics:
         result['metrics'] = {
-            name: {'protocol': METRIC_PROTOCOL, 'value': _mean(values.values()), 'images': values}
+            name: {'protocol': METRIC_PROTOCOL, 'value': _mean(list(values.values())), 'images': values}
             for name, values in measured.items()
         }
     return result
@@ -514,8 +514,8 @@ def _with_mean(protocol: str, images: dict[str, dict[str, float | None]]) -> dic
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    values = list(values)
-    return None if None in values else math.fsum(values) / len(values)
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if len(known) == len(values) else None
 
 
 def _rounded_up(value: float | None, digits: int) -> float | None:
