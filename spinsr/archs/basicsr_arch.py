@@ -199,6 +199,11 @@ register_format(
             official, n_resblocks='num_block', res_scale='res_scale', rgb_range='img_range'
         ),
         untold={'img_range': 255.0},
+        # BasicSR's MSRResNet shares most names of the residual blocks.
+        detect=lambda weights: (
+            {'conv_after_body.weight', 'body.0.conv1.weight'} <= weights.keys()
+            or {'head.0.weight', 'body.0.body.2.weight', 'tail.1.weight'} <= weights.keys()
+        ),
         from_official=_without_mean,
         to_official=mean_shift.unfold_div2k,
         layout=bare,

@@ -59,4 +59,5 @@ def shift_mask(height: int, width: int, window_size: int, like: Tensor) -> Tenso
         labels.append((along >= side - window_size).long() + (along >= side - window_size // 2).long())
     regions = 3 * labels[0][:, None] + labels[1]  # (H, W)
     regions = to_windows(regions[None, None], window_size, window_size).flatten(1)  # (windows, P)
-    return -100.0 * (regions[:, None] != regions[:, :, None]).to(like.dtype)[:, None]
+    apart = regions[:, None] != regions[:, :, None]
+    return torch.zeros(apart.shape, dtype=like.dtype, device=like.device).masked_fill(apart, -100.0)[:, None]

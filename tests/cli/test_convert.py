@@ -139,7 +139,7 @@ def test_denied_folder_is_one_line_and_exits_with_1(saved, tmp_path, capsys, mon
 
 @pytest.mark.parametrize(
     'arguments',
-    ['', 'a.pth', 'a b c', 'a b --to ours', 'a.pth b.pth --arch EDSR', 'a b --key ema', 'a b --frobnicate'],
+    ['', 'a.pth', 'a b c', 'a b --to ours', 'a.pth b.pth --arch MSRResNet', 'a b --key ema', 'a b --frobnicate'],
     ids=str,
 )
 def test_wrong_usage_exits_with_2(arguments, tmp_path, monkeypatch):

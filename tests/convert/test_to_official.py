@@ -203,7 +203,7 @@ def test_names_of_no_arch_are_refused(names):
 
 def test_other_networks_of_basicsr_are_refused():
     with pytest.raises(ValueError, match='do not belong to a known network: body'):
-        detect_arch(find('EDSR')(3, 3, num_feat=8, num_block=3).state_dict())
+        detect_arch(find('MSRResNet')(3, 3, num_feat=8, num_block=3).state_dict())
 
 
 @pytest.mark.parametrize(
