@@ -10,6 +10,7 @@ from spinsr._version import __version__
 from spinsr.utils.text import printable
 
 COMMANDS = (
+    'blend',
     'check',
     'complexity',
     'convert',
