@@ -74,7 +74,8 @@ def test_the_card_of_shipped_weights_has_their_results_and_licence(tmp_path):
 
 
 def test_every_network_of_spinsr_has_the_methods():
-    ours = [format.arch for format in formats() if format.arch.__module__.startswith('spinsr.archs.')]
+    # Those of BasicSR are named by a text.
+    ours = [format.arch for format in formats() if isinstance(format.arch, type)]
     assert ours
     for cls in ours:
         assert cls.from_pretrained.__self__ is cls and callable(cls.save_pretrained) and callable(cls.push_to_hub)
