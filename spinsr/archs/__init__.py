@@ -7,6 +7,7 @@ itself, and works without it: `ARCH_REGISTRY` is then one of ours. Every file th
 import importlib
 import pkgutil
 
+from spinsr.archs.pretrained import add_methods
 from spinsr.archs.registry import ARCH_REGISTRY
 
 __all__ = ['ARCH_REGISTRY']
@@ -14,3 +15,7 @@ __all__ = ['ARCH_REGISTRY']
 for _module in pkgutil.iter_modules(__path__):
     if _module.name.endswith('_arch'):
         importlib.import_module(f'{__name__}.{_module.name}')
+
+# After the last one, so that a class is complete; networks of other projects keep their own methods.
+for _cls in {id(cls): cls for _, cls in ARCH_REGISTRY if cls.__module__.startswith(f'{__name__}.')}.values():
+    add_methods(_cls)

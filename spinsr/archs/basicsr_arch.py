@@ -202,7 +202,7 @@ register_format(
         # BasicSR's MSRResNet shares most names of the residual blocks.
         detect=lambda weights: (
             {'conv_after_body.weight', 'body.0.conv1.weight'} <= weights.keys()
-            or {'head.0.weight', 'body.0.body.2.weight', 'tail.1.weight'} <= weights.keys()
+            or {'head.0.weight', 'body.0.body.0.weight', 'tail.1.weight'} <= weights.keys()
         ),
         from_official=_without_mean,
         to_official=mean_shift.unfold_div2k,

@@ -19,7 +19,7 @@ from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
 from spinsr.convert.mean_shift import take
 from spinsr.convert.recipe import AUTHORS_FLIPS, ON_255, Recipe, adam, multistep
-from spinsr.convert.registry import ArchFormat, PublishedResult, Source, register_format, renamed
+from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Source, register_format, renamed
 from spinsr.modules.layout import to_image, to_tokens
 from spinsr.modules.spin import (
     FeedForward,
@@ -232,6 +232,8 @@ FORMAT = register_format(
         to_official=_to_official,
         layout=_layout,
         tiling='discouraged',
+        # Below a cell a superpixel selects fewer pixels, and a window is as long as the side.
+        onnx=Onnx(sides=lambda net: (max(block.aggregation.stoken_size for block in net.blocks), None)),
         published=(
             PublishedResult(2, 497_000, '38.20 33.90 32.31 32.79 -', _PUBLISHED),
             PublishedResult(3, 569_000, '34.65 30.57 29.23 28.71 -', _PUBLISHED),

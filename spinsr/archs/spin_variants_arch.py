@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.archs.spin_arch import FORMAT, SPIN, SuperpixelInteractionBlock
-from spinsr.convert.registry import register_format
+from spinsr.convert.registry import Onnx, register_format
 from spinsr.modules.spin import SuperpixelAggregation
 from spinsr.ops import Association
 from spinsr.utils.validation import FLAG, check, one_of, whole
@@ -170,6 +170,7 @@ register_format(
         arch=SPINVariant,
         name='SPINVariant',
         registered='SPINVariant',
+        onnx=Onnx(),
         recipe=None,  # trained as SPIN: options/ablation
         arguments=_arguments,
         untold={

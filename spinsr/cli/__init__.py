@@ -11,6 +11,7 @@ from spinsr.utils.text import printable
 
 COMMANDS = (
     'app',
+    'blend',
     'check',
     'complexity',
     'convert',

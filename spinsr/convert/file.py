@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from spinsr._version import __version__
 from spinsr.convert import mean_shift
 from spinsr.convert.checkpoint import ENDINGS, read_checkpoint, unwrap, wrapped_in, write_checkpoint
+from spinsr.convert.half import to_half
 from spinsr.convert.registry import ArchFormat, StateDict, get_format
 from spinsr.convert.shapes import read_arguments
 from spinsr.convert.state_dicts import belongs_to, convert_state_dict, detect_arch, form_of, to_form, to_official
@@ -49,6 +50,7 @@ def convert_file(
     to: str = 'spinsr',
     key: str | None = None,
     overwrite: bool = False,
+    dtype: str | None = None,
 ) -> Conversion:
     """Converts a checkpoint file to another form, another container, or both.
 
@@ -66,6 +68,7 @@ def convert_file(
         key: The state dict to take, as 'params' or 'params_ema'; None takes both of these where the source has both
             and the target can hold both, else the averaged weights first.
         overwrite: Replace `target` if it exists.
+        dtype: 'fp16' or 'bf16' rounds the large tensors to this type (`spinsr.convert.half`); None rounds nothing.
 
     Returns:
         What was read and written.
@@ -90,6 +93,8 @@ def convert_file(
         ours = {name: convert_state_dict(state_dict, format.name) for name, state_dict in read.items()}
         arguments, parameters = next(read_arguments(state_dict, format) for state_dict in ours.values())
         converted = {name: _convert(read[name], ours[name], format, to) for name in read}
+        if dtype is not None:
+            converted = {name: to_half(state_dict, dtype) for name, state_dict in converted.items()}
     except (ValueError, TypeError) as error:
         raise ValueError(f'{printable(os.fspath(source))}: {error}') from error
 
@@ -104,6 +109,8 @@ def convert_file(
         notes=_notes(first, next(iter(ours.values())), format, to),
     )
     metadata = {'arch': format.name, 'scale': str(conversion.scale), 'form': to, 'source_key': ', '.join(keys)}
+    if dtype is not None:
+        metadata['dtype'] = dtype
     content = next(iter(converted.values())) if bare else _layout(converted, format, to)
     # Authors' code may be older than torch 1.6.
     write_checkpoint(target, content, metadata | {'spinsr': __version__}, overwrite, for_old_torch=to == 'official')

@@ -67,11 +67,12 @@ class Onnx:
 
     Attributes:
         sides: Smallest and largest side, in LR pixels, of the images that follow one path through the network, so that
-            the file takes all of them (a largest of None: no limit); None if the file takes a single size.
+            the file takes all of them (a largest of None: no limit); None if the file takes a single size. A function
+            of the network where they depend on its arguments.
         refused: Why the network cannot be exported; '' if it can.
     """
 
-    sides: tuple[int, int | None] | None = None
+    sides: tuple[int, int | None] | Callable[[nn.Module], tuple[int, int | None]] | None = None
     refused: str = ''
 
 

@@ -1,11 +1,18 @@
 """Networks as ONNX files, for runtimes without PyTorch.
 
 A network whose tables depend on the size of the image is traced with constants, and its file takes one size. The others
-take images of any size that follows the same path through the network (`ArchFormat.onnx`).
+take batches of images of any size that follows the same path through the network (`ArchFormat.onnx`); SPIN's index maps
+are then part of the graph (`spinsr.ops.common.symbolic`).
+
+Half types are for storage: the file holds large weights in fp16 or bf16 and casts them to float32 when it is loaded.
+ONNX Runtime has no convolutions in bf16 on the CPU, and runtimes that compute in fp16 convert a float32 graph
+themselves.
 """
 
 import contextlib
+import copy
 import importlib
+import json
 import logging
 import os
 import warnings
@@ -16,7 +23,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spinsr._version import __version__
+from spinsr.convert.half import HALF_TYPES, SMALLEST, to_half
 from spinsr.ops import resolve_backend
+from spinsr.ops.common import symbolic
 from spinsr.utils.atomic_write import check_target, write_bytes
 
 SIZE = (64, 64)
@@ -25,19 +35,20 @@ TOLERANCE = 1e-4
 IMAGES = 3
 # Numbers; larger tables are left to the runtime, which computes them from small ones when it loads the file.
 LARGEST_TABLE = 2**13
-# Where a graph takes any size it is compared at these, which are odd, even and no multiple of anything.
-_SIZES = ((29, 38), (16, 53))
+# Where a graph takes any size it is compared at these (B, H, W), which are odd, even and no multiple of anything.
+_SIZES = ((2, 29, 38), (1, 16, 53))
 
 
 class OnnxFile(NamedTuple):
     """What `to_onnx` wrote.
 
     Attributes:
-        size: Height and width of the images that the file takes, in LR pixels; None where it takes any.
+        size: Height and width of the images that the file takes, in LR pixels; None where it takes any, in batches.
         sides: Where it takes any, the least and the largest side; a largest of None means no limit.
         difference: Largest difference between PyTorch and ONNX Runtime on the images that were compared.
         set_aside: Generated images that were not counted because two pixels have equal rank up to rounding.
         num_bytes: Size of the file.
+        rounding: Largest difference that rounding the weights to a half type makes to PyTorch's output; 0 without one.
     """
 
     size: tuple[int, int] | None
@@ -45,6 +56,7 @@ class OnnxFile(NamedTuple):
     difference: float
     set_aside: int
     num_bytes: int
+    rounding: float = 0.0
 
 
 def export_file(
@@ -55,6 +67,7 @@ def export_file(
     *,
     size: Sequence[int] | None = None,
     opset: int = 18,
+    dtype: str = 'fp32',
     overwrite: bool = False,
 ) -> OnnxFile:
     """`to_onnx` of a checkpoint, whose network, scale and sizes are told from its names and shapes.
@@ -64,7 +77,7 @@ def export_file(
         target: The file to write.
         arch: A network with an `ArchFormat`; None to detect it.
         arch_args: Arguments of the network that no shape tells (`ArchFormat.untold`), where not the default.
-        size, opset, overwrite: As for `to_onnx`.
+        size, opset, dtype, overwrite: As for `to_onnx`.
 
     Returns:
         What was written.
@@ -74,9 +87,9 @@ def export_file(
     """
     from spinsr.inference.load import resolve
 
-    _check(Path(target), size, opset, overwrite)
+    _check(Path(target), size, opset, dtype, overwrite)
     net = resolve(arch, None, source, **dict(arch_args or {})).build()
-    return to_onnx(net, target, size=size, opset=opset, overwrite=overwrite)
+    return to_onnx(net, target, size=size, opset=opset, dtype=dtype, overwrite=overwrite)
 
 
 def to_onnx(
@@ -85,11 +98,13 @@ def to_onnx(
     *,
     size: Sequence[int] | None = None,
     opset: int = 18,
+    dtype: str = 'fp32',
     overwrite: bool = False,
 ) -> OnnxFile:
     """Writes a network as an ONNX file, after its output in ONNX Runtime was compared with that of PyTorch.
 
-    The file maps `image`, (1, C, H, W) float32, RGB in [0, 1], to `upscaled`, (1, C, scale*H, scale*W).
+    The file maps `image`, (B, C, H, W) float32, RGB in [0, 1], to `upscaled`, (B, C, scale*H, scale*W); B is 1 in a
+    file of one size. Its metadata name the network and its arguments.
 
     Args:
         net: On the CPU, in float32, as from `spinsr.load`; it is put into eval mode.
@@ -97,29 +112,37 @@ def to_onnx(
         size: Height and width that the file will take, in LR pixels; None means any size where the network's format
             allows it (`ArchFormat.onnx`), else 64 x 64.
         opset: Version of ONNX's operators, at least 18, and one that the installed torch and ONNX Runtime know.
+        dtype: How large weights are stored: 'fp32', or 'fp16' or 'bf16' for half the size; computed in float32.
         overwrite: Replace `path` if it exists.
 
     Returns:
         What was written.
 
     Raises:
-        ValueError: A wrong ending, size or opset, another ops backend than 'torch', a network that cannot be
+        ValueError: A wrong ending, size, opset or dtype, another ops backend than 'torch', a network that cannot be
             translated, or a file that would compute something else; then nothing is written.
         FileExistsError: `path` exists, and `overwrite` is not set.
         OSError: The file cannot be written.
         ImportError: onnx, onnxruntime or onnxscript is not installed.
     """
     path = Path(path)
-    _check(path, size, opset, overwrite)
+    _check(path, size, opset, dtype, overwrite)
     net = net.eval()
-    sides = _sides(net)
+    sides = sides_of(net)
     sides = None if size else sides
     size = tuple(size or SIZE)
-    channels = _channels(net)
+    channels = channels_of(net)
+    shapes = [(1, *size)]
+    if sides:
+        shapes += [(batch, *(max(side, sides[0]) for side in other)) for batch, *other in _SIZES]
     with torch.no_grad():
-        content = _translate(net, _image(channels, size), sides, opset)
-        sizes = (size, *_SIZES) if sides else (size,)
-        found = [_differences(net, content, opset, channels, other) for other in sizes]
+        plain, net = net, net if dtype == 'fp32' else _rounded(net, dtype)
+        content = _translate(net, channels, size, sides, opset, {**_metadata(plain), 'dtype': dtype})
+        if dtype != 'fp32':
+            content = _store_in_half(content, dtype)
+        found = [_differences(net, content, opset, channels, shape) for shape in shapes]
+        image = sample_image(channels, shapes[0])
+        rounding = (net(image) - plain(image)).abs().max().item() if dtype != 'fp32' else 0.0
     if not all(differences[-1] <= TOLERANCE for differences in found):
         least = max(min(differences) for differences in found)
         raise ValueError(
@@ -133,15 +156,18 @@ def to_onnx(
         difference=max(differences[-1] for differences in found),
         set_aside=sum(len(differences) - 1 for differences in found),
         num_bytes=len(content),
+        rounding=rounding,
     )
 
 
-def _check(path: Path, size: Sequence[int] | None, opset: int, overwrite: bool) -> None:
+def _check(path: Path, size: Sequence[int] | None, opset: int, dtype: str, overwrite: bool) -> None:
     check_target(path, overwrite, ('.onnx',), 'an ONNX file')
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise ValueError(f'size must be a height and a width of at least 1, got {tuple(size)}')
     if opset < 18:
         raise ValueError(f'opset must be at least 18, got {opset}')
+    if dtype not in ('fp32', *HALF_TYPES):
+        raise ValueError(f'dtype must be one of fp32, {", ".join(HALF_TYPES)}, got {dtype!r}')
     if (backend := resolve_backend()) != 'torch':
         raise ValueError(f"export needs the ops backend 'torch', got {backend!r}; unset SPINSR_OPS_BACKEND")
     for package in ('onnx', 'onnxruntime', 'onnxscript'):
@@ -151,7 +177,7 @@ def _check(path: Path, size: Sequence[int] | None, opset: int, overwrite: bool) 
             raise ImportError(f'export to ONNX needs the package {package}: pip install {package}') from error
 
 
-def _sides(net: nn.Module) -> tuple[int, int | None] | None:
+def sides_of(net: nn.Module) -> tuple[int, int | None] | None:
     """Least and largest side of the images that follow one path through the network; None: each size has its own.
 
     Raises:
@@ -162,10 +188,63 @@ def _sides(net: nn.Module) -> tuple[int, int | None] | None:
     format = find_format(type(net))
     if format and format.onnx.refused:
         raise ValueError(f'{format.name} cannot be exported to ONNX: {format.onnx.refused}')
-    return format.onnx.sides if format else None
+    sides = format.onnx.sides if format else None
+    if callable(sides):
+        return sides(net) if symbolic.SUPPORTED else None
+    return sides
 
 
-def _channels(net: nn.Module) -> int:
+def _metadata(net: nn.Module) -> dict[str, str]:
+    """What the file says about itself."""
+    from spinsr.archs.pretrained import arguments_of
+    from spinsr.convert.registry import find_format
+
+    metadata = {'spinsr': __version__, 'input': 'image in [0, 1], RGB where it has 3 channels'}
+    if format := find_format(type(net)):
+        arguments = arguments_of(net) or format.arguments(net.state_dict())
+        metadata |= {
+            'arch': format.name,
+            'scale': str(arguments[format.scale_keyword]),
+            'arguments': json.dumps(arguments),
+            'paper': format.source.paper,
+        }
+    return metadata
+
+
+def _rounded(net: nn.Module, dtype: str) -> nn.Module:
+    """A copy, in float32, whose large tensors have the values of a half type."""
+    net = copy.deepcopy(net)
+    net.load_state_dict({name: value.float() for name, value in to_half(net.state_dict(), dtype).items()})
+    return net
+
+
+def _store_in_half(content: bytes, dtype: str) -> bytes:
+    """The same graph, with the large constants that lose nothing by it stored in a half type and cast when loaded.
+
+    What the translation computed from several weights is no longer a number of the half type, and stays in float32.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load_from_string(content)
+    graph, casts = model.graph, []
+    for tensor in graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or numpy_helper.to_array(tensor).size < SMALLEST:
+            continue
+        value = torch.from_numpy(numpy_helper.to_array(tensor).copy())
+        half = value.to(HALF_TYPES[dtype])
+        if torch.equal(half.float(), value):
+            kind = onnx.TensorProto.FLOAT16 if dtype == 'fp16' else onnx.TensorProto.BFLOAT16
+            stored, raw = f'{tensor.name}_{dtype}', half.view(torch.int16).numpy().tobytes()
+            casts.append(onnx.helper.make_node('Cast', [stored], [tensor.name], to=onnx.TensorProto.FLOAT))
+            tensor.CopyFrom(onnx.helper.make_tensor(stored, kind, value.shape, raw, raw=True))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return model.SerializeToString()
+
+
+def channels_of(net: nn.Module) -> int:
     """The channels of the images that the network takes."""
     from spinsr.convert.registry import find_format
 
@@ -174,22 +253,33 @@ def _channels(net: nn.Module) -> int:
     return told or next(m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d))
 
 
-def _image(channels: int, size: tuple[int, int], seed: int = 0) -> Tensor:
-    """A random image, the same for the same seed, with coarse and fine structure as photographs have."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(1, channels, 5, 7, generator=generator)
+def sample_image(channels: int, shape: tuple[int, int, int], seed: int = 0) -> Tensor:
+    """Random images (B, H, W), the same for the same seed, with coarse and fine structure as photographs have."""
+    generator, (batch, *size) = torch.Generator().manual_seed(seed), shape
+    coarse = torch.rand(batch, channels, 5, 7, generator=generator)
     smooth = nn.functional.interpolate(coarse, size=size, mode='bicubic').clamp(0, 1)
-    return 0.9 * smooth + 0.1 * torch.rand(1, channels, *size, generator=generator)
+    return 0.9 * smooth + 0.1 * torch.rand(batch, channels, *size, generator=generator)
 
 
-def _translate(net: nn.Module, image: Tensor, sides: tuple[int, int | None] | None, opset: int) -> bytes:
+def _translate(
+    net: nn.Module,
+    channels: int,
+    size: tuple[int, int],
+    sides: tuple[int, int | None] | None,
+    opset: int,
+    metadata: Mapping[str, str],
+) -> bytes:
     """The network as the bytes of an ONNX file."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
     from onnxscript import optimizer
 
     shapes = None
     if sides:
-        shapes = ({2 + i: torch.export.Dim(name, min=sides[0], max=sides[1]) for i, name in enumerate(('H', 'W'))},)
+        shapes = {2 + i: torch.export.Dim(name, min=sides[0], max=sides[1]) for i, name in enumerate(('H', 'W'))}
+        shapes = ({0: torch.export.Dim('B', min=1), **shapes},)
+        size = tuple(max(side, sides[0]) for side in size)
+    # A batch of 1 would become a constant of the graph, and equal sides could become one.
+    image = sample_image(channels, (2, size[0], size[1] + 1) if sides else (1, *size))
     try:
         with _quiet():
             # Not optimised: onnxscript's patterns of several nodes are compared with every node at every node, which
@@ -217,6 +307,8 @@ def _translate(net: nn.Module, image: Tensor, sides: tuple[int, int | None] | No
     written = next(entry.version for entry in model.opset_import if not entry.domain)
     if written != opset:
         raise ValueError(f'opset must be one that torch {torch.__version__} can write, got {opset}; it wrote {written}')
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
     return model.SerializeToString()
 
 
@@ -251,7 +343,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _differences(net: nn.Module, content: bytes, opset: int, channels: int, size: tuple[int, int]) -> list[float]:
+def _differences(net: nn.Module, content: bytes, opset: int, channels: int, shape: tuple[int, int, int]) -> list[float]:
     """Largest difference between PyTorch and ONNX Runtime for one image after another, up to the first that agrees.
 
     A network may rank pixels. Where two have equal log-odds up to rounding, the runtimes may take one or the other, and
@@ -266,7 +358,7 @@ def _differences(net: nn.Module, content: bytes, opset: int, channels: int, size
         raise ValueError(f'{runtime} does not take opset {opset}: {_first_line(error)}') from error
     differences = []
     for seed in range(IMAGES):
-        image = _image(channels, size, seed)
+        image = sample_image(channels, shape, seed)
         try:
             (out,) = session.run(None, {'image': image.numpy()})
         except Exception as error:

@@ -68,7 +68,7 @@ class Network:
 
 
 def load(
-    arch: str | None = None,
+    arch: str | os.PathLike | None = None,
     scale: int | None = None,
     weights: str | os.PathLike | Mapping | None = 'default',
     device: str | torch.device = 'cpu',
@@ -80,7 +80,8 @@ def load(
         arch: A network of spinsr ('SPIN', 'SAN', 'RCAN', ...), one of its published configurations ('RLFN-S', ...), or
             any other name in BasicSR's ARCH_REGISTRY, with or without the suffix `_basicsr`. None detects a network of
             spinsr from the weights; without a file it is SPIN. `num_in_ch` and `num_out_ch` are 3 where the arch has no
-            default of its own. 'SPIN' with a switch of `SPINVariant` builds that, and logs a warning.
+            default of its own. 'SPIN' with a switch of `SPINVariant` builds that, and logs a warning. Also a folder of
+            `save_pretrained`, which has weights and arguments of its own.
         scale: Upscaling factor, the arch's `upscale` (or `scale`). None takes that of the weights, else 4.
         weights: A .pth, .pt or .safetensors file, or a state dict: spinsr's or BasicSR's (`params_ema` before `params`)
             or the authors' own, which is converted. 'default' takes those that spinsr ships; None leaves the random
@@ -108,7 +109,7 @@ def load(
 
 
 def resolve(
-    arch: str | None = None,
+    arch: str | os.PathLike | None = None,
     scale: int | None = None,
     weights: str | os.PathLike | Mapping | None = 'default',
     **arch_args: Any,
@@ -119,7 +120,18 @@ def resolve(
         ValueError, TypeError, FileNotFoundError: As `load`.
     """
     from spinsr import convert
+    from spinsr.archs import pretrained
 
+    if pretrained.is_folder(arch) and (isinstance(arch, os.PathLike) or not convert.find_format(arch)):
+        if not (isinstance(weights, str) and weights == 'default'):
+            raise ValueError(f'{printable(os.fspath(arch))} has weights of its own; leave weights out')
+        folder, config = arch, pretrained.read_config(arch)
+        arch, weights = config.pop('arch', None), pretrained.weights_in(folder)
+        if arch is None:
+            raise ValueError(f"{printable(os.fspath(folder))}: the configuration does not name the network ('arch')")
+        # The file tells the scale; another one that is asked for is compared with it.
+        config.pop(convert.get_format(arch).scale_keyword, None)
+        arch_args = config | arch_args
     if weights is None or (isinstance(weights, str) and weights == 'default'):
         arch, scale = arch or DEFAULT_ARCH, scale or DEFAULT_SCALE
         network = _named(arch, scale, arch_args, weighted=weights is not None)

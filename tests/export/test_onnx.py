@@ -1,3 +1,4 @@
+import json
 import os
 import sys
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import spinsr
 from spinsr import cli
 from spinsr.archs import ARCH_REGISTRY
 from spinsr.convert import get_format
@@ -21,7 +23,6 @@ NETWORKS = {
     'RCAN': {'num_feat': 8, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 4, 'upscale': 2},
     'RDBESA': {'num_feat': 8, 'num_block': 1, 'squeeze_factor': 4, 'upscale': 2},
 }
-SPIN_SIZE = (21, 34)  # no multiple of the cells
 each_arch = pytest.mark.parametrize('arch', NETWORKS)
 
 
@@ -42,7 +43,7 @@ def exported(tmp_path_factory):
     def get(arch):
         if arch not in done:
             net, path = build(arch), tmp_path_factory.mktemp(arch) / 'net.onnx'
-            done[arch] = net, path, to_onnx(net, path, size=SPIN_SIZE if arch == 'SPIN' else None)
+            done[arch] = net, path, to_onnx(net, path)
         return done[arch]
 
     return get
@@ -65,7 +66,22 @@ def run(path, x):
 @pytest.mark.parametrize(
     ('arch', 'size'),
     [
-        pytest.param('SPIN', SPIN_SIZE, id='SPIN-21x34', marks=pytest.mark.slow),
+        *(
+            pytest.param('SPIN', size, id=f'SPIN-{size[0]}x{size[1]}', marks=pytest.mark.slow)
+            # One cell, less than two, multiples of the cell and none, one side far longer, and a batch.
+            for size in (
+                (8, 8),
+                (15, 9),
+                (16, 24),
+                (21, 34),
+                (8, 61),
+                (70, 11),
+                (40, 40),
+                (57, 33),
+                (64, 48),
+                (31, 31, 3),
+            )
+        ),
         pytest.param('SAN', (4, 5), id='SAN-4x5', marks=pytest.mark.slow),
         pytest.param('SAN', (33, 20), id='SAN-33x20', marks=pytest.mark.slow),
         pytest.param('RCAN', (2, 3), id='RCAN-2x3'),
@@ -75,7 +91,8 @@ def run(path, x):
 )
 def test_onnx_gives_what_torch_gives(arch, size, exported):
     net, path, _ = exported(arch)
-    x = torch.rand(1, 3, *size)
+    (height, width), batch = size[:2], *(size[2:] or (1,))
+    x = torch.rand(batch, 3, height, width)
     with torch.no_grad():
         np.testing.assert_allclose(run(path, x), net(x).numpy(), rtol=0, atol=1e-4)
 
@@ -84,10 +101,10 @@ def test_onnx_gives_what_torch_gives(arch, size, exported):
 @pytest.mark.parametrize(
     ('arch', 'size', 'sides', 'shape'),
     [
-        ('SPIN', SPIN_SIZE, None, [1, 3, *SPIN_SIZE]),
-        ('SAN', None, (4, 1000), [1, 3, 'H', 'W']),
-        ('RCAN', None, (2, None), [1, 3, 'H', 'W']),
-        ('RDBESA', None, (15, None), [1, 3, 'H', 'W']),
+        ('SPIN', None, (8, None), ['B', 3, 'H', 'W']),
+        ('SAN', None, (4, 1000), ['B', 3, 'H', 'W']),
+        ('RCAN', None, (2, None), ['B', 3, 'H', 'W']),
+        ('RDBESA', None, (15, None), ['B', 3, 'H', 'W']),
     ],
     ids=NETWORKS,
 )
@@ -109,6 +126,47 @@ def test_what_the_file_takes(arch, size, sides, shape, exported):
     assert b'.py' not in path.read_bytes()  # where each node came from
 
 
+def metadata(path):
+    import onnx
+
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+
+
+def test_the_file_says_which_network_it_is(exported):
+    _, path, _ = exported('RCAN')
+    found = metadata(path)
+    assert (found['arch'], found['scale'], found['dtype']) == ('RCAN', '2', 'fp32')
+    rebuilt = ARCH_REGISTRY.get('RCAN_spinsr')(**json.loads(found['arguments']))
+    assert repr(rebuilt) == repr(build('RCAN'))
+
+
+@pytest.mark.parametrize('dtype', ['fp16', 'bf16'])
+def test_weights_in_half_types(dtype, exported, tmp_path):
+    import onnx as onnx_package
+
+    net, _, whole = exported('RCAN')
+    half = to_onnx(net, tmp_path / 'half.onnx', size=(9, 14), dtype=dtype)
+    assert whole.rounding == 0 < half.rounding < {'fp16': 1e-3, 'bf16': 1e-2}[dtype]
+    assert metadata(tmp_path / 'half.onnx')['dtype'] == dtype
+    kind = getattr(onnx_package.TensorProto, {'fp16': 'FLOAT16', 'bf16': 'BFLOAT16'}[dtype])
+    stored = [
+        tensor for tensor in onnx_package.load(tmp_path / 'half.onnx').graph.initializer if tensor.data_type == kind
+    ]
+    large = [value for value in net.state_dict().values() if value.numel() >= 256]
+    assert len(stored) == len(large) > 0
+    x = torch.rand(1, 3, 9, 14)
+    with torch.no_grad():
+        np.testing.assert_allclose(run(tmp_path / 'half.onnx', x), net(x).numpy(), rtol=0, atol=4 * half.rounding)
+
+
+def test_weights_that_fp16_cannot_hold(tmp_path):
+    net = build('RCAN')
+    net.conv_after_body.weight.data.mul_(1e7)
+    with pytest.raises(ValueError, match='conv_after_body.weight holds .*, which fp16 cannot; use bf16 or fp32'):
+        to_onnx(net, tmp_path / 'net.onnx', dtype='fp16')
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', [*SMALL, *BASICSR])
 def test_every_network_is_exported_or_says_why_not(name, tmp_path):
@@ -120,7 +178,7 @@ def test_every_network_is_exported_or_says_why_not(name, tmp_path):
             if not value.any():
                 value.normal_(0, 0.1)
     # Which compares with ONNX Runtime at three sizes where the file takes any.
-    size = None if format.onnx.sides else (16, 24)
+    size = None if isinstance(format.onnx.sides, tuple) else (16, 24)  # SPIN for any size takes long: above
     if format.onnx.refused:
         with pytest.raises(ValueError, match='cannot be exported to ONNX: '):
             to_onnx(net, tmp_path / 'net.onnx', size=size)
@@ -177,10 +235,10 @@ def test_images_on_which_ranks_differ_are_set_aside(found, set_aside, exported, 
     path = tmp_path / 'net.onnx'
     if set_aside is None:
         with pytest.raises(ValueError, match='it was not written'):
-            to_onnx(build('SPIN'), path)
+            to_onnx(build('SPIN'), path, size=(64, 64))
         assert not path.exists()
     else:
-        assert to_onnx(build('SPIN'), path) == ((64, 64), None, 1e-5, set_aside, 7)
+        assert to_onnx(build('SPIN'), path, size=(64, 64)) == ((64, 64), None, 1e-5, set_aside, 7, 0)
         assert path.read_bytes() == b'content'
 
 
@@ -192,7 +250,7 @@ def test_images_are_compared_until_one_agrees(exported, monkeypatch):
         return net(x) + next(offsets)
 
     with torch.no_grad():
-        first, second = onnx._differences(forward, path.read_bytes(), 18, 3, (7, 9))
+        first, second = onnx._differences(forward, path.read_bytes(), 18, 3, (1, 7, 9))
     assert first == pytest.approx(0.5, abs=1e-4)
     assert second <= 1e-5
 
@@ -204,9 +262,10 @@ def test_images_are_compared_until_one_agrees(exported, monkeypatch):
         ('net.onnx', {'size': (0, 4)}, 'at least 1'),
         ('net.onnx', {'size': (4,)}, 'a height and a width'),
         ('net.onnx', {'opset': 17}, 'at least 18, got 17'),
+        ('net.onnx', {'dtype': 'int8'}, "dtype must be one of fp32, fp16, bf16, got 'int8'"),
         ('none/net.onnx', {}, 'does not exist'),
     ],
-    ids=['ending', 'size', 'one-side', 'opset', 'folder'],
+    ids=['ending', 'size', 'one-side', 'opset', 'dtype', 'folder'],
 )
 def test_what_is_refused(name, options, message, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -331,7 +390,7 @@ def test_command_passes_on_what_no_shape_tells(exported, tmp_path, monkeypatch):
     ((net, options),) = taken
     assert [block.aggregation.stoken_size for block in net.blocks] == [8]
     assert net.upscale == 2
-    assert options == {'size': None, 'opset': 20, 'overwrite': False}
+    assert options == {'size': None, 'opset': 20, 'dtype': 'fp32', 'overwrite': False}
 
 
 def test_command_writes_safetensors(checkpoint, tmp_path, capsys):
@@ -341,12 +400,22 @@ def test_command_writes_safetensors(checkpoint, tmp_path, capsys):
     assert torch.equal(load_file(target)['mean'], torch.load(checkpoint)['params']['mean'])
 
 
+def test_command_writes_safetensors_in_half(checkpoint, tmp_path):
+    target = tmp_path / 'net.safetensors'
+    assert cli.main(['export', str(checkpoint), str(target), '--dtype', 'bf16']) == 0
+    written = load_file(target)
+    for name, value in torch.load(checkpoint)['params'].items():
+        expected = value.bfloat16() if value.numel() >= 256 else value
+        assert written[name].dtype == expected.dtype and torch.equal(written[name], expected)
+    assert spinsr.load(weights=target).conv_first.weight.dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ('name', 'flags', 'message'),
     [
         ('net.safetensors', ['--size', '9x14'], '--size is for ONNX'),
         ('net.safetensors', ['--arch-args', 'num_heads=2'], '--arch-args is for ONNX'),
-        ('net.pth', [], 'OUT must end in .onnx or .safetensors, got '),
+        ('net.pth', [], 'OUT must end in .onnx, .param or .safetensors, got '),
         ('old.onnx', [], 'old.onnx exists; --overwrite replaces it'),
     ],
     ids=['size', 'arch-args', 'ending', 'exists'],

@@ -5,9 +5,10 @@ from torch import Tensor
 
 from spinsr.ops.attention import chunked, reference
 from spinsr.ops.attention.heads import check_heads
-from spinsr.ops.attention.windows import batch_rows, windows_of
+from spinsr.ops.attention.windows import batch_rows, symbolic_windows, windows_of
 from spinsr.ops.common.backend import check_floating, check_no_tangents, dense_or_torch, resolve_backend
 from spinsr.ops.common.cache import specialize_int
+from spinsr.ops.common.symbolic import is_symbolic
 
 OWN_VALUES = ('all', 'ignored')
 
@@ -129,7 +130,7 @@ def intra_superpixel_attention(
     total = chunked.add_attended_rows(q, k, v, rows, num_heads, start=own_values == 'all')
     rows = rows.flatten()
     count = v.new_full((b * n, 1), own_values == 'all')
-    count = count.index_add_(0, rows, count.new_ones(1, 1).expand(len(rows), 1))
+    count = count.index_add_(0, rows, count.new_ones(1, 1).expand(rows.shape[0], 1))
     if own_values == 'ignored':
         return torch.where(count > 0, total / count.clamp(min=1), v).view(b, n, c)
     return (total / count).view(b, n, c)
@@ -184,7 +185,10 @@ def window_attention(
         check_no_tangents(q, k, v)
         return attend(q, k, v, window, overlap, num_heads)
     b, h, w, _ = v.shape
-    windows = windows_of(specialize_int(h), specialize_int(w), window, overlap, v.device)
+    if is_symbolic(h, w):
+        windows = symbolic_windows(h, w, window, overlap, v.device)
+    else:
+        windows = windows_of(specialize_int(h), specialize_int(w), window, overlap, v.device)
     rows = batch_rows(windows.rows, h * w, b)
     total = chunked.add_attended_rows(*(x.flatten(0, 2) for x in (q, k, v)), rows, num_heads, start=False)
     return total.unflatten(0, (b, h * w)).div(windows.count.to(v.dtype)).view(v.shape)

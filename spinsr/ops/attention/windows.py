@@ -5,6 +5,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from spinsr.ops.common import symbolic
 from spinsr.ops.common.cache import cached_table
 
 
@@ -42,6 +43,15 @@ def windows_of(height: int, width: int, window: int, overlap: int, device: torch
     index = rows[:, None, :, None] * width + cols[None, :, None, :]
     count = torch.bincount(index.flatten(), minlength=height * width).unsqueeze(1)
     return Windows(index.view(len(tops) * len(lefts), -1).to(device), count.to(device))
+
+
+def symbolic_windows(height: int, width: int, window: int, overlap: int, device: torch.device) -> Windows:
+    """As `windows_of`, for an exported graph that computes them for each image, whose sides are at least `window`."""
+    tops, lefts = (symbolic.window_starts(side, window, overlap, device) for side in (height, width))
+    steps = torch.arange(window, device=device)
+    index = (tops[:, None] + steps)[:, None, :, None] * width + (lefts[:, None] + steps)[None, :, None, :]
+    in_rows, in_columns = symbolic.windows_at(tops, height, window), symbolic.windows_at(lefts, width, window)
+    return Windows(index.flatten(2).flatten(0, 1), (in_rows[:, None] * in_columns).reshape(-1, 1))
 
 
 def batch_rows(rows: Tensor, num_rows: int, batch: int) -> Tensor:

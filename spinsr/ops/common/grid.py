@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spinsr.ops.common import symbolic
 from spinsr.ops.common.cache import cached_table, specialize_int
 from spinsr.ops.common.index_map import IndexMap
 
@@ -83,6 +84,10 @@ def gather_incoming(x: Tensor, grid: Grid) -> Tensor:
 
 def initial_centroids(x: Tensor, grid: Grid) -> Tensor:
     """(B, H, W, C) -> the mean features of the cells, (B, K, C)."""
+    if symbolic.is_symbolic(*grid.size):  # ONNX has no pooling to a size that the graph computes
+        rows, columns = (symbolic.cell_means(*sides, x) for sides in zip(grid.size, grid.shape, strict=True))
+        pooled = (rows @ x.flatten(2)).unflatten(2, x.shape[2:])  # (B, rows, W, C)
+        return (columns @ pooled).flatten(1, 2)
     pooled = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), grid.shape)
     return pooled.flatten(2).transpose(1, 2)  # (B, K, C)
 
@@ -113,10 +118,12 @@ def superpixel_grid(
         >>> superpixel_grid(180, 320, 12, torch.device('cpu')).shape
         (15, 26)
     """
-    if min(height, width, cell) < 1:
+    if height < 1 or width < 1 or cell < 1:  # not their minimum, which would compare the sides of an exported graph
         raise ValueError(f'height, width and cell must be at least 1, got {height=}, {width=}, {cell=}')
     if reach is not None and reach < 0:
         raise ValueError(f'reach must be at least 0, or None for the whole image, got {reach=}')
+    if symbolic.is_symbolic(height, width) and reach is not None:
+        return _symbolic(height, width, cell, torch.device(device), reach)
     label_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     return _build(specialize_int(height), specialize_int(width), cell, torch.device(device), label_dtype, reach)
 
@@ -131,9 +138,7 @@ def _build(height: int, width: int, cell: int, device: torch.device, dtype: torc
 
     row_slots, row_valid = _slots(row_of, rows)
     col_slots, col_valid = _slots(col_of, cols)
-    pixels = row_slots[:, None, :, None] * width + col_slots[None, :, None, :]  # (rows, cols, ph, pw)
-    is_pixel = row_valid[:, None, :, None] & col_valid[None, :, None, :]
-    pixels, is_pixel = pixels.reshape(rows * cols, -1), is_pixel.reshape(rows * cols, -1)
+    pixels, is_pixel = _of_cells(row_slots, col_slots, width), _of_cells(row_valid, col_valid)
 
     incoming = None
     if reach is None:
@@ -141,15 +146,7 @@ def _build(height: int, width: int, cell: int, device: torch.device, dtype: torc
         is_neighbor = torch.ones((), dtype=torch.bool).expand_as(neighbors)
         smallest = height * width
     else:
-        offsets = torch.arange(-reach, reach + 1)
-        m = len(offsets) ** 2
-        r = torch.arange(rows).view(-1, 1, 1, 1) + offsets.view(1, 1, -1, 1)
-        c = torch.arange(cols).view(1, -1, 1, 1) + offsets.view(1, 1, 1, -1)
-        is_neighbor = ((r >= 0) & (r < rows) & (c >= 0) & (c < cols)).reshape(rows * cols, m)
-        neighbors = (r.clamp(0, rows - 1) * cols + c.clamp(0, cols - 1)).reshape(rows * cols, m)
-        neighbors = neighbors.masked_fill(~is_neighbor, 0)
-        # The cell in direction d of mine sees me in the opposite one.
-        incoming = neighbors.flip(1) * m + torch.arange(m)
+        neighbors, is_neighbor, incoming = _neighbors(rows, cols, reach, torch.device('cpu'))
         areas = is_pixel.sum(1)
         smallest = int((areas[neighbors] * is_neighbor).sum(1).min())
     return Grid(
@@ -168,6 +165,53 @@ def _build(height: int, width: int, cell: int, device: torch.device, dtype: torc
         num_cells=rows * cols,
         num_pixels=height * width,
     )
+
+
+def _symbolic(height: int, width: int, cell: int, device: torch.device, reach: int) -> Grid:
+    """As `_build`, with maps that an exported graph computes for each image, whose sides are at least `cell`."""
+    rows, cols = (symbolic.number(side // cell, least=1) for side in (height, width))
+    row_of, col_of = symbolic.cell_of(height, rows, device), symbolic.cell_of(width, cols, device)
+    row_slots, row_valid = symbolic.slots(row_of, rows)
+    col_slots, col_valid = symbolic.slots(col_of, cols)
+    neighbors, is_neighbor, incoming = _neighbors(rows, cols, reach, device)
+    pixels = _of_cells(row_slots, col_slots, width)
+    return Grid(
+        size=(height, width),
+        shape=(rows, cols),
+        cell=cell,
+        reach=reach,
+        labels=(row_of[:, None] * cols + col_of).reshape(-1),
+        neighbors=neighbors,
+        is_neighbor=is_neighbor,
+        pixels=pixels,
+        is_pixel=_of_cells(row_valid, col_valid),
+        # Only its `index` is read while a graph is traced.
+        cells=IndexMap(pixels.reshape(-1), pixels, pixels, pixels),
+        incoming=incoming,
+        smallest_neighborhood=cell**2,
+        num_cells=rows * cols,
+        num_pixels=height * width,
+    )
+
+
+def _of_cells(rows: Tensor, columns: Tensor, width: int | None = None) -> Tensor:
+    """Joins slots (rows, h) and (columns, w) to those of cells, (K, h w): pixels of an image of `width`, or flags."""
+    rows, columns = rows[:, None, :, None], columns[None, :, None, :]
+    joined = rows & columns if width is None else rows * width + columns
+    return joined.flatten(2).flatten(0, 1)
+
+
+def _neighbors(rows: int, cols: int, reach: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """`Grid.neighbors`, `Grid.is_neighbor` and `Grid.incoming`."""
+    offsets = torch.arange(-reach, reach + 1, device=device)
+    m = len(offsets) ** 2
+    r = torch.arange(rows, device=device).view(-1, 1, 1, 1) + offsets.view(1, 1, -1, 1)
+    c = torch.arange(cols, device=device).view(1, -1, 1, 1) + offsets.view(1, 1, 1, -1)
+    is_neighbor = ((r >= 0) & (r < rows) & (c >= 0) & (c < cols)).reshape(rows * cols, m)
+    neighbors = (r.clamp(0, rows - 1) * cols + c.clamp(0, cols - 1)).reshape(rows * cols, m)
+    neighbors = neighbors.masked_fill(~is_neighbor, 0)
+    # The cell in direction d of mine sees me in the opposite one.
+    return neighbors, is_neighbor, neighbors.flip(1) * m + torch.arange(m, device=device)
 
 
 @cached_table

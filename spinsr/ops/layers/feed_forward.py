@@ -87,7 +87,7 @@ def _joined_weight(mean: Tensor, channel_gate, w_first: Tensor, w_pixel_squeeze:
     gate = F.linear(F.gelu(F.linear(mean, w_squeeze, b_squeeze)), w_expand, b_expand).sigmoid()  # (B, C)
     w_channel, w_pixel = w_first.chunk(2, 1)
     rest = torch.cat([w_pixel, w_pixel_squeeze])
-    rest = F.pad(rest, (0, 0, 0, -(len(w_channel) + len(rest)) % 16)).expand(len(mean), -1, -1)
+    rest = F.pad(rest, (0, 0, 0, -(len(w_channel) + len(rest)) % 16)).expand(mean.shape[0], -1, -1)
     return torch.cat([w_channel * gate.unsqueeze(1), rest], 1)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spinsr.ops.common.backend import check_features, dense_or_torch
 from spinsr.ops.common.chunking import chunks, in_full_precision_on_cpu
+from spinsr.ops.common.symbolic import is_symbolic
 
 PIXELS = 2**16  # of the output, in a strip
 
@@ -52,7 +53,7 @@ def upsampling_tail(
             raise ValueError(
                 f'a stage must have the weight (f^2 C, C, 3, 3) with C = {x.shape[1]}, got {tuple(weight.shape)}'
             )
-    if dense_or_torch('upsampling_tail', backend, x.device) == 'reference':
+    if dense_or_torch('upsampling_tail', backend, x.device) == 'reference' or is_symbolic(*x.shape[2:]):
         return _reference(x, stages, last, slope)
     stages = [_in_token_order(*stage) for stage in stages]
     tensors = (x, *last, *(part for stage in stages for part in stage))
