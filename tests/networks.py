@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from spinsr.convert.registry import find_format
+
 
 class Network(NamedTuple):
     """What the tests cannot find out by themselves.
@@ -144,6 +146,10 @@ NETWORKS = {
         small={'embed_dim': 12, 'depths': (2,), 'num_heads': (3,), 'window_size': 4},
         parameters={2: 1_005_348, 3: 1_013_463, 4: 1_024_824},
     ),
+    'TCFDB': Network(
+        small={'num_feat': 8, 'num_block': 1, 'num_layer': 2, 'num_heads': 2, 'window_size': 4, 'num_esa': 4},
+        parameters={2: 510_704, 3: 518_819, 4: 530_180},
+    ),
     'RAMiT': Network(
         small={'num_feat': 16, 'depths': (2, 1, 1, 1), 'window_size': 2, 'slim': True},
         parameters={2: 939_844, 3: 948_499, 4: 960_616},
@@ -166,6 +172,72 @@ NETWORKS = {
     ),
 }
 
+# BasicSR's own networks; the names of small networks and the numbers as above, at the defaults of their formats.
+BASICSR = {
+    'SwinIR': Network(
+        small={
+            'img_size': 8,
+            'embed_dim': 8,
+            'depths': (2, 1),
+            'num_heads': (2, 4),
+            'window_size': 4,
+            'upsampler': 'pixelshuffledirect',
+        },
+        parameters={2: 11_752_487, 3: 11_937_127, 4: 11_900_199, 8: 12_047_911},
+    ),
+    'EDSR': Network(
+        small={'num_feat': 8, 'num_block': 2},
+        parameters={2: 1_369_859, 3: 1_554_499, 4: 1_517_571},
+    ),
+    'ECBSR': Network(
+        small={'num_block': 1, 'num_channel': 4},
+        parameters={2: 47_088, 3: 61_578, 4: 95_472},
+    ),
+}
+
+# Exact numbers of parameters of the published configurations that are not the defaults, by scale.
+CONFIGURATIONS = {
+    'AWSRN-M': {2: 1_063_742, 3: 1_143_017, 4: 1_254_002},
+    'AWSRN-S': {2: 397_482, 3: 476_757, 4: 587_742},
+    'AWSRN-SD': {2: 348_098, 3: 388_013, 4: 443_894},
+    'CARN-multi': {2: 1_591_939, 3: 1_591_939, 4: 1_591_939},
+    'CARN-M': {2: 257_027, 3: 303_427, 4: 294_147},
+    'CARN-M-multi': {2: 414_787, 3: 414_787, 4: 414_787},
+    'DLGSANet-tiny': {2: 565_710, 3: 572_205, 4: 581_298},
+    'DLGSANet-light': {2: 745_188, 3: 751_683, 4: 760_776},
+    'ECBSR-M4C8': {4: 60_088},
+    'ECBSR-M10C16': {4: 148_560},
+    'ECBSR-M10C32': {4: 426_784},
+    'ECBSR-M16C64': {4: 2_304_576},
+    'EDSR-large': {2: 40_729_603, 3: 43_680_003, 4: 43_089_923},
+    'ELAN-light': {2: 582_012, 3: 590_127, 4: 601_488},
+    'ETDS-T': {2: 12_110, 3: 14_300, 4: 17_366},
+    'ETDS-S': {2: 38_352, 3: 42_702, 4: 48_792},
+    'ETDS-L': {2: 143_850, 3: 150_360, 4: 159_474},
+    'ETDSInference-T': {2: 13_944, 3: 16_920, 4: 21_360},
+    'ETDSInference-S': {2: 41_512, 3: 46_792, 4: 54_112},
+    'ETDSInference-L': {2: 152_184, 3: 159_768, 4: 169_968},
+    'IPT-multi': {4: 118_892_370},
+    'LAPAR-B': {2: 250_184, 3: 276_344, 4: 312_968},
+    'LAPAR-C': {2: 87_318, 3: 98_998, 4: 115_350},
+    'RAMiT-1': {2: 823_164, 3: 831_819, 4: 843_936},
+    'RAMiT-slimSR': {2: 581_008, 3: 587_503, 4: 596_596},
+    'RFDN-paper': {2: 534_036, 3: 540_531, 4: 549_624},
+    'RFDN-L': {2: 625_962, 3: 632_997, 4: 642_846},
+    'RLFN-S': {2: 454_620, 3: 461_115, 4: 470_208},
+    'RLFN-NTIRE': {2: 302_278, 3: 308_503, 4: 317_218},
+    'SAFMN-L': {2: 5_559_308, 3: 5_576_603, 4: 5_600_816},
+    'SMFANet+': {2: 480_300, 3: 486_795, 4: 495_888},
+    'ShuffleMixer-tiny': {2: 108_435, 3: 113_715, 4: 112_659},
+    'SwinIR-light': {2: 910_152, 3: 918_267, 4: 929_628},
+    'SwinIR-real': {4: 11_715_559},
+    'SwinIR-real-large': {4: 28_013_059},
+    'Swin2SR-classical': {2: 12_091_571, 3: 12_276_211, 4: 12_239_283},
+    'Swin2SR-compressed': {4: 12_244_598},
+    'Swin2SR-real': {4: 12_054_643},
+    'Swin2SR-real-large': {4: 28_785_859},
+}
+
 
 def bare(name: str) -> str:
     """The name without BasicSR's suffix for a clash, as in spinsr.load and the names of option files."""
@@ -185,3 +257,8 @@ def settled(net: nn.Module) -> nn.Module:
 
 
 SMALL = {bare(name): network.small for name, network in NETWORKS.items()}
+
+
+def told(name: str) -> dict:
+    """Arguments of the small network that its weights do not tell."""
+    return {key: value for key, value in SMALL[bare(name)].items() if key in find_format(name).untold}

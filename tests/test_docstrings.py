@@ -16,6 +16,7 @@ MODULES = [
         if not module.name.endswith(('kernels', 'triton_launch'))
     ),
     *(f'spinsr.modules.{module.name}' for module in pkgutil.iter_modules(spinsr.modules.__path__)),
+    'spinsr.data.resample',
     'spinsr.inference.upscale',
     'spinsr.inference.load',
     'spinsr.analysis.superpixels',

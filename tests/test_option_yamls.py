@@ -57,7 +57,9 @@ FILES = [OptionFile(path.stem, path.read_text()) for path in SHIPPED if path.nam
 FILES += [
     OptionFile(name.removesuffix('.yml'), file.text())
     for name, file in OF_RECIPES.items()
-    if stands_for_others(file) and (file.format.name in LAYOUTS or file.phase == 'train')
+    if stands_for_others(file)
+    and (file.format.name in LAYOUTS or file.phase == 'train')
+    and not isinstance(file.format.arch, str)  # BasicSR's networks: tests/archs/test_basicsr_networks.py
 ]
 OTHERS = [file for file in FILES if (of := OF_RECIPES.get(f'{file.stem}.yml')) and of.format.name not in LAYOUTS]
 FILES = [file for file in FILES if file not in OTHERS]
@@ -117,6 +119,8 @@ STRATEGIES = {
     'train_SPIN_x4_cosine': (None, {'train:scheduler'}),
     'train_SPIN_x4_multistep': (None, {'train:scheduler', 'train:total_iter'}),
 }
+# For photographs (docs/photographs.md): the LR images are made by a degradation.
+PHOTO = ('train_SPIN_x4_photo', 'train_SPIN_x4_gan')
 BENCHMARKS = ['Set5', 'Set14', 'B100', 'Urban100', 'Manga109']
 SECTIONS = {
     'train': [
@@ -144,6 +148,7 @@ DATASET_KEYS = {
     'PairedImageDataset': {'name', 'type', 'dataroot_gt', 'dataroot_lq', 'filename_tmpl', 'io_backend'},
     'BicubicImageDataset': {'name', 'type', 'dataroot_gt', 'io_backend', 'max_images'},
 }
+DATASET_KEYS['DegradationDataset'] = DATASET_KEYS['BicubicImageDataset'] | {'degradation', 'gt_usm'}
 DATASET_KEYS['DistillationDataset'] = DATASET_KEYS['PairedImageDataset'] | {'dataroot_teacher', 'read_gt'}
 CROP_KEYS = {'gt_size', 'use_hflip', 'use_rot'}
 TOP_KEYS = {'name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'datasets', 'network_g', 'path', 'val'}
@@ -205,7 +210,7 @@ def build_once(network_yaml):
 def test_shipped_files_are_all_there():
     kept = {name.removesuffix('.yml') for name, file in OF_RECIPES.items() if file.format.name in KEPT}
     more = {'train_SPIN_x4_sample', 'test_SPIN_x4_sample', 'train_SPIN_x4_release', 'train_SPIN_x4_distill'}
-    assert {path.stem for path in SHIPPED} == kept | more | set(AFTER_X4) | set(LIGHT) | set(STRATEGIES)
+    assert {path.stem for path in SHIPPED} == kept | more | set(AFTER_X4) | set(LIGHT) | set(STRATEGIES) | set(PHOTO)
 
 
 @pytest.mark.parametrize('name', [name for name, file in OF_RECIPES.items() if file.format.name in KEPT])
@@ -255,8 +260,8 @@ def test_keys_are_known(file):
     opt = load(file)
     is_train = phase(file) == 'train'
     more = {'train', 'logger', 'dist_params'} if is_train else set()
-    assert set(opt) - {'network_s'} == TOP_KEYS | more
-    assert ('network_s' in opt) == (opt['model_type'] == 'UncertaintyModel')
+    second = {'UncertaintyModel': {'network_s'}, 'AdversarialModel': {'network_d'}}.get(opt['model_type'], set())
+    assert set(opt) == TOP_KEYS | more | second
     assert set(opt['path']) <= PATH_KEYS
     for key, dataset_opt in opt['datasets'].items():
         known = DATASET_KEYS[dataset_opt['type']] | (LOADER_KEYS | CROP_KEYS if key == 'train' else set())

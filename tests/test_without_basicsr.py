@@ -102,7 +102,7 @@ def test_training_says_how_to_get_basicsr(results):
 
 
 def test_networks_of_basicsr_say_how_to_get_it(results):
-    assert results['EDSR'].endswith("BasicSR's own networks need BasicSR: spinsr install-basicsr")
+    assert results['EDSR'].endswith('cannot be built: BasicSR is not installed; get it with: spinsr install-basicsr')
 
 
 def test_registry_is_used_as_basicsrs_is():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import local_fusion, shapes
 from spinsr.convert.recipe import ON_255, Recipe, adam, cosine
-from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Source, bare, register_format
+from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Source, bare, of_edsr, register_format
 from spinsr.modules.local_fusion import LocalFusionBlock
 from spinsr.modules.mean_shift import DIV2K_MEAN, register_mean
 from spinsr.modules.weight_norm import WeightNormConv2d
@@ -107,16 +107,8 @@ def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _official_arguments(variant: str, official: Mapping[str, Any]) -> dict[str, Any]:
     """The class with eight units in a block has a file of its own ('awsrnd'); a later one has the argument `n_awru`."""
-    channels = official.get('n_colors', 3)
-    sizes = {'n_feats': 'num_feat', 'block_feats': 'num_mid', 'n_resblocks': 'num_block', 'n_awru': 'num_unit'}
-    scale = official['scale']
-    return {
-        'num_in_ch': channels,
-        'num_out_ch': channels,
-        'num_unit': 8 if variant.split('_')[0] == 'd' else 4,
-        **{ours: official[theirs] for theirs, ours in sizes.items() if theirs in official},
-        'upscale': scale if isinstance(scale, int) else scale[0],
-    }
+    sizes = of_edsr(official, block_feats='num_mid', n_resblocks='num_block', n_awru='num_unit')
+    return {'num_unit': 8 if variant.split('_')[0] == 'd' else 4, **sizes}
 
 
 def _mean(weights: Mapping[str, Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
-from spinsr.convert import shapes
+from spinsr.convert import esa, shapes
 from spinsr.convert.recipe import DF2K, Recipe, adam, cosine
 from spinsr.convert.registry import ArchFormat, Onnx, Sizes, Source, register_format, renamed, under
 from spinsr.modules.cca import ContrastAwareChannelAttention
@@ -150,19 +150,13 @@ class BSRN_S(_Network):
         super().__init__(num_in_ch, num_out_ch, num_feat, num_block, upscale, challenge=True)
 
 
-_SEPARABLE = {'conv_max': 'conv_coarse.0', 'conv3': 'conv_coarse.2', 'conv3_': 'conv_coarse.4'}
 _BLOCK, _OURS = 'B{number}', 'body.block_{number}'
 _NAMES = (
     ('fea_conv.{part:pw|dw}.{end}', 'conv_first.{part}.{end}'),
     (f'{_BLOCK}.{{conv:c1_d|c2_d|c3_d|c5}}.{{end}}', f'{_OURS}.{{conv}}.{{end}}'),
     (f'{_BLOCK}.{{conv:c1_r|c2_r|c3_r|c4}}.{{part:pw|dw}}.{{end}}', f'{_OURS}.{{conv}}.{{part}}.{{end}}'),
-    (f'{_BLOCK}.esa.conv1.{{end}}', f'{_OURS}.esa.conv_in.{{end}}'),
-    (f'{_BLOCK}.esa.conv_f.{{end}}', f'{_OURS}.esa.conv_skip.{{end}}'),
-    (f'{_BLOCK}.esa.conv4.{{end}}', f'{_OURS}.esa.conv_out.{{end}}'),
-    *(
-        (f'{_BLOCK}.esa.{theirs}.{{part:pw|dw}}.{{end}}', f'{_OURS}.esa.{ours}.{{part}}.{{end}}')
-        for theirs, ours in _SEPARABLE.items()
-    ),
+    *esa.rows(f'{_BLOCK}.esa', f'{_OURS}.esa', ('conv1', 'conv_f', 'conv4')),
+    *esa.rows(f'{_BLOCK}.esa', f'{_OURS}.esa', esa.COARSE, coarse=True, tensor='{part:pw|dw}.{end}'),
     ('c1.{end}', 'fuse.{end}'),
     ('c2.{part:pw|dw}.{end}', 'conv_after_body.{part}.{end}'),
     ('upsampler.upsampleOneStep.0.{end}', 'conv_last.{end}'),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import mean_shift, shapes
-from spinsr.convert.recipe import Recipe, adam, multistep
+from spinsr.convert.recipe import DIV2K_AT_SEVERAL_SCALES, Recipe, adam, multistep
 from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Source, bare, register_format, renamed
 from spinsr.modules.mean_shift import DIV2K_MEAN, register_mean
 from spinsr.modules.upsample import upscale_factors
@@ -170,6 +170,20 @@ def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
+_MULTI_SCALE = {
+    'about': "The recipe is that of the authors' README: LR patches of 64x64, batch 64, 600,000 iterations, the norm "
+    "of the gradient at most 10 (their code's defaults, 200,000 iterations, are others). Each step takes x2, x3 or x4 "
+    'at random. LR is made from the HR sub-images when they are read. The scale of the file is that of validation.',
+    'scales': (4,),
+    'model_type': 'MultiScaleModel',
+    'data': DIV2K_AT_SEVERAL_SCALES,
+    'augment': {'scales': SCALES},
+    'comments': {
+        'model_type': 'SpinsrModel that takes another scale in each step',
+        'gt_size': 'at x4; LR patches of 64x64 at every scale',
+    },
+}
+
 _translate = renamed(scale='upscale', group='groups', width='num_feat')
 
 _PUBLISHED = 'ECCV 2018, Table 2; github.com/nmhkahn/CARN-pytorch'
@@ -228,7 +242,7 @@ register_format(
             scheduler=multistep(400_000),
             total_iter=600_000,
             grad_clip=10.0,
-            by_configuration={'CARN-multi': {'scales': ()}, 'CARN-M-multi': {'scales': ()}},
+            by_configuration={'CARN-multi': _MULTI_SCALE, 'CARN-M-multi': _MULTI_SCALE},
         ),
         source=Source(
             'Fast, Accurate, and Lightweight Super-Resolution with Cascading Residual Network (Ahn et al., ECCV 2018)',

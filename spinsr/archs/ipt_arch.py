@@ -303,6 +303,11 @@ def _factor(weights: Mapping[str, Tensor], task: int) -> int:
     return shapes.stages(weights, template) if template.format(0) in weights else 1
 
 
+def _factor_of_task(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    tasks, task = arguments.get('tasks', ()), arguments.get('task')
+    return {'upscale': tasks[task]} if task in range(len(tasks)) else {}
+
+
 _SIZES = {
     'n_feats': 'num_feat',
     'patch_size': 'patch_size',
@@ -366,6 +371,7 @@ register_format(
             ('tail.{task}.1.{end}', 'tails.{task}.conv_last.{end}'),
         ),
         arguments=_arguments,
+        implied=_factor_of_task,
         configurations={'IPT-multi': {'tasks': (2, 3, 4, 1, 1, 1)}},
         official_arguments=_official_arguments,
         untold={'num_heads': 1, 'task': None, 'img_range': 255.0},

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
-from spinsr.convert import shapes
+from spinsr.convert import esa, shapes
 from spinsr.convert.recipe import Recipe, adamw, multistep
 from spinsr.convert.registry import ArchFormat, PublishedResult, Sizes, Source, bare, register_format, renamed
 from spinsr.modules.attention import attend, merge_heads, split_heads
@@ -212,7 +212,6 @@ class OmniSR(nn.Module):
         return image[..., : height * self.upscale, : width * self.upscale]
 
 
-_ESA = {'conv1': 'conv_in', 'conv_f': 'conv_skip', 'conv2': 'conv_stride', 'conv3': 'conv_coarse', 'conv4': 'conv_out'}
 _LOCAL = {
     'fn.0': 'conv_in',
     'fn.2': 'conv_depthwise',
@@ -268,10 +267,7 @@ register_format(
             ('output.{end}', 'conv_after_body.{end}'),
             ('up.0.{end}', 'conv_last.{end}'),
             (_GROUP + 'residual_layer.{num_block}.{end}', 'body.{group}.conv.{end}'),
-            *(
-                (_GROUP + f'esa.{theirs}.{{end}}', f'body.{{group}}.esa.{ours}.{{end}}')
-                for theirs, ours in _ESA.items()
-            ),
+            *esa.rows(_GROUP + 'esa', 'body.{group}.esa'),
             *((_BLOCK + f'0.{theirs}.{{end}}', _OURS + f'local.{ours}.{{end}}') for theirs, ours in _LOCAL.items()),
             *(
                 (_BLOCK + f'{number}.norm.{{end}}', _OURS + f'{layer}.norm.{{end}}')

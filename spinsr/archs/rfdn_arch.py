@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
-from spinsr.convert import shapes
+from spinsr.convert import esa, shapes
 from spinsr.convert.recipe import DF2K, DIV2K, Recipe, Start, adam, halved_every, mse, multistep
 from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Sizes, Source, bare, register_format, renamed
 from spinsr.modules.cca import ContrastAwareChannelAttention
@@ -100,17 +100,6 @@ class RFDN(nn.Module):
         return (image / self.img_range)[..., :height, :width]
 
 
-_ESA = {
-    'conv1': 'conv_in',
-    'conv_f': 'conv_skip',
-    'conv2': 'conv_stride',
-    'conv_max': 'conv_coarse.0',
-    'conv3': 'conv_coarse.2',
-    'conv3_': 'conv_coarse.4',
-    'conv4': 'conv_out',
-}
-
-
 def _no_channel_attention(official: dict[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if any('.cca.' in name for name in ours):
         raise ValueError("RFDN with attention='cca' has no official form: the authors published the network with ESA")
@@ -129,10 +118,7 @@ register_format(
                 'B{number}.{conv:c1_d|c1_r|c2_d|c2_r|c3_d|c3_r|c4|c5}.{end}',
                 'body.block_{number}.{conv}.{end}',
             ),
-            *(
-                (f'B{{number}}.esa.{theirs}.{{end}}', f'body.block_{{number}}.esa.{ours}.{{end}}')
-                for theirs, ours in _ESA.items()
-            ),
+            *esa.rows('B{number}.esa', 'body.block_{number}.esa', coarse=True),
             (None, 'body.block_{number}.cca.{conv:conv_in|conv_out}.{end}'),
             ('c.0.{end}', 'fuse.{end}'),
             ('LR_conv.{end}', 'conv_after_body.{end}'),

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
-from spinsr.convert import shapes
+from spinsr.convert import esa, shapes
 from spinsr.convert.recipe import Recipe, Start, adam, halved_every
 from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Sizes, Source, bare, register_format, renamed
 from spinsr.modules.esa import MIN_SIDE, EnhancedSpatialAttention
@@ -97,8 +97,6 @@ class RLFN(nn.Module):
         return (image / self.img_range)[..., :height, :width]
 
 
-_ESA = {'conv1': 'conv_in', 'conv_f': 'conv_skip', 'conv2': 'conv_stride', 'conv3': 'conv_coarse', 'conv4': 'conv_out'}
-
 _translate = renamed(
     in_channels='num_in_ch',
     out_channels='num_out_ch',
@@ -123,10 +121,7 @@ register_format(
             ('conv_2.{end}', 'conv_after_body.{end}'),
             ('upsampler.0.{end}', 'conv_last.{end}'),
             ('block_{number}.{conv:c1_r|c2_r|c3_r|c5}.{end}', 'body.block_{number}.{conv}.{end}'),
-            *(
-                (f'block_{{number}}.esa.{theirs}.{{end}}', f'body.block_{{number}}.esa.{ours}.{{end}}')
-                for theirs, ours in _ESA.items()
-            ),
+            *esa.rows('block_{number}.esa', 'body.block_{number}.esa'),
         ),
         arguments=lambda weights: {
             **shapes.images(weights),

@@ -25,7 +25,7 @@ from spinsr.modules.mean_shift import register_constant_mean
 from spinsr.modules.padding import pad_to_multiple
 from spinsr.modules.position_bias import gather_bias, relative_position_index
 from spinsr.modules.upsample import Upsample
-from spinsr.modules.windows import from_windows, to_windows
+from spinsr.modules.windows import from_windows, shift_mask, to_windows
 from spinsr.utils.validation import check, check_divisible, check_length, one_of
 
 # As the authors have it, in float32.
@@ -37,17 +37,6 @@ def _relative_coords(window_size: int) -> Tensor:
     along = torch.arange(1 - window_size, window_size, dtype=torch.float32) / max(window_size - 1, 1) * 8
     along = along.sign() * torch.log2(along.abs() + 1) / math.log2(8)
     return torch.stack(torch.meshgrid(along, along, indexing='ij'), -1)[None]
-
-
-def _shift_mask(height: int, width: int, window_size: int, like: Tensor) -> Tensor:
-    """-100 for pairs of pixels of a window that only the roll has brought together: (windows, 1, P, P)."""
-    labels = []
-    for side in (height, width):
-        along = torch.arange(side, device=like.device)
-        labels.append((along >= side - window_size).long() + (along >= side - window_size // 2).long())
-    regions = 3 * labels[0][:, None] + labels[1]  # (H, W)
-    regions = to_windows(regions[None, None], window_size, window_size).flatten(1)  # (windows, P)
-    return -100.0 * (regions[:, None] != regions[:, :, None]).to(like.dtype)[:, None]
 
 
 class CosineWindowAttention(nn.Module):
@@ -275,7 +264,7 @@ class Swin2SR(nn.Module):
 
     def _body(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), sides divisible by the window's."""
-        mask = _shift_mask(*x.shape[2:], self.window_size, x)
+        mask = shift_mask(*x.shape[2:], self.window_size, x)
         x = self.patch_embed['norm'](to_tokens(self.patch_embed['proj'](x)))  # (B, H, W, C)
         for layer in self.layers:
             x = layer(x, mask)
@@ -313,7 +302,7 @@ def _to_official(official: dict[str, Tensor], ours: Mapping[str, Tensor]) -> dic
             added[f'{match[1]}attn.relative_position_index'] = relative_position_index(size).to(value.device)
             if int(match[2]) % 2:
                 side = _IMG_SIZE // size * size
-                added[f'{match[1]}attn_mask'] = _shift_mask(side, side, size, value).squeeze(1)
+                added[f'{match[1]}attn_mask'] = shift_mask(side, side, size, value).squeeze(1)
     return official | added
 
 

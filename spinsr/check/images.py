@@ -1,7 +1,7 @@
 """The images of the data sets: paired, readable, of the sizes that training and testing need.
 
-The classes whose files are known are PairedImageDataset, SingleImageDataset, BicubicImageDataset and
-DistillationDataset; of another one nothing is looked at. Sizes come from the headers, so that sub-images by the ten
+The classes whose files are known are PairedImageDataset, SingleImageDataset, BicubicImageDataset, DegradationDataset
+and DistillationDataset; of another one nothing is looked at. Sizes come from the headers, so that sub-images by the ten
 thousand take seconds.
 """
 
@@ -29,8 +29,10 @@ _SIDES = {
     'PairedImageDataset': ('lq', 'gt'),
     'SingleImageDataset': ('lq',),
     'BicubicImageDataset': ('gt',),
+    'DegradationDataset': ('gt',),
     'DistillationDataset': ('lq', 'teacher', 'gt'),
 }
+_MAKE_LR = ('BicubicImageDataset', 'DegradationDataset')
 _TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that exchange height and width
 
 
@@ -218,7 +220,7 @@ def _names(dataset: Mapping[str, Any], sources: Mapping[str, _Source], problems:
     if listed:
         with open(os.path.expanduser(listed), encoding='utf-8') as file:
             first = [line.strip().split(' ')[0] for line in file if line.strip()]
-    elif dataset['type'] == 'BicubicImageDataset' and not sources['gt'].is_lmdb:
+    elif dataset['type'] in _MAKE_LR and not sources['gt'].is_lmdb:
         from spinsr.data.image_file import EXTENSIONS
 
         first = [name for name in sources['gt'].names() if name.lower().endswith(EXTENSIONS)]
@@ -300,7 +302,7 @@ def _headers(
             problems.add('error', f'unreadable {side}', str(problem))
             continue
         where = f'{name} of {source.root}'
-        if header.is_deep and kind == 'BicubicImageDataset':
+        if header.is_deep and kind in _MAKE_LR:
             problems.add('error', 'deep', f'{where} must have 8 bits a channel, got more')
         elif header.is_deep and side != 'teacher':
             problems.add('warning', 'deep', f'{where} has more than 8 bits a channel: BasicSR reads 8')

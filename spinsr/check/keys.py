@@ -35,9 +35,17 @@ _CLASS_NEEDS = {
     'PairedImageDataset': ('dataroot_gt', 'dataroot_lq', 'io_backend'),
     'SingleImageDataset': ('dataroot_lq', 'io_backend'),
     'BicubicImageDataset': ('dataroot_gt', 'io_backend'),
+    'DegradationDataset': ('dataroot_gt', 'io_backend', 'degradation'),
+    'MultiScaleDataset': ('dataroot_gt', 'io_backend', 'scales'),
     'DistillationDataset': ('dataroot_gt', 'dataroot_lq', 'dataroot_teacher', 'io_backend'),
 }
-_CROPS = ('PairedImageDataset', 'BicubicImageDataset', 'DistillationDataset')
+_CROPS = (
+    'PairedImageDataset',
+    'BicubicImageDataset',
+    'DegradationDataset',
+    'MultiScaleDataset',
+    'DistillationDataset',
+)
 _CROP_NEEDS = ('gt_size', 'use_hflip', 'use_rot')
 
 _TOP = ('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'find_unused_parameters')

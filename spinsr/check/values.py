@@ -6,6 +6,7 @@ from typing import Any
 
 from spinsr.check import registries
 from spinsr.check.finding import Finding, datasets, error, section, warning
+from spinsr.data import degradation
 from spinsr.training import distillation, progressive_learning
 from spinsr.training.experiment import NAME, NAME_INSIDE, SUFFIX
 from spinsr.training.time_limit import TIME_LIMIT
@@ -22,6 +23,9 @@ _BACKENDS = {
 # Lists of whole numbers.
 _SCHEDULE = ('milestones', 'periods', 'restarts')
 _GROWTH = ('gt_sizes', 'iters', 'mini_batch_sizes')
+# The packages whose classes read what is known here.
+_OURS = ('basicsr', 'spinsr')
+_AT_A_SCALE = ('PairedImageDataset', 'BicubicImageDataset', 'DegradationDataset', 'DistillationDataset')
 # The data sets that have no HR images.
 _WITHOUT_GT = ('SingleImageDataset',)
 _METRICS_WITH_A_BORDER = ('calculate_psnr', 'calculate_ssim', 'calculate_psnr_pt', 'calculate_ssim_pt')
@@ -69,6 +73,7 @@ _DATASET_RULES = {
     'use_hflip': FLAG,
     'use_rot': FLAG,
     'read_gt': FLAG,
+    'gt_usm': FLAG,
     'batch_size_per_gpu': whole(1),
     'num_worker_per_gpu': whole(0),
     'dataset_enlarge_ratio': ABOVE_0,
@@ -133,8 +138,11 @@ def kinds(options: Mapping[str, Any]) -> Iterator[Finding]:
         yield from _apply(rules, section(options, name) if name else options, f'{name}:' if name else '')
     for key, phase, dataset in datasets(options):
         cls = registries.find('DATASET', dataset.get('type'))
-        if cls is None or cls.__module__.partition('.')[0] in ('basicsr', 'spinsr'):
+        if cls is None or cls.__module__.partition('.')[0] in _OURS:
             yield from _apply(_DATASET_RULES, dataset, f'{key}:')
+        if dataset.get('type') == 'DegradationDataset' and 'degradation' in dataset:
+            for name, problem in degradation.problems(dataset['degradation']):
+                yield error(f'{key}:degradation{f":{name}" if name else ""}', problem)
         if phase != 'train' and 'name' in dataset and _TEXT.holds(dataset['name']):
             yield from _apply({'name': NAME_INSIDE}, dataset, f'{key}:')
     for key, value in section(options, 'path').items():
@@ -277,7 +285,7 @@ def _scale(options: Mapping[str, Any]) -> Iterator[Finding]:
             default = '' if keyword in network else ', its default'
             yield error('scale', f'is {scale}, but {name}:{keyword} is {own}{default}')
     for key, phase, dataset in datasets(options):
-        if dataset.get('type') in ('PairedImageDataset', 'BicubicImageDataset', 'DistillationDataset'):
+        if dataset.get('type') in _AT_A_SCALE:
             # The one of the file replaces the data set's own.
             actual = scale if 'scale' in options else dataset.get('scale')
             if actual is None:
@@ -324,7 +332,7 @@ def _distillation(options: Mapping[str, Any]) -> Iterator[Finding]:
         if problem := distillation.problem(train):
             yield error(f'train:{problem[0]}', problem[1])
     cls = registries.find('DATASET', dataset.get('type'))
-    if cls is None or cls.__module__.partition('.')[0] not in ('basicsr', 'spinsr'):
+    if cls is None or cls.__module__.partition('.')[0] not in _OURS:
         return
     distills = cls.__name__ == 'DistillationDataset'
     if train.get('distill_opt') and not distills:
@@ -415,11 +423,11 @@ def _without_targets(options: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _adversarial(options: Mapping[str, Any]) -> Iterator[Finding]:
-    """Finds what BasicSR's models with a discriminator read without asking."""
+    """Finds the missing sections of BasicSR's and our models with a discriminator."""
     from basicsr.models.srgan_model import SRGANModel
 
     model = registries.find('MODEL', options.get('model_type'))
-    if model is None or not issubclass(model, SRGANModel) or not model.__module__.startswith('basicsr.'):
+    if model is None or not issubclass(model, SRGANModel) or model.__module__.partition('.')[0] not in _OURS:
         return
     if not section(options, 'network_d'):
         yield error('', f"{model.__name__} needs the section 'network_d'")

@@ -51,7 +51,7 @@ def add_build_arguments(group: argparse._ArgumentGroup) -> None:
         '--device',
         metavar='DEVICE',
         default='auto',
-        help='cpu, cuda, cuda:1, mps; auto (the default): cuda if available',
+        help='cpu, cuda, cuda:1, mps, xpu; auto (the default): the first available of cuda, mps and xpu, else cpu',
     )
 
 
@@ -138,17 +138,9 @@ def device(name: str) -> Any:
     Raises:
         ValueError: Unknown, or not available on this machine.
     """
-    import torch
+    from spinsr.inference import devices
 
-    if name == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        chosen = torch.device(name)
-        torch.zeros(1, device=chosen)
-    # torch raises RuntimeError for a wrong name, AssertionError where it was built without CUDA.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f'--device {name}: {str(error).splitlines()[0]}') from error
-    return chosen
+    return devices.select(name)
 
 
 def limited_memory(args: argparse.Namespace) -> contextlib.AbstractContextManager[None]:

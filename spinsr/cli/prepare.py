@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from spinsr.cli import arguments, network
+from spinsr.data.degradation import PRESETS
 from spinsr.utils.text import printable
 
 EXAMPLE = """\
@@ -14,6 +15,7 @@ examples:
   spinsr prepare div2k ~/DIV2K --workers 8
   spinsr prepare benchmark ~/Set5 ~/Urban100/HR --scale 2,3,4
   spinsr prepare images ~/photos --scale 4 --exclude B100 ~/Set5 -o datasets/photos
+  spinsr prepare degraded ~/Set5 --preset light strong --scale 4
   spinsr prepare teacher datasets/photos --arch RCAN --weights RCAN_x4.pth --scale 4
 
 The same command continues an interrupted run; finished outputs are skipped.
@@ -24,7 +26,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the command."""
     parser = commands.add_parser(
         'prepare',
-        help="prepare DIV2K, your own images, benchmark folders, the embedded sample, or a teacher's outputs",
+        help="prepare DIV2K, your own images, benchmarks, the embedded sample, degraded LR, or a teacher's outputs",
         description='Makes LMDBs and benchmark folders, with LR images equal to those of MATLAB.',
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -102,6 +104,22 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         scales=(2, 3, 4),
     )
     sample.set_defaults(prepare=_sample)
+
+    degraded = _add_kind(
+        kinds,
+        'degraded',
+        'folders of HR images -> LR images degraded as for training on photographs',
+        'spinsr prepare degraded ~/Set5 --preset light strong --scale 4',
+        out='datasets/degraded',
+        scales=(4,),
+        workers=False,
+    )
+    degraded.add_argument('folders', metavar='HR_DIR', type=arguments.path, nargs='+', help='folders of images')
+    degraded.add_argument(
+        '--preset', nargs='+', choices=tuple(PRESETS), default=list(PRESETS), help='the degradations (default: all)'
+    )
+    degraded.add_argument('--overwrite', action='store_true', help='overwrite existing files')
+    degraded.set_defaults(prepare=_degraded)
     _add_teacher(kinds)
 
 
@@ -173,7 +191,13 @@ def _run_teacher(args: argparse.Namespace) -> int:
 
 
 def _add_kind(
-    kinds: argparse._SubParsersAction, name: str, summary: str, example: str, out: str, scales: tuple[int, ...]
+    kinds: argparse._SubParsersAction,
+    name: str,
+    summary: str,
+    example: str,
+    out: str,
+    scales: tuple[int, ...],
+    workers: bool = True,
 ) -> argparse.ArgumentParser:
     parser = kinds.add_parser(
         name,
@@ -193,13 +217,14 @@ def _add_kind(
         default=[scales],
         help=f'scales, as 2,4 or 2 4 (default: {",".join(map(str, scales))})',
     )
-    parser.add_argument(
-        '--workers',
-        metavar='N',
-        type=arguments.positive,
-        default=_processors(),
-        help='processes (default: %(default)s, all processors)',
-    )
+    if workers:
+        parser.add_argument(
+            '--workers',
+            metavar='N',
+            type=arguments.positive,
+            default=_processors(),
+            help='processes (default: %(default)s, all processors)',
+        )
     parser.set_defaults(run=run)
     return parser
 
@@ -226,6 +251,12 @@ def _images(args: argparse.Namespace) -> list[Path]:
     from spinsr.data.own_images import prepare_images
 
     return prepare_images(args.folders, args.out, args.scales, args.workers, args.min_side, args.exclude)
+
+
+def _degraded(args: argparse.Namespace) -> list[Path]:
+    from spinsr.data.degraded_images import prepare_degraded
+
+    return prepare_degraded(args.folders, args.out, args.scales, args.preset, args.overwrite)
 
 
 def _sample(args: argparse.Namespace) -> list[Path]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from spinsr.cli import arguments, network
 from spinsr.utils.text import printable
+from spinsr.weights import DEFAULT_ARCH
+from spinsr.weights.models import MODELS
 
 EXAMPLE = """\
 examples:
@@ -15,6 +17,9 @@ examples:
   spinsr upscale photo.jpg holidays/ -o large --weights net_g_latest.pth
   spinsr upscale scans -o large --weights SPIN_x2.pth --tile 256 --device cuda --precision fp16
   spinsr upscale scans -o large --arch SwinIR --weights SwinIR_x4.pth --arch-args window_size=8 upsampler=pixelshuffle
+
+  spinsr upscale photo.jpg -o large.png --outscale 2.5
+  spinsr upscale holidays -o large --recursive --max-side 4096
 
 Writes <stem>_x<scale>.<same ending>; without --weights it uses the weights that spinsr ships. The same command
 continues an interrupted run: existing outputs are skipped.
@@ -26,7 +31,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         'upscale',
         help='super-resolve images',
-        description='Super-resolves PNG, JPEG, WebP, TIFF and BMP images; grey, alpha and 16 bits are kept.',
+        description='Super-resolves PNG, JPEG, WebP, TIFF, BMP and GIF images; with plugins AVIF, HEIC and JPEG XL. '
+        'Grey, alpha, 16 bits, frames, pages and metadata are kept.',
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -40,17 +46,33 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '-o',
         '--out',
-        metavar='DIR',
+        metavar='DIR|FILE',
         type=arguments.path,
         default='.',
-        help='output folder (default: the working directory)',
+        help='output folder (default: the working directory); for a single image also a file, such as large.png',
+    )
+    parser.add_argument(
+        '-r', '--recursive', action='store_true', help='search sub-folders too; the output folder gets the same ones'
+    )
+    parser.add_argument(
+        '--name',
+        metavar='TEMPLATE',
+        help='names of the outputs, with {stem}, {size}, {scale} and {ext} (default: {stem}_{size}{ext})',
     )
     parser.add_argument(
         '--scale',
         metavar='S',
         type=arguments.positive,
-        help='upscaling factor (default: that of the weights; without --weights 4)',
+        help='upscaling factor of the network (default: that of the weights; without --weights 4, or the smallest that '
+        'reaches --outscale)',
     )
+    size = parser.add_argument_group(
+        'size', 'The output of the network is resampled to this size (Lanczos); the aspect ratio stays.'
+    )
+    size.add_argument('--outscale', metavar='F', type=_factor, help='factor of both sides, such as 1.5')
+    size.add_argument('--width', metavar='N', type=arguments.positive, help='width in pixels')
+    size.add_argument('--height', metavar='N', type=arguments.positive, help='height; with --width: fit into both')
+    size.add_argument('--max-side', metavar='N', type=arguments.positive, help='limit of the longer side in pixels')
     parser.add_argument(
         '--tile',
         metavar='N',
@@ -70,6 +92,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument('--compile', action='store_true', help='torch.compile; pays for many images')
     parser.add_argument('--overwrite', action='store_true', help='overwrite existing outputs')
     parser.add_argument(
+        '--strip', action='store_true', help='leave out EXIF, XMP, resolution and texts (colour profiles stay)'
+    )
+    parser.add_argument(
         '--max-pixels',
         metavar='N',
         type=arguments.positive,
@@ -77,7 +102,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help='refuse images with more pixels (default: %(default)s, 268 megapixels)',
     )
     network.add_arguments(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, error=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,24 +110,44 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from spinsr.inference.image_files import find_images, name_outputs, upscale_files
+    from spinsr.inference import devices
+    from spinsr.inference.image_files import (
+        NAME_TEMPLATE,
+        check_template,
+        find_images,
+        is_file_name,
+        name_outputs,
+        upscale_files,
+    )
     from spinsr.inference.options import check_options
+    from spinsr.inference.output_size import OutputSize
 
     arguments.log_to_stderr(logging.WARNING)
     # Before torch is imported, so that a mistyped argument is reported at once.
     check_options(args.tile, args.precision)
-    found = find_images(args.inputs, args.out)
-    network.check_files(args, args.scale)
-    described = network.resolve(args, args.scale)
-    outputs = name_outputs(found, args.out, described.scale)
-    net = described.build(network.device(args.device))
+    try:
+        size = OutputSize(outscale=args.outscale, width=args.width, height=args.height, max_side=args.max_side)
+    except ValueError as error:
+        args.error(str(error))
+    if args.name is not None:
+        if is_file_name(args.out):
+            args.error(f'--name is for a folder of outputs, -o {args.out} names a file: leave out one of them')
+        check_template(args.name)
+    found = find_images(args.inputs, args.out, recursive=args.recursive)
+    scale = _shipped_scale(args) if _uses_default_weights(args) else args.scale
+    network.check_files(args, scale)
+    devices.allow_fallback()
+    described = network.resolve(args, scale)
+    outputs = name_outputs(found, args.out, described.scale, size=size, template=args.name or NAME_TEMPLATE)
+    device = network.device(args.device)
+    net = described.build(device)
     if args.compile:
         net = _compiled(net, args.precision)
 
     def written(path: Path, height: int, width: int) -> None:
         tqdm.write(f'{printable(path)}: {width}x{height}', file=sys.stdout)
 
-    with logging_redirect_tqdm(), network.limited_memory(args):
+    with logging_redirect_tqdm(), devices.said_once(device), network.limited_memory(args):
         report = upscale_files(
             outputs,
             net,
@@ -111,14 +156,50 @@ def run(args: argparse.Namespace) -> int:
             precision=args.precision,
             overwrite=args.overwrite,
             max_pixels=args.max_pixels,
+            size=size,
+            strip=args.strip,
             written=written,
         )
     if len(outputs) == 1 and report.skipped:
         print(f'{printable(report.skipped[0])} exists; --overwrite replaces it')
     elif len(outputs) > 1:
         skipped = f'{len(report.skipped)} skipped{" (--overwrite replaces them)" if report.skipped else ""}'
-        print(f'{printable(args.out)}: {len(report.done)} done, {skipped}, {len(report.failed)} failed')
+        where = '' if args.out == Path() else f'{printable(args.out)}: '
+        print(f'{where}{len(report.done)} done, {skipped}, {len(report.failed)} failed')
     return 1 if report.failed else 0
+
+
+def _factor(text: str) -> float:
+    """A positive number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float('inf'):
+        raise argparse.ArgumentTypeError(f'must be a positive number, got {text!r}')
+    return value
+
+
+def _uses_default_weights(args: argparse.Namespace) -> bool:
+    return args.weights == 'default' and args.model is None and args.arch in (None, DEFAULT_ARCH)
+
+
+def _shipped_scale(args: argparse.Namespace) -> int | None:
+    """The scale of the default weights: --scale, or the smallest that reaches --outscale.
+
+    Raises:
+        ValueError: spinsr ships no weights of this scale.
+    """
+    scales = sorted(model.scale for model in MODELS if model.arch == DEFAULT_ARCH)
+    if args.scale is None:
+        return next((scale for scale in scales if args.outscale and args.outscale <= scale), None)
+    if args.scale not in scales:
+        known = ', '.join(f'x{scale}' for scale in scales)
+        raise ValueError(
+            f'{DEFAULT_ARCH} has no x{args.scale}: spinsr ships weights for {known}. '
+            f'Use one of these, with --outscale for another size, or give --weights of a network for x{args.scale}'
+        )
+    return args.scale
 
 
 def _compiled(net: Any, precision: str) -> Any:

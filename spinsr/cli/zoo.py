@@ -42,7 +42,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         '--latency', action='store_true', help='measure time and memory too: seconds to minutes for each network'
     )
     parser.add_argument(
-        '--device', metavar='DEVICE', default='auto', help='for --latency; auto (the default): cuda if available'
+        '--device',
+        metavar='DEVICE',
+        default='auto',
+        help='for --latency; auto (the default): cuda, mps or xpu if available',
     )
     imports.add_import(parser)
     arguments.add_table_arguments(parser)

@@ -47,8 +47,8 @@ class Official(NamedTuple):
         Raises:
             ValueError: The arguments or the weights do not fit.
         """
-        net = self.format.arch(**self.arguments).to(dtype).eval()
-        net.load_state_dict(convert_state_dict(self.weights, self.format.arch))
+        net = self.format.cls(**self.arguments).to(dtype).eval()
+        net.load_state_dict(convert_state_dict(self.weights, self.format.name))
         return net
 
 

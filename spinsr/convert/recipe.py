@@ -26,14 +26,16 @@ class Data:
     Attributes:
         name: As the log and the option file call it.
         hr: The LMDB of the HR images.
-        lr: The LMDB of the LR images; {scale} stands for the upscaling factor.
+        lr: The LMDB of the LR images; {scale} stands for the upscaling factor. '' for a class that makes them itself.
         made_by: The command that makes it.
+        type: BasicSR's name of the class.
     """
 
     name: str
     hr: str
     lr: str
     made_by: str
+    type: str = 'PairedImageDataset'
 
 
 DIV2K = Data(
@@ -42,6 +44,8 @@ DIV2K = Data(
     lr='datasets/div2k/DIV2K_train_LR_bicubic_X{scale}_sub.lmdb',
     made_by='spinsr prepare div2k',
 )
+# For a network that is trained for several scales; LR is made when an image is read.
+DIV2K_AT_SEVERAL_SCALES = dataclasses.replace(DIV2K, lr='', type='MultiScaleDataset')
 # DIV2K and Flickr2K.
 DF2K = Data(
     name='DF2K',

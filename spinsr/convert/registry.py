@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
+from spinsr import compat
 from spinsr.convert.names import NameTable, Row
 from spinsr.convert.recipe import Recipe
 from spinsr.utils.text import nearest, printable
@@ -128,17 +130,40 @@ def renamed(**ours: str | None) -> Callable[[str, Mapping[str, Any]], dict[str, 
     return translate
 
 
+def of_edsr(official: Mapping[str, Any], **ours: str) -> dict[str, Any]:
+    """Our arguments from those of code that is built on EDSR's.
+
+    Args:
+        official: `n_colors`, 3 where it is missing, and `scale`, a number or a list that begins with it; `n_feats`
+            where it is given.
+        **ours: Further ones, as authors' name = our name; others are left out.
+    """
+    names = {'n_feats': 'num_feat', **ours}
+    channels, scale = official.get('n_colors', 3), official['scale']
+    return {
+        'num_in_ch': channels,
+        'num_out_ch': channels,
+        **{name: official[theirs] for theirs, name in names.items() if theirs in official},
+        'upscale': scale if isinstance(scale, int) else scale[0],
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArchFormat:
     """All that conversion, loading, export and the commands must know about a network.
 
     Attributes:
-        arch: The class.
+        arch: The class; 'module:name' for a class of another package, whose module is imported at the first use of
+            `cls`.
         names: The tensors: a template of names for each, or a pair (authors' name, ours) where they differ, None on the
             side that has no such tensor. See `spinsr.convert.names.NameTable` for the fields in a template.
         arguments: Reads the constructor's arguments, the scale included, from the shapes of our state dict. A KeyError
             is reported as a missing tensor. `spinsr.convert.shapes` has helpers.
         source: Paper, repository, licences.
+        implied: All arguments, those that were given and those read from the shapes -> arguments that follow from them
+            and replace the ones that were read.
+        defaults: Arguments of the network of the public name where they differ from the constructor's defaults, as for
+            a class of another package.
         name: Public name, by which the commands and `spinsr.load` know the network; the class's name by default.
         registered: Name in BasicSR's ARCH_REGISTRY; the public name by default.
         configurations: The published configurations beside the constructor's defaults, by public name: the arguments
@@ -166,10 +191,12 @@ class ArchFormat:
         recipe: How the network is trained, from which its option files are written; None for a network without one.
     """
 
-    arch: type[nn.Module]
+    arch: type[nn.Module] | str
     names: tuple[Row, ...]
     arguments: Callable[[Mapping[str, Tensor]], dict[str, Any]]
     source: Source
+    implied: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     name: str = ''
     registered: str = ''
     configurations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -191,9 +218,23 @@ class ArchFormat:
     recipe: Recipe | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, 'name', self.name or self.arch.__name__)
+        object.__setattr__(self, 'name', self.name or _path(self.arch).rpartition('.')[2])
         object.__setattr__(self, 'registered', self.registered or self.name)
         object.__setattr__(self, 'parity', self.parity or (self.name.lower(),))
+
+    @cached_property
+    def cls(self) -> type[nn.Module]:
+        """The class.
+
+        Raises:
+            ImportError: Its module cannot be imported, as where BasicSR is not installed.
+        """
+        if not isinstance(self.arch, str):
+            return self.arch
+        module, _, name = self.arch.partition(':')
+        if module.partition('.')[0] == 'basicsr':
+            compat.require_basicsr()
+        return getattr(importlib.import_module(module), name)
 
     @cached_property
     def table(self) -> NameTable:
@@ -203,7 +244,7 @@ class ArchFormat:
     @cached_property
     def scale_keyword(self) -> str:
         """What the constructor calls the upscaling factor."""
-        return scale_keyword(self.arch)
+        return scale_keyword(self.cls)
 
 
 def scale_keyword(arch: type[nn.Module]) -> str:
@@ -217,6 +258,23 @@ def scale_keyword(arch: type[nn.Module]) -> str:
         if name in keywords:
             return name
     raise ValueError(f'{arch.__name__} takes neither upscale nor scale, so it is not a super-resolution network')
+
+
+def valueless(arch: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    """Builds a network on the meta device: in milliseconds, without values.
+
+    A constructor that needs values, as that of BasicSR's SwinIR, runs on the CPU first.
+
+    Raises:
+        Exception: Whatever the constructor raises.
+    """
+    try:
+        with torch.device('meta'):
+            return arch(**arguments)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        if 'meta' not in str(error):
+            raise
+    return arch(**arguments).to('meta')
 
 
 _FORMATS: dict[str, ArchFormat] = {}
@@ -256,12 +314,15 @@ def find_format(arch: str | type[nn.Module]) -> ArchFormat | None:
 
 
 def find_configuration(name: str) -> tuple[ArchFormat | None, Mapping[str, Any]]:
-    """The format that has this name, or a published configuration of this name with its arguments; else (None, {})."""
+    """The format that has this name, with its defaults, or a published configuration with its arguments.
+
+    (None, {}) if no network has this name.
+    """
     if (found := find_format(name)) is not None:
-        return found, {}
+        return found, found.defaults
     for format in formats():
         if name in format.configurations:
-            return format, format.configurations[name]
+            return format, {**format.defaults, **format.configurations[name]}
     return None, {}
 
 
@@ -279,5 +340,5 @@ def get_format(arch: str | type[nn.Module]) -> ArchFormat:
     return found
 
 
-def _path(cls: type) -> str:
-    return f'{cls.__module__}.{cls.__qualname__}'
+def _path(cls: type | str) -> str:
+    return cls.replace(':', '.') if isinstance(cls, str) else f'{cls.__module__}.{cls.__qualname__}'

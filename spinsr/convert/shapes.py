@@ -5,11 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from spinsr.convert.names import some, unexpected
-from spinsr.convert.registry import ArchFormat, get_format
+from spinsr.convert.registry import ArchFormat, get_format, valueless
 
 
 def count(state_dict: Mapping[str, Tensor], template: str) -> int:
@@ -112,8 +111,9 @@ def read_arguments(
     except (ValueError, IndexError, ArithmeticError) as error:
         raise ValueError(f'{format.name} does not have tensors of these shapes: {error}') from error
     try:
-        with torch.device('meta'):
-            net = (cls or format.arch)(**{**format.untold, **arguments, **(given or {})})
+        if format.implied:
+            arguments |= format.implied({**arguments, **(given or {})})
+        net = valueless(cls or format.cls, {**format.untold, **arguments, **(given or {})})
     except (ValueError, ArithmeticError, RuntimeError) as error:
         if given:
             raise

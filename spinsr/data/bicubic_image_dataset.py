@@ -91,10 +91,11 @@ class BicubicImageDataset(Dataset):
             )
         image = mod_crop(image, self.scale)
         if self.train:
-            gt, lq = augment([_float(part) for part in self._random_crop(image)], self.use_hflip, self.use_rot)
+            pair = map(to_float, self._random_crop(image, self.scale))
+            gt, lq = augment(list(pair), self.use_hflip, self.use_rot)
         else:
-            gt, lq = _float(image), _float(downsample(image, self.scale))
-        return {'lq': _tensor(lq), 'gt': _tensor(gt), 'lq_path': path, 'gt_path': path}
+            gt, lq = to_float(image), to_float(self._whole_lr(image, path))
+        return {'lq': to_tensor(lq), 'gt': to_tensor(gt), 'lq_path': path, 'gt_path': path}
 
     def _read(self, path: str) -> np.ndarray:
         if self.file_client is None:
@@ -111,8 +112,11 @@ class BicubicImageDataset(Dataset):
     def _where(self, path: str) -> str:
         return f'{path} of {self.root}' if self.backend.get('type') == 'lmdb' else path
 
-    def _random_crop(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scale, side = self.scale, self.gt_size // self.scale
+    def _whole_lr(self, image: np.ndarray, path: str) -> np.ndarray:
+        return downsample(image, self.scale)
+
+    def _random_crop(self, image: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
+        side = self.gt_size // self.scale
         # Python's generator, which BasicSR seeds in every worker of the loader.
         top = random.randint(0, image.shape[0] // scale - side)
         left = random.randint(0, image.shape[1] // scale - side)
@@ -122,9 +126,8 @@ class BicubicImageDataset(Dataset):
 
 def _option(opt: Mapping[str, Any], name: str) -> Any:
     if opt.get(name) is None:
-        raise ValueError(
-            f'BicubicImageDataset needs the option {name}, got {sorted(opt)} ({opt.get("name", "no name")})'
-        )
+        kind = opt.get('type', 'BicubicImageDataset')
+        raise ValueError(f'{kind} needs the option {name}, got {sorted(opt)} ({opt.get("name", "no name")})')
     return opt[name]
 
 
@@ -145,10 +148,12 @@ def _first_words(path: Path) -> list[str]:
     return names
 
 
-def _float(image: np.ndarray) -> np.ndarray:
+def to_float(image: np.ndarray) -> np.ndarray:
+    """uint8 -> float32 in [0, 1]."""
     # As BasicSR's imfrombytes computes it, so that the values are the same.
     return image.astype(np.float32) / 255.0
 
 
-def _tensor(image: np.ndarray) -> torch.Tensor:
+def to_tensor(image: np.ndarray) -> torch.Tensor:
+    """(H, W, C) -> (C, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

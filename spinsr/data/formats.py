@@ -5,11 +5,12 @@ import logging
 import struct
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 from PIL import (
     BmpImagePlugin,
+    GifImagePlugin,
     Image,
     ImageCms,
     JpegImagePlugin,
@@ -17,6 +18,7 @@ from PIL import (
     PpmImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
+    features,
 )
 
 from spinsr.data import jpeg, png
@@ -60,6 +62,8 @@ _OTHERS = {
     'HTML': (b'<!DOCTYPE', b'<html'),
     'ZIP': (b'PK\x03\x04',),
 }
+# Formats of photographs, which no dataset has.
+MORE = ('AVIF', 'GIF', 'HEIC', 'JPEG XL')
 _BRANDS = {b'avif': 'AVIF', b'avis': 'AVIF', b'crx ': 'Canon raw (CR3)'} | dict.fromkeys(
     (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1'), 'HEIC'
 )
@@ -77,16 +81,22 @@ class Opened(NamedTuple):
         data: What it is decoded from.
         icc_profile: The colour profile; None if the file has none.
         chunks: Chunks of a PNG that say what its colours mean.
+        texts: Chunks of a PNG that hold text.
     """
 
     image: Image.Image
     data: bytes
     icc_profile: bytes | None
     chunks: tuple[png.Chunk, ...] = ()
+    texts: tuple[png.Chunk, ...] = ()
 
 
-def identify(head: bytes) -> str:
+def identify(head: bytes, more: bool = False) -> str:
     """The format of a file by its first 16 bytes.
+
+    Args:
+        head: These bytes.
+        more: Whether those of photographs are known too: AVIF, GIF, HEIC and JPEG XL.
 
     Raises:
         RefusedError: It is of none of the formats that are read.
@@ -97,26 +107,78 @@ def identify(head: bytes) -> str:
         if head.startswith(starts):
             return name
     if head[4:8] == b'ftyp' and head[8:12] in _BRANDS:
-        raise RefusedError(_not_taken(_BRANDS[head[8:12]]))
+        name = _BRANDS[head[8:12]]
+        if more and name in MORE:
+            return name
+        raise RefusedError(_not_taken(name, more))
     for name, starts in _OTHERS.items():
         if head.startswith(starts):
-            raise RefusedError(_not_taken(name))
+            if more and name in MORE:
+                return name
+            raise RefusedError(_not_taken(name, more))
     raise RefusedError('is not an image, or its start is damaged')
 
 
-def open_image(file: BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def require(kind: str) -> None:
+    """Makes sure that a format of photographs can be read and written here, and registers its encoder in Pillow.
+
+    Raises:
+        RefusedError: A package is missing.
+    """
+    try:
+        if kind == 'HEIC':
+            import pillow_heif
+
+            pillow_heif.register_heif_opener()
+        elif kind == 'JPEG XL':
+            import pillow_jxl  # noqa: F401
+        elif kind == 'AVIF' and not features.check('avif'):
+            raise ImportError
+    except ImportError:
+        package = {'HEIC': 'pillow-heif', 'JPEG XL': 'pillow-jxl-plugin', 'AVIF': 'Pillow 11.3'}[kind]
+        raise RefusedError(f"is {kind}, which needs {package}: pip install 'spinsr[formats]'") from None
+
+
+def _maker(kind: str) -> Callable[[BinaryIO, str], Image.Image]:
+    require(kind)
+    if kind == 'GIF':
+        return GifImagePlugin.GifImageFile
+    if kind == 'HEIC':
+        from pillow_heif import HeifImageFile
+
+        return HeifImageFile
+    if kind == 'JPEG XL':
+        from pillow_jxl.JpegXLImagePlugin import JXLImageFile
+
+        return JXLImageFile
+    from PIL import AvifImagePlugin
+
+    return AvifImagePlugin.AvifImageFile
+
+
+def reduced_depth(data: bytes) -> int:
+    """Bits of a channel of a HEIC or AVIF file if they are more than the 8 that Pillow decodes, else 0."""
+    if (place := data.find(b'av1C')) > 0 and data[place + 6] & 0x40:
+        return 12 if data[place + 6] & 0x20 else 10
+    if (place := data.find(b'hvcC')) > 0 and data[place + 21] & 7:
+        return 8 + (data[place + 21] & 7)
+    return 0
+
+
+def open_image(file: BinaryIO, max_pixels: int = MAX_PIXELS, more: bool = False) -> Image.Image:
     """Opens an image by Pillow, as `Image.open`, in the formats that are read and whatever its name; no pixels yet.
 
     Args:
         file: At its start.
         max_pixels: Largest height times width.
+        more: As for `identify`.
 
     Raises:
         RefusedError: It is of no format that is read, has too many pixels, or, in TIFF, numbers that are not unsigned
             integers.
         DAMAGE: The header is damaged.
     """
-    kind = identify(file.read(16))
+    kind = identify(file.read(16), more)
     file.seek(0)
     if kind == 'TIFF':
         _check_numbers(_tiff_tags(file))
@@ -129,45 +191,47 @@ def open_image(file: BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
         'TIFF': TiffImagePlugin.TiffImageFile,
         'WEBP': WebPImagePlugin.WebPImageFile,
     }
+    make = makers.get(kind) or _maker(kind)
     try:
-        if kind == 'WEBP':  # the only one of these that looks at Pillow's limit here
+        if kind == 'WEBP':  # it looks at Pillow's limit here
             with _limit_lock, replaced(Image, MAX_IMAGE_PIXELS=None):
-                image = makers[kind](file, '')
+                image = make(file, '')
         else:
-            image = makers[kind](file, '')
+            image = make(file, '')
     except DAMAGE as error:
         raise RefusedError('is not an image, or its start is damaged') from error
     check_size(image.height, image.width, max_pixels)
     return image
 
 
-def open_data(data: bytes, name: object, max_pixels: int = MAX_PIXELS) -> Opened:
+def open_data(data: bytes, name: object, max_pixels: int = MAX_PIXELS, more: bool = False) -> Opened:
     """Opens the content of an image file, and makes sure that it is complete as far as that shows before decoding.
 
     Args:
         data: The file's bytes.
         name: What warnings call it.
         max_pixels: Largest height times width.
+        more: As for `identify`.
 
     Raises:
         RefusedError: As `open_image`.
         DAMAGE: The file is damaged.
     """
-    kind, profile, chunks = identify(data[:16]), None, ()
+    kind, profile, chunks, texts = identify(data[:16], more), None, (), ()
     if kind == 'PNG':
         check_size(*png.read_header(data[:33])[:2], max_pixels)
-        data, profile, chunks, lost = png.slim(data)
+        data, profile, chunks, texts, lost = png.slim(data)
         if lost:
             logger.warning('%s: %s and is left out', printable(name), lost)
         # Decoding does not compare the checksums.
         with open_image(io.BytesIO(data), max_pixels) as image:
             image.verify()
-    image = open_image(io.BytesIO(data), max_pixels)
+    image = open_image(io.BytesIO(data), max_pixels, more)
     if kind == 'JPEG':
         jpeg.check_complete(data)
     elif kind == 'TIFF' and image.tag_v2.get(_COMPRESSION) == _JPEG:
         _check_strips(image.tag_v2, data)
-    return Opened(image, data, profile or image.info.get('icc_profile'), chunks)
+    return Opened(image, data, profile or image.info.get('icc_profile') or None, chunks, texts)
 
 
 def load(image: Image.Image) -> None:
@@ -237,7 +301,21 @@ def from_cmyk(image: Image.Image, profile: bytes | None, name: object) -> Image.
     return image.convert('RGB')
 
 
-def _not_taken(kind: str) -> str:
+def to_srgb(image: Image.Image, profile: bytes, name: object) -> Image.Image:
+    """A grey or RGB image, perhaps with alpha, in sRGB by its colour profile; for formats that hold no profile."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if source.profile.xcolor_space.strip() != 'RGB' or 'sRGB' in ImageCms.getProfileDescription(source):
+            return image
+        return ImageCms.profileToProfile(image, source, ImageCms.createProfile('sRGB'))
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
+        logger.warning('%s: the colour profile cannot be used: %s', printable(name), printable(error))
+        return image
+
+
+def _not_taken(kind: str, more: bool) -> str:
+    if more:
+        return f'must be AVIF, BMP, GIF, HEIC, JPEG, JPEG XL, PNG, TIFF or WebP, is {kind}'
     return f'must be BMP, JPEG, PGM, PNG, PPM, TIFF or WebP, is {kind}'
 
 

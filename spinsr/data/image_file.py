@@ -19,12 +19,13 @@ EXTENSIONS = ('.bmp', '.jfif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', 
 PNG_END = b'\x00\x00\x00\x00IEND\xaeB`\x82'
 
 
-def list_images(folder: Path, extensions: Collection[str] = EXTENSIONS) -> list[Path]:
+def list_images(folder: Path, extensions: Collection[str] = EXTENSIONS, *, required: bool = True) -> list[Path]:
     """Image files of a folder, by name; hidden files and other files are left out.
 
     Args:
         folder: Not searched recursively.
         extensions: Endings of the names, in lower case; capitals are accepted too.
+        required: Whether a folder without images is an error.
 
     Raises:
         ValueError: The folder does not exist, or holds no image.
@@ -40,7 +41,7 @@ def list_images(folder: Path, extensions: Collection[str] = EXTENSIONS) -> list[
         (others if not entry.is_file() and os.path.exists(entry.path) else paths).append(folder / entry.name)
     if others:
         logger.warning('%s: skipped, not a regular file: %s', printable(folder), name_some(others))
-    if not paths:
+    if required and not paths:
         raise ValueError(f'no images ({", ".join(extensions)}) in {folder}')
     return sorted(paths)
 

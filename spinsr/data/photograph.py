@@ -8,33 +8,57 @@ without a word, come from OpenCV.
 import io
 import logging
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
 import tifffile
 from PIL import Image
 
-from spinsr.data import formats, image_file, png
+from spinsr.data import formats, image_file, metadata, png
 from spinsr.data.formats import MAX_PIXELS, RefusedError
+from spinsr.data.metadata import Metadata
 from spinsr.utils import atomic_write
 from spinsr.utils.text import printable
 
 logger = logging.getLogger('spinsr')
 
 FORMATS = {
+    '.apng': 'PNG',
+    '.avif': 'AVIF',
     '.bmp': 'BMP',
+    '.gif': 'GIF',
+    '.heic': 'HEIC',
+    '.heif': 'HEIC',
     '.jfif': 'JPEG',
     '.jpeg': 'JPEG',
     '.jpg': 'JPEG',
+    '.jxl': 'JPEG XL',
     '.png': 'PNG',
     '.tif': 'TIFF',
     '.tiff': 'TIFF',
     '.webp': 'WEBP',
 }
 # Bytes a pixel that Pillow, and libwebp below it, hold beside the image while they write it.
-_COPIES = {'BMP': 4, 'JPEG': 4, 'PNG': 0, 'TIFF': 0, 'WEBP': 12}
+_COPIES = {
+    'AVIF': 12, 'BMP': 4, 'GIF': 8, 'HEIC': 12, 'JPEG': 4, 'JPEG XL': 16, 'PNG': 0, 'TIFF': 0, 'WEBP': 12
+}  # fmt: skip
+# What Pillow calls them, where that is another name, and how they are written: lossless where that is usual.
+_NAMES = {'HEIC': 'HEIF', 'JPEG XL': 'JXL'}
+_OPTIONS = {
+    'AVIF': {'quality': 90, 'subsampling': '4:4:4'},
+    'BMP': {},
+    'HEIC': {'quality': 90, 'chroma': 444},
+    'JPEG': {'quality': 95, 'subsampling': 0},
+    'JPEG XL': {'lossless': True, 'use_container': True},
+    'WEBP': {'lossless': True, 'exact': True},
+}
+# By Pillow; its plugin of JPEG XL writes none.
+_HOLD_PROFILES = ('AVIF', 'HEIC', 'JPEG', 'PNG', 'WEBP')
+# Largest side, in pixels.
+_LONGEST = {'AVIF': 65536, 'GIF': 65535, 'HEIC': 16384, 'JPEG': 65500, 'WEBP': 16383}
 
 
 class Photograph(NamedTuple):
@@ -45,11 +69,13 @@ class Photograph(NamedTuple):
             turned upright.
         icc_profile: What the colours mean; None where the file does not say.
         png_chunks: Name and content of the chunks of a PNG that say what its colours mean (gAMA, cHRM, cICP, …).
+        metadata: EXIF, XMP, resolution, texts.
     """
 
     pixels: np.ndarray
     icc_profile: bytes | None = None
     png_chunks: tuple[png.Chunk, ...] = ()
+    metadata: Metadata = Metadata()
 
 
 def read(path: Path, max_pixels: int = MAX_PIXELS) -> Photograph:
@@ -68,18 +94,29 @@ def read(path: Path, max_pixels: int = MAX_PIXELS) -> Photograph:
             pages, Lab colours, more than `max_pixels`, or numbers that are not unsigned integers of at most 16 bits.
             The message names it.
     """
-    data = image_file.read_bytes(path)
+    return from_bytes(image_file.read_bytes(path), path, max_pixels)
+
+
+def from_bytes(data: bytes, path: Path, max_pixels: int = MAX_PIXELS) -> Photograph:
+    """As `read`, with the content of the file.
+
+    Raises:
+        ValueError: As `read`.
+    """
     try:
         with warnings.catch_warnings():
             # Pillow warns before it raises, and of odd tags, which do no harm here.
             warnings.simplefilter('ignore')
-            opened = formats.open_data(data, path, max_pixels)
+            opened = formats.open_data(data, path, max_pixels, more=True)
             del data
             with opened.image:
                 if reason := _refusal(opened):
                     raise RefusedError(reason)
+                if opened.image.format in ('AVIF', 'HEIF') and (bits := formats.reduced_depth(opened.data)):
+                    logger.warning('%s: %d bits a channel are reduced to 8', printable(path), bits)
                 profile = None if opened.image.mode == 'CMYK' else opened.icc_profile
-                return Photograph(_pixels(opened, path), profile, opened.chunks)
+                found = metadata.read(opened.image, opened.texts)
+                return Photograph(_pixels(opened, path), profile, opened.chunks, found)
     except formats.DAMAGE as error:
         raise image_file.unreadable(path, error) from error
 
@@ -94,11 +131,15 @@ def check_room(path: Path, height: int, width: int, pixels: np.ndarray) -> None:
         pixels: An image of the type and the channels that it will have.
 
     Raises:
-        ValueError: The format cannot hold 16 bits, alpha, or as many pixels.
+        ValueError: The format cannot hold 16 bits, alpha, or as many pixels, or a package for it is missing.
     """
     kind = FORMATS[path.suffix.lower()]
+    try:
+        formats.require(kind)
+    except RefusedError as error:
+        raise ValueError(f'{path} {error}') from None
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
-    longest = {'JPEG': 65500, 'WEBP': 16383}.get(kind, 2**31 - 1)
+    longest = _LONGEST.get(kind, 2**31 - 1)
     if max(height, width) > longest:
         raise ValueError(f'{path}: {kind} ends at {longest} pixels a side, got {height}x{width} (HxW)')
     if kind in ('BMP', 'TIFF') and height * width * channels * pixels.itemsize >= 2**32:
@@ -122,8 +163,9 @@ def write(path: Path, photograph: Photograph) -> None:
     """Writes an image file under a hidden temporary name and renames it: the file is either complete or absent.
 
     PNG, TIFF (deflate), BMP and WebP are lossless; JPEG has quality 95 with full colour resolution (4:4:4). The colour
-    profile is kept (BMP has none), and in PNG the chunks that say what the colours mean; other metadata are not
-    written.
+    profile is kept (BMP has none), and in PNG the chunks that say what the colours mean. EXIF, XMP, resolution and
+    texts are written as far as the format can hold them, with orientation 1 and the sides of the image; a warning names
+    the others.
 
     Args:
         path: Its ending chooses the format.
@@ -136,8 +178,9 @@ def write(path: Path, photograph: Photograph) -> None:
     if photograph.png_chunks and kind != 'PNG':
         names = ', '.join(name.decode() for name, _ in photograph.png_chunks)
         logger.warning('%s: %s cannot hold %s, which say what the colours mean', printable(path), kind, names)
+    kept = metadata.for_format(metadata.of_output(photograph.metadata, *photograph.pixels.shape[:2]), kind, path)
     with atomic_write.open_file(path) as file:
-        _write(file, photograph, kind)
+        _write(file, photograph._replace(metadata=kept), kind)
 
 
 def encode(photograph: Photograph, kind: str) -> bytes:
@@ -153,42 +196,68 @@ def encode(photograph: Photograph, kind: str) -> bytes:
 
 
 def _write(file: BinaryIO, photograph: Photograph, kind: str) -> None:
-    pixels, profile, chunks = photograph
+    pixels, profile, chunks, more = photograph
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     if kind == 'PNG':
-        png.write(file, pixels, profile, chunks)
+        png.write(file, pixels, profile, [*chunks, *metadata.png_chunks(more)])
     elif kind == 'TIFF':
-        tifffile.imwrite(
-            file,
-            pixels,
-            photometric='minisblack' if channels < 3 else 'rgb',
-            planarconfig='contig' if channels > 1 else None,
-            compression='zlib',
-            predictor=True,
-            extrasamples=('unassalpha',) if channels in (2, 4) else None,
-            iccprofile=profile,
-            metadata=None,
-            software=False,
-        )
+        write_pages(file, [photograph])
     elif kind == 'BMP' and channels == 4:
         # Pillow leaves the alpha of a BMP out of its header.
         file.write(cv2.imencode('.bmp', cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGRA))[1].tobytes())
     else:
-        options = {
-            'BMP': {},
-            'JPEG': {'quality': 95, 'subsampling': 0, 'icc_profile': profile},
-            'WEBP': {'lossless': True, 'exact': True, 'icc_profile': profile or b''},
-        }
-        Image.fromarray(pixels).save(file, kind, **options[kind])
+        to_pillow(photograph, kind).save(file, _NAMES.get(kind, kind), **pillow_options(photograph, kind))
+
+
+def pillow_options(photograph: Photograph, kind: str) -> dict[str, Any]:
+    """How Pillow writes a photograph; `kind` is not TIFF."""
+    options = _OPTIONS.get(kind, {}) | metadata.pillow_options(photograph.metadata)
+    # Without one, WebP takes bytes only.
+    return options | ({'icc_profile': photograph.icc_profile or b''} if kind in _HOLD_PROFILES else {})
+
+
+def to_pillow(photograph: Photograph, kind: str) -> Image.Image:
+    """Pixels as an image for an encoder: GIF has no alpha between 0 and 255, and it and JPEG XL get sRGB."""
+    formats.require(kind)
+    image = Image.fromarray(photograph.pixels)
+    if kind not in _HOLD_PROFILES and photograph.icc_profile and image.mode in ('RGB', 'RGBA'):
+        image = formats.to_srgb(image, photograph.icc_profile, kind)
+    if kind == 'GIF' and image.mode in ('LA', 'RGBA'):
+        image = image.convert('RGBA')
+        image.putalpha(image.getchannel('A').point(lambda alpha: 255 * (alpha >= 128)))
+    return image
+
+
+def write_pages(file: BinaryIO, photographs: Iterable[Photograph]) -> None:
+    """Writes a TIFF of one page or more; only one at a time is held."""
+    tags = []
+    with tifffile.TiffWriter(file, byteorder='<') as writer:
+        for pixels, profile, _, more in photographs:
+            channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+            tags.append(metadata.TiffTags(more))
+            writer.write(
+                pixels,
+                photometric='minisblack' if channels < 3 else 'rgb',
+                planarconfig='contig' if channels > 1 else None,
+                compression='zlib',
+                predictor=True,
+                extrasamples=('unassalpha',) if channels in (2, 4) else None,
+                iccprofile=profile,
+                metadata=None,
+                software=False,
+                **tags[-1].options,
+            )
+    for page, of_page in enumerate(tags):
+        of_page.finish(file, page)
 
 
 def _refusal(opened: formats.Opened) -> str | None:
     """Why an image that could be decoded is not taken."""
     image = opened.image
-    if image.format not in (*FORMATS.values(), 'MPO'):
+    if image.format not in (*FORMATS.values(), *_NAMES.values(), 'MPO'):
         return f'must be one of {", ".join(dict.fromkeys(FORMATS.values()))}, is {image.format}'
-    # MPO is what telephones write: a JPEG with more pictures, of which the first is the photograph.
-    if getattr(image, 'n_frames', 1) > 1 and image.format != 'MPO':
+    # Telephones write MPO and HEIC with more pictures, of which the first, or the main one, is the photograph.
+    if getattr(image, 'n_frames', 1) > 1 and image.format not in ('MPO', 'HEIF'):
         return f'must hold one image, has {image.n_frames} (an animation, or pages)'
     depth = formats.bit_depth(image, opened.data)
     if image.mode == 'LAB' or (image.mode == 'CMYK' and depth > 8):
@@ -205,7 +274,8 @@ def _pixels(opened: formats.Opened, path: Path) -> np.ndarray:
     image, data = opened.image, opened.data
     # Before Pillow reads the pixels, because it turns a TIFF by itself then, and OpenCV does too.
     is_tiff = image.format == 'TIFF'
-    orientation = 1 if is_tiff else formats.orientation(image)
+    # JPEG XL has an orientation of its own, which the decoder has followed already.
+    orientation = 1 if is_tiff or image.format == 'JXL' else formats.orientation(image)
     is_inverted = is_tiff and image.tag_v2.get(formats.PHOTOMETRIC) == 0
     extra = formats.extra_samples(image) if is_tiff else ()
     has_alpha = bool(extra) and extra[0] in (1, 2)

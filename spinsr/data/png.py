@@ -15,6 +15,7 @@ import numpy as np
 SIGNATURE = b'\x89PNG\r\n\x1a\n'
 # The meaning of the colours; they stay true when an image is enlarged.
 COLOUR_CHUNKS = (b'cHRM', b'gAMA', b'cICP', b'sRGB', b'mDCV', b'cLLI')
+XMP_START = b'XML:com.adobe.xmp\0\0\0\0\0'  # of an iTXt chunk, not compressed
 _TEXT = (b'tEXt', b'zTXt', b'iTXt')
 _LARGEST_PROFILE = 2**26  # bytes; the largest tables of colours take a few megabytes
 # Of each pass of an interlaced file: first row, distance of rows, first column, distance of columns.
@@ -31,18 +32,20 @@ class Slim(NamedTuple):
         data: The file without texts and colour profile.
         icc_profile: The colour profile; None if the file has none.
         chunks: Name and content of those in `COLOUR_CHUNKS`.
+        texts: Name and content of those with text; XMP is one of them.
         lost: What of the meaning of the colours cannot be kept, for a warning; '' for nothing.
     """
 
     data: bytes
     icc_profile: bytes | None
     chunks: tuple[Chunk, ...]
+    texts: tuple[Chunk, ...]
     lost: str
 
 
 def slim(data: bytes) -> Slim:
     """Takes the texts and the colour profile out of a PNG file; what is damaged stays, so that decoding finds it."""
-    kept, profile, colours, lost = [data[:8]], None, [], ''
+    kept, profile, colours, texts, lost = [data[:8]], None, [], [], ''
     position = 8
     for name, content, whole in chunks(data):
         position += len(whole)
@@ -50,11 +53,14 @@ def slim(data: bytes) -> Slim:
         if name == b'iCCP':
             profile = _profile(content) if is_sound else None
             lost = lost or ('' if profile else 'the colour profile is damaged')
-        elif name not in _TEXT:
+        elif name in _TEXT:
+            if is_sound:
+                texts.append((name, content))
+        else:
             kept.append(whole)
             if name in COLOUR_CHUNKS and is_sound:
                 colours.append((name, content))
-    return Slim(b''.join((*kept, data[position:])), profile, tuple(colours), lost)
+    return Slim(b''.join((*kept, data[position:])), profile, tuple(colours), tuple(texts), lost)
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:

@@ -39,17 +39,12 @@ def _row(name: str, scale: int, parameters: int, psnr: str, source: str) -> Publ
     return Published(name, scale, parameters, numbers(psnr), source)
 
 
-_SWINIR = 'ICCVW 2021, github.com/JingyunLiang/SwinIR; trained on DIV2K'
 # Rows of the SPIN paper's Table 1 whose own papers were not at hand.
 _SWINIR_TABLE = 'as cited by SwinIR, ICCVW 2021, Table 3'
 _NO_PSNR = 'parameters in the SPIN paper, ICCV 2023, Table 1; no source at hand confirmed its PSNR'
 
 # A dash: not published, or not confirmed by any source.
 _OTHERS = (
-    _row('SwinIR-light', 2, 878_000, '38.14 33.86 32.31 32.76 39.12', _SWINIR),
-    _row('SwinIR-light', 3, 886_000, '34.62 30.54 29.20 28.66 33.98', _SWINIR),
-    _row('SwinIR-light', 4, 897_000, '32.44 28.77 27.69 26.47 30.92', _SWINIR),
-    _row('SwinIR', 4, 11_800_000, '32.72 28.94 27.83 27.07 31.67', _SWINIR),
     _row('LatticeNet', 2, 756_000, '38.15 33.78 32.25 32.43 -', _SWINIR_TABLE),
     _row('LatticeNet', 3, 765_000, '34.53 30.39 29.15 28.33 -', _SWINIR_TABLE),
     _row('LatticeNet', 4, 777_000, '32.30 28.68 27.62 26.25 -', _SWINIR_TABLE),
@@ -64,17 +59,8 @@ _OTHERS = (
     _row('DRSAN', 4, 730_000, '- - - - -', _NO_PSNR),
 )
 
-_SWINIR_SOURCE = Source(
-    'SwinIR: Image Restoration Using Swin Transformer (Liang et al., ICCVW 2021)',
-    2021,
-    'https://github.com/JingyunLiang/SwinIR',
-    'Apache-2.0',
-    weights='release',
-)
 # What `_OTHERS` need beside their numbers. No code of the authors for LatticeNet, MADNet and GLADSR was found.
 SOURCES = {
-    'SwinIR-light': _SWINIR_SOURCE,
-    'SwinIR': _SWINIR_SOURCE,
     'LatticeNet': Source('LatticeNet (Luo et al., ECCV 2020)', 2020, weights='none'),
     'MADNet': Source('MADNet (Lan et al., IEEE Transactions on Cybernetics)', weights='none'),
     'GLADSR': Source('GLADSR, as cited by SPIN, ICCV 2023', weights='none'),

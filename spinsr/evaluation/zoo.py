@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spinsr.convert.registry import ArchFormat, PublishedResult, Source, find_format, formats, get_format
+from spinsr.convert.registry import ArchFormat, PublishedResult, Sizes, Source, find_format, formats, get_format
 from spinsr.evaluation import benchmark, complexity
 from spinsr.evaluation.published_results import DATASETS, SOURCES, Published, elsewhere, numbers
 from spinsr.inference.load import Network, resolve
@@ -125,7 +125,7 @@ def rows(variant: Variant, scale: int, *, measure: Mapping[str, Any] | None = No
     Raises:
         ValueError: The network cannot be built at this scale, counted, or measured.
     """
-    published, size = variant.published(scale), (round(720 / scale), round(1280 / scale))
+    published, size = variant.published(scale), _size(variant, scale)
     about = {'scale': scale, 'year': variant.source.year, 'size': size, 'source': variant.source}
     if variant.format is None:
         return [
@@ -142,7 +142,12 @@ def rows(variant: Variant, scale: int, *, measure: Mapping[str, Any] | None = No
             )
             for row in published
         ]
-    counts = complexity.count(valueless(resolve(variant.name, scale, None)), *size)
+    network = resolve(variant.name, scale, None)
+    try:
+        counts = complexity.count(valueless(network), *size)
+    except ValueError:  # it makes tensors of its own when it runs, on the CPU
+        with torch.random.fork_rng():
+            counts = complexity.count(network.build(), *size)
     measured: Mapping[str, Any] = {}
     if measure is not None:
         measured = complexity.measure(variant.name, scale, *size, **measure)
@@ -162,6 +167,14 @@ def rows(variant: Variant, scale: int, *, measure: Mapping[str, Any] | None = No
         )
         for row in published or [None]
     ]
+
+
+def _size(variant: Variant, scale: int) -> tuple[int, int]:
+    """The input for an output of 1280x720 pixels; larger where the network takes whole windows and does not pad."""
+    sizes = variant.format.sizes if variant.format else Sizes()
+    multiple = 1 if sizes.pads else sizes.multiple
+    height, width = (-(-round(side / scale) // multiple) * multiple for side in (720, 1280))
+    return height, width
 
 
 def variant_of(network: Network) -> Variant | None:
@@ -186,8 +199,7 @@ def valueless(network: Network) -> nn.Module:
     Raises:
         ValueError, TypeError: As `Network.build`.
     """
-    with torch.device('meta'):
-        return network.build('meta')
+    return network.build('meta')
 
 
 def evaluate_file(
@@ -340,7 +352,10 @@ def _configuration(row: PublishedResult, format: ArchFormat) -> str:
 
 def _repeats_another(format: ArchFormat) -> bool:
     """Whether a format is that of a subclass with switches for experiments, by default the same network."""
-    return any(issubclass(format.arch, other.arch) for other in formats() if other is not format)
+    if isinstance(format.arch, str):
+        return False
+    others = (other.arch for other in formats() if other is not format and not isinstance(other.arch, str))
+    return any(issubclass(format.arch, other) for other in others)
 
 
 def _exist(weights: str) -> bool:

@@ -73,18 +73,19 @@ def _architecture(format: ArchFormat, arch_args: dict[str, Any], others: tuple) 
                 return False
         except (ValueError, TypeError):
             return False
-        official = format.table.is_official(state_dict)
+        # BasicSR's own networks have the authors' names, or are not ours to take.
+        official = format.table.is_official(state_dict) or isinstance(format.arch, str)
         return not (official and any(support.architecture.detect(state_dict) for support in others))
 
     class Architecture(spandrel.Architecture):
         def load(self, state_dict: Mapping) -> spandrel.ImageModelDescriptor:
             state_dict = convert_state_dict(state_dict, format.name)
-            args = arch_args_of(state_dict, format.name) | arch_args
+            args = arch_args_of(state_dict, format.name, given=arch_args) | arch_args
             channels = args.get('num_in_ch', 3)
             discouraged = format.tiling == 'discouraged'
             sizes = format.sizes
             return spandrel.ImageModelDescriptor(
-                format.arch(**args),
+                format.cls(**args),
                 state_dict,
                 architecture=self,
                 purpose='SR',

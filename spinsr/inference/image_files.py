@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
+import string
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
-from spinsr.data import image_file, photograph
+from spinsr.data import frames, image_file, photograph, resample
 from spinsr.data.formats import MAX_PIXELS
+from spinsr.data.metadata import Metadata
+from spinsr.data.photograph import Photograph
+from spinsr.inference.output_size import OutputSize
 from spinsr.utils.text import printable
 
 if TYPE_CHECKING:
@@ -23,6 +29,10 @@ logger = logging.getLogger('spinsr')
 
 # After these, no other file can be written either.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_TICK = 1  # seconds
+# What a template for names may contain.
+NAME_FIELDS = ('stem', 'size', 'scale', 'ext')
+NAME_TEMPLATE = '{stem}_{size}{ext}'
 
 
 class Report(NamedTuple):
@@ -39,33 +49,49 @@ class Report(NamedTuple):
     failed: dict[Path, str]
 
 
-def find_images(inputs: Iterable[Path], out: Path) -> dict[Path, Path]:
+class Found(NamedTuple):
+    """An image among the inputs.
+
+    Attributes:
+        path: The file.
+        folder: Its folder below the one that was searched; '.' for what was named or lies directly in it.
+    """
+
+    path: Path
+    folder: Path = Path()
+
+
+def find_images(inputs: Iterable[Path], out: Path, *, recursive: bool = False) -> dict[Path, Found]:
     """Finds the images of files and folders; reads and writes nothing.
 
     Args:
-        inputs: Image files, and folders of images (not searched recursively, hidden files are left out).
-        out: Folder of the outputs; need not exist.
+        inputs: Image files, and folders of images; hidden files and folders are left out.
+        out: Folder of the outputs, which need not exist; or the output of the only image, if it ends as an image does
+            and is not a folder.
+        recursive: Search sub-folders too, except `out`. Links to folders are not followed.
 
     Returns:
-        Resolved path -> path, in the order of the inputs and by name in a folder.
+        Resolved path -> image, in the order of the inputs and by name in a folder.
 
     Raises:
         ValueError: A file does not exist, is not a regular file, or does not end as an image does; a folder holds no
-            image; or `out` is a file, or among the inputs.
+            image; `out` is among the inputs, is a file that does not end as an image does, or names one file for
+            several images.
     """
-    if out.exists() and not out.is_dir():
+    if out.exists() and not out.is_dir() and not is_file_name(out):
         raise ValueError(f'output path is not a directory: {out}')
-    sources: dict[Path, Path] = {}
+    sources: dict[Path, Found] = {}
     for path in inputs:
         if path.is_dir():
             if out.exists() and out.samefile(path):
                 raise ValueError(f'the output folder must not be an input, got {out}')
-            found, place = image_file.list_images(path, photograph.FORMATS), path.resolve()
-            names = {file.name for file in found}
-            with os.scandir(path) as entries:
-                others = [path / entry.name for entry in entries if entry.name not in names and _is_odd(entry)]
-            if others:
-                logger.warning('%s: skipped, unsupported file type: %s', printable(path), image_file.name_some(others))
+            before = len(sources)
+            for folder in _folders(path, out) if recursive else [path]:
+                place, below = folder.resolve(), folder.relative_to(path)
+                for source in _images_of(folder, required=not recursive):
+                    sources.setdefault(_resolved(place, source), Found(source, below))
+            if recursive and len(sources) == before:
+                raise ValueError(f'no images ({", ".join(photograph.FORMATS)}) in {path} and its sub-folders')
         elif not path.exists():
             raise ValueError(f'{path} is missing')
         elif path.suffix.lower() not in photograph.FORMATS:
@@ -73,35 +99,83 @@ def find_images(inputs: Iterable[Path], out: Path) -> dict[Path, Path]:
         elif not path.is_file():
             raise ValueError(f'{path} is not a regular file')
         else:
-            found, place = [path], path.parent.resolve()
-        for source in found:
-            sources.setdefault(_resolved(place, source), source)
+            sources.setdefault(_resolved(path.parent.resolve(), path), Found(path))
+    if is_file_name(out) and len(sources) > 1:
+        raise ValueError(f'the output {out} names one file, got {len(sources)} images: name a folder')
     return sources
 
 
-def name_outputs(inputs: Iterable[Path] | Mapping[Path, Path], out: Path, scale: int) -> dict[Path, Path]:
-    """Finds the images, and the name `<stem>_x<scale>.<same ending>` of each output; reads and writes nothing.
+def is_file_name(out: Path) -> bool:
+    """Whether an output names a file: it ends as an image does, and is not a folder."""
+    return out.suffix.lower() in photograph.FORMATS and not out.is_dir()
+
+
+def check_template(template: str) -> None:
+    """Checks a template for the names of outputs.
+
+    Raises:
+        ValueError: It has a folder, an unknown field, or no field that tells the images apart.
+    """
+    try:
+        fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        template.format(**dict.fromkeys(NAME_FIELDS, ''))
+    except (ValueError, LookupError, AttributeError):
+        fields = {''}
+    known = ', '.join(f'{{{name}}}' for name in NAME_FIELDS)
+    if not fields <= set(NAME_FIELDS):
+        raise ValueError(f'the fields of a name must be among {known}, got {template!r}')
+    if 'stem' not in fields:
+        raise ValueError(f'a template for names must contain {{stem}}, got {template!r}')
+    if '/' in template or os.sep in template:
+        raise ValueError(f'a template for names must not contain folders, got {template!r}: name them with -o')
+
+
+def name_outputs(
+    inputs: Iterable[Path] | Mapping[Path, Found],
+    out: Path,
+    scale: int,
+    *,
+    size: OutputSize | None = None,
+    template: str = NAME_TEMPLATE,
+    recursive: bool = False,
+) -> dict[Path, Path]:
+    """Finds the images, and the name of each output; reads and writes nothing.
 
     Args:
         inputs: Image files and folders of images, as for `find_images`, or what it has found.
-        out: Folder of the outputs; need not exist.
-        scale: Upscaling factor.
+        out: As for `find_images`. The outputs of images in sub-folders are in the same sub-folders of it.
+        scale: Upscaling factor of the network.
+        size: Size of the outputs; None is the network's own.
+        template: Of the names, with the fields {stem} and {ext} of the input, {scale}, and {size}: x4, or what the
+            size asks for (x1.5, w1920). The ending chooses the format; without one it is that of the input.
+        recursive: As for `find_images`.
 
     Returns:
         Input -> output, in the order of the inputs and by name in a folder; an image that is named twice appears once.
 
     Raises:
-        ValueError: As `find_images`; two images would have one output; or an output would be among the inputs.
+        ValueError: As `find_images` and `check_template`; two images would have one output; or an output would be among
+            the inputs.
     """
-    sources = inputs if isinstance(inputs, Mapping) else find_images(inputs, out)
-    outputs, names, place = {}, {}, out.resolve()
-    for source in sources.values():
-        target = out / f'{source.stem}_x{scale}{source.suffix}'
+    check_template(template)
+    sources = inputs if isinstance(inputs, Mapping) else find_images(inputs, out, recursive=recursive)
+    label = (size and size.label) or f'x{scale}'
+    outputs, names, places = {}, {}, {}
+    for source, folder in sources.values():
+        if is_file_name(out):
+            target = out
+        else:
+            name = template.format(stem=source.stem, ext=source.suffix, scale=scale, size=label)
+            if Path(name).suffix.lower() not in photograph.FORMATS:
+                name += source.suffix
+            target = out / folder / name
         # Not every file system distinguishes capitals from small letters.
-        other = names.setdefault(target.name.casefold(), source)
+        other = names.setdefault(str(target).casefold(), source)
         if other is not source:
             raise ValueError(f'{other} and {source} would both become {target}')
-        if _resolved(place, target) in sources:
+        if target.parent not in places:
+            places[target.parent] = target.parent.resolve()
+        if _resolved(places[target.parent], target) in sources:
             raise ValueError(f'{target}, the output of {source}, is an input too')
         outputs[source] = target
     return outputs
@@ -116,6 +190,8 @@ def upscale_files(
     precision: str = 'fp32',
     overwrite: bool = False,
     max_pixels: int = MAX_PIXELS,
+    size: OutputSize | None = None,
+    strip: bool = False,
     written: Callable[[Path, int, int], None] | None = None,
 ) -> Report:
     """Super-resolves image files, with a progress bar on stderr if that is a terminal.
@@ -129,6 +205,10 @@ def upscale_files(
         net: As for `spinsr.inference.upscale.upscale`, and so are `tile`, `self_ensemble` and `precision`.
         overwrite: Overwrite existing outputs.
         max_pixels: Largest height times width of an input.
+        size: Size of the outputs; None is the network's own. Outputs smaller than the network's are resampled by
+            `spinsr.data.resample.resize`. Larger ones are too, with a warning. Images that are no smaller than their
+            output do not go through the network; a line says so.
+        strip: Leave out EXIF, XMP, resolution and texts. What says what the colours mean stays.
         written: Called after each output with its path, height and width.
 
     Returns:
@@ -154,8 +234,9 @@ def upscale_files(
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(folder)) from error
     report, is_full = Report([], [], {}), ''
-    for source, target in tqdm(outputs.items(), 'Upscaling', unit='image', disable=None):
-        size = None
+    options = {'tile': tile, 'self_ensemble': self_ensemble, 'precision': precision, 'progress': True}
+    for source, target in _ticking(tqdm(outputs.items(), 'Upscaling', unit='image', disable=None)):
+        shape = None
         if is_full:
             report.failed[source] = printable(f'{source}: not started, {is_full}')
             continue
@@ -166,18 +247,21 @@ def upscale_files(
                     continue
                 if target.is_dir():
                     raise ValueError(f'{target} is a directory')
-            photo = photograph.read(source, max_pixels)
-            size = photo.pixels.shape[:2]
-            height, width = (scale * side for side in size)
-            photograph.check_room(target, height, width, photo.pixels)
-            more = photograph.memory_to_write(target, height, width)
-            upscaling.check_result(*size, scale**2 * photo.pixels.nbytes, more)
-            pixels = upscaling.upscale(
-                photo.pixels, net, tile=tile, self_ensemble=self_ensemble, precision=precision, progress=True
-            )
-            photograph.write(target, photo._replace(pixels=pixels))
+            several = frames.read(source, max_pixels)
+            photo = several.first if several else photograph.read(source, max_pixels)
+            shape = photo.pixels.shape[:2]
+            height, width = size.of(*shape, scale) if size else (scale * side for side in shape)
+            work = _Work(net, scale, size, strip, source, target, options)
+            if several:
+                frames.check_room(target, several, height, width)
+                if several.timing:  # whose encoders hold all frames
+                    upscaling.check_result(*shape, several.count * height * width * photo.pixels[0, 0].nbytes)
+                frames.write(target, (work.enlarged(frame) for frame in several), several.timing)
+            else:
+                photograph.check_room(target, height, width, photo.pixels)
+                photograph.write(target, work.enlarged(photo))
         except Exception as error:  # networks of others fail in their own ways
-            report.failed[source] = _reason(source, error, size, net)
+            report.failed[source] = _reason(source, error, shape, net)
             logger.error('%s', report.failed[source])
             if isinstance(error, OSError) and error.errno in _FULL:
                 is_full = os.strerror(error.errno)
@@ -187,6 +271,78 @@ def upscale_files(
             if written:
                 written(target, height, width)
     return report
+
+
+def _ticking(bar: tqdm) -> Iterator[Any]:
+    """The items of a bar whose elapsed time goes on while one image is worked on, which can take minutes."""
+    ended = threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(_TICK):
+            bar.refresh()
+
+    if not bar.disable:
+        threading.Thread(target=tick, daemon=True).start()
+    try:
+        yield from bar
+    finally:
+        ended.set()
+
+
+class _Work(NamedTuple):
+    """How the image or the frames of one file become those of another; the arguments are those of `upscale_files`."""
+
+    net: nn.Module
+    scale: int
+    size: OutputSize | None
+    strip: bool
+    source: Path
+    target: Path
+    options: Mapping[str, Any]
+
+    def enlarged(self, photo: Photograph) -> Photograph:
+        """A photograph of the wanted size, by the network and, where that is not its own size, by resampling."""
+        from spinsr.inference import upscale as upscaling
+
+        pixels, scale = photo.pixels, self.scale
+        if self.strip:
+            photo = photo._replace(metadata=Metadata())
+        height, width = pixels.shape[:2]
+        size = self.size.of(height, width, scale) if self.size else (scale * height, scale * width)
+        if scale > 1 and size[0] <= height and size[1] <= width:
+            logger.warning(
+                '%s: %dx%d is not larger than the image, which is resampled without the network',
+                printable(self.source), size[1], size[0],
+            )  # fmt: skip
+            return photo._replace(pixels=resample.resize(pixels, *size))
+        if size[0] > scale * height or size[1] > scale * width:
+            logger.warning(
+                '%s: %dx%d is more than x%d, the scale of the network; the rest is interpolated',
+                printable(self.source), size[1], size[0], scale,
+            )  # fmt: skip
+        more = photograph.memory_to_write(self.target, *size)
+        if size != (scale * height, scale * width):
+            more = max(more, resample.memory_to_resize(pixels, scale)) + math.prod(size) * pixels[0, 0].nbytes
+        upscaling.check_result(height, width, scale**2 * pixels.nbytes, more)
+        return photo._replace(pixels=resample.resize(upscaling.upscale(pixels, self.net, **self.options), *size))
+
+
+def _folders(folder: Path, out: Path) -> Iterator[Path]:
+    """A folder and those below it by name, without hidden ones and the one of the outputs."""
+    place = out.resolve()
+    for root, names, _ in os.walk(folder):
+        names[:] = sorted(name for name in names if name[0] != '.' and (Path(root) / name).resolve() != place)
+        yield Path(root)
+
+
+def _images_of(folder: Path, required: bool) -> list[Path]:
+    found = image_file.list_images(folder, photograph.FORMATS, required=required)
+    names = {file.name for file in found}
+    with os.scandir(folder) as entries:
+        others = [folder / entry.name for entry in entries if entry.name not in names and _is_odd(entry)]
+    if others:
+        logger.warning('%s: skipped, unsupported file type: %s', printable(folder), image_file.name_some(others))
+    return found
 
 
 def _is_odd(entry: os.DirEntry) -> bool:

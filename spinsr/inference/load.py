@@ -43,10 +43,11 @@ class Network:
         Raises:
             ValueError, TypeError: The arguments do not fit together, or not the weights.
         """
-        from spinsr.convert.registry import find_format, scale_keyword
+        from spinsr.convert.registry import find_format, scale_keyword, valueless
 
+        arguments = {scale_keyword(self.cls): self.scale, **self.arguments}
         try:
-            net = self.cls(**{scale_keyword(self.cls): self.scale}, **self.arguments)
+            net = valueless(self.cls, arguments) if torch.device(device).type == 'meta' else self.cls(**arguments)
         except (ValueError, TypeError) as error:
             format = find_format(self.cls)
             unknown = ', '.join(key for key in format.untold if key not in self.arguments) if format else ''
@@ -121,7 +122,7 @@ def resolve(
 
     if weights is None or (isinstance(weights, str) and weights == 'default'):
         arch, scale = arch or DEFAULT_ARCH, scale or DEFAULT_SCALE
-        network = _named(arch, scale, arch_args)
+        network = _named(arch, scale, arch_args, weighted=weights is not None)
         if weights is None:
             return network
         # The weights of SPIN serve its variants, too.
@@ -141,8 +142,8 @@ def resolve(
         raise ValueError(f'{source}{wanted}: {_reason(error)}') from error
 
 
-def _named(arch: str, scale: int, arch_args: Mapping[str, Any]) -> Network:
-    """A network without weights."""
+def _named(arch: str, scale: int, arch_args: Mapping[str, Any], weighted: bool = True) -> Network:
+    """A network without weights; `weighted` says whether it will get some."""
     from spinsr import compat
     from spinsr.archs import ARCH_REGISTRY
     from spinsr.archs.registry import find
@@ -151,9 +152,14 @@ def _named(arch: str, scale: int, arch_args: Mapping[str, Any]) -> Network:
 
     arch = current_arch(arch, arch_args)
     format, configuration = find_configuration(arch)
+    if weighted and format:
+        configuration = format.configurations.get(arch, {})  # the weights tell the rest
     name = format.registered if format and arch in (format.name, *format.configurations) else arch
-    if format and name not in ARCH_REGISTRY:  # of a project that does not register its networks in BasicSR
-        cls = format.arch
+    if format and name not in ARCH_REGISTRY:  # one of BasicSR's, or of a project that does not register there
+        try:
+            cls = format.cls
+        except ImportError as error:
+            raise ValueError(f'{printable(repr(arch))} cannot be built: {error}') from error
     elif (cls := find(name)) is None:
         ours = [name for format in formats() for name in (format.name, *format.configurations)]
         hint = nearest(arch, [*ours, *(other for other, _ in ARCH_REGISTRY)])
@@ -168,6 +174,7 @@ def _named(arch: str, scale: int, arch_args: Mapping[str, Any]) -> Network:
         for key in ('num_in_ch', 'num_out_ch')
         if key in parameters and parameters[key].default is inspect.Parameter.empty
     ]
+    asked = [] if weighted and format else asked
     return Network(arch, cls, scale, dict.fromkeys(asked, 3) | dict(configuration) | dict(arch_args), None)
 
 

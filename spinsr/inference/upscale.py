@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from spinsr.data import bicubic
+from spinsr.data import bicubic, resample
 from spinsr.inference import options
 from spinsr.inference.options import SMALLEST_TILE, check_options
+from spinsr.inference.output_size import OutputSize
 from spinsr.utils import memory
 
 logger = logging.getLogger('spinsr')
@@ -47,6 +48,7 @@ def upscale(
     self_ensemble: bool = False,
     precision: str = 'fp32',
     progress: bool = False,
+    outscale: float | None = None,
 ) -> np.ndarray:
     """Super-resolves one image.
 
@@ -58,9 +60,12 @@ def upscale(
         net: A network from `load`, or any module from (1, 3, H, W) to (1, 3, scale*H, scale*W) in [0, 1]; or one with
             one channel instead of three, which gets Y, see `super_resolve_colours`.
         tile: As for `super_resolve`, and so are `self_ensemble`, `precision` and `progress`.
+        outscale: Factor of both sides, if it is not that of the network: the result is resampled by
+            `spinsr.data.resample.resize`.
 
     Returns:
-        As the image, with sides scale*H and scale*W: the output times 255 (65535), rounded and clipped.
+        As the image, with sides scale*H and scale*W (or outscale*H and outscale*W, rounded): the output times 255
+        (65535), rounded and clipped.
 
     Raises:
         TypeError: The image is neither uint8 nor uint16.
@@ -74,6 +79,7 @@ def upscale(
         >>> upscale(np.zeros((5, 7, 3), np.uint8), net).shape
         (10, 14, 3)
     """
+    size = OutputSize(outscale=outscale)  # checks it
     image = np.asarray(image)
     colours, alpha = separate_alpha(image)
     channels = colours.shape[2] + (alpha is not None)
@@ -97,7 +103,8 @@ def upscale(
     result = pixels.values
     if alpha is not None:
         result[..., -1:] = bicubic.upsample(alpha, result.shape[0] // image.shape[0])
-    return result.reshape(*result.shape[:2], *image.shape[2:])
+    result = result.reshape(*result.shape[:2], *image.shape[2:])
+    return result if outscale is None else resample.resize(result, *size.of(*image.shape[:2], 1))
 
 
 def super_resolve_colours(x: Tensor, net: nn.Module, **options: Any) -> Tensor:
@@ -587,5 +594,5 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
 
 
 def _empty_cache(device: torch.device) -> None:
-    if device.type in ('cuda', 'mps'):
+    if device.type in ('cuda', 'mps', 'xpu'):
         getattr(torch, device.type).empty_cache()

@@ -1,5 +1,6 @@
 """Windows that cover an image without overlap: contiguous, or dilated over the whole image."""
 
+import torch
 from torch import Tensor
 
 
@@ -35,3 +36,27 @@ def from_windows(x: Tensor, height: int, width: int, dilated: bool = False) -> T
     x = x.reshape(-1, height // rows, width // columns, channels, rows, columns)
     x = x.permute(0, 3, 4, 1, 5, 2) if dilated else x.permute(0, 3, 1, 4, 2, 5)
     return x.reshape(-1, channels, height, width)
+
+
+def shift_mask(height: int, width: int, window_size: int, like: Tensor) -> Tensor:
+    """What to add to the logits of an image that is rolled by half a window before it is cut.
+
+    Args:
+        height, width: Of the image; `window_size` divides them.
+        window_size: Side of the windows.
+        like: Gives device and type.
+
+    Returns:
+        (windows, 1, P, P): -100 for pairs of pixels of a window that only the roll has brought together, else 0.
+
+    Example:
+        >>> shift_mask(2, 4, 2, torch.empty(0))[:, 0, 0].tolist()
+        [[0.0, 0.0, -100.0, -100.0], [0.0, -100.0, -100.0, -100.0]]
+    """
+    labels = []
+    for side in (height, width):
+        along = torch.arange(side, device=like.device)
+        labels.append((along >= side - window_size).long() + (along >= side - window_size // 2).long())
+    regions = 3 * labels[0][:, None] + labels[1]  # (H, W)
+    regions = to_windows(regions[None, None], window_size, window_size).flatten(1)  # (windows, P)
+    return -100.0 * (regions[:, None] != regions[:, :, None]).to(like.dtype)[:, None]

@@ -103,16 +103,23 @@ class RecipeFile:
 
     def _network(self, recipe: Recipe) -> dict[str, Any]:
         given = {
+            **self.format.defaults,
             **self.format.configurations.get(self.configuration, {}),
             **recipe.network,
             self.format.scale_keyword: self.scale,
         }
-        signature = inspect.signature(self.format.arch).parameters
+        signature = inspect.signature(self.format.cls).parameters
         if unknown := sorted(set(given) - set(signature)):
             raise ValueError(
                 f'the recipe of {self.configuration} has arguments that {self.format.name} lacks: {unknown}'
             )
-        values = {name: given.get(name, parameter.default) for name, parameter in signature.items()}
+        values = {
+            name: given.get(name, parameter.default)
+            for name, parameter in signature.items()
+            if parameter.kind is not parameter.VAR_KEYWORD
+        }
+        # A class of another package may also take what an option file cannot hold, as the class of a layer.
+        values = {name: value for name, value in values.items() if not callable(value)}
         return {'type': self.format.registered, **values}
 
 
@@ -168,9 +175,9 @@ def _train(file: RecipeFile, recipe: Recipe) -> tuple[dict[str, str], dict[str, 
                     'train': (
                         {
                             'name': recipe.data.name,
-                            'type': 'PairedImageDataset',
+                            'type': recipe.data.type,
                             'dataroot_gt': recipe.data.hr,
-                            'dataroot_lq': recipe.data.lr.format(scale=scale),
+                            **({'dataroot_lq': recipe.data.lr.format(scale=scale)} if recipe.data.lr else {}),
                             'io_backend': {'type': 'lmdb'},
                         },
                         {'gt_size': gt_size, **recipe.augment},

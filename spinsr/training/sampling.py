@@ -5,7 +5,6 @@ every epoch, and changes when training is resumed. Here the generators are seede
 number of workers and processes sees the same samples, and an epoch can be entered in its middle.
 """
 
-import random
 from collections.abc import Iterator, Sequence, Sized
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from basicsr.utils import FileClient  # noqa: E402
 
 from spinsr.data import image_file  # noqa: E402
 from spinsr.utils.errors import DataError  # noqa: E402
+from spinsr.utils.random_state import seeded  # noqa: E402
 
 # Seeds of samples are mixed of (seed, epoch, position). A fourth number, above 0, keeps others apart: that of the
 # networks is in spinsr.train.
@@ -129,17 +129,8 @@ class ExactDataset(Dataset):
         self._open()
         if not isinstance(place, Place):
             return self._checked(place)
-        before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        seed = mixed_seed(self.seed, place.epoch, place.position)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)
-        try:
+        with seeded(mixed_seed(self.seed, place.epoch, place.position)):
             return self._checked(place.index)
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
-            torch.set_rng_state(before[2])
 
     def _checked(self, index: int) -> Any:
         try:

@@ -6,18 +6,14 @@ import torch
 import spinsr
 from spinsr.archs.ipt_arch import IPT, tile_shares
 from spinsr.convert import convert_state_dict, to_official
-from spinsr.convert.registry import find_configuration
 
 SMALL = {'num_feat': 4, 'patch_size': 8, 'token_size': 2, 'num_layer': 1, 'num_heads': 2}
 
 
-def test_number_of_parameters_of_six_tasks():
-    format, arguments = find_configuration('IPT-multi')
+def test_number_of_tensors_of_six_tasks():
     with torch.device('meta'):
-        net = format.arch(**arguments)
-        official = to_official(net.state_dict(), 'IPT')
-    assert sum(parameter.numel() for parameter in net.parameters()) == 118_892_370
-    assert len(official) == 381
+        net = IPT(tasks=(2, 3, 4, 1, 1, 1))
+    assert len(to_official(net.state_dict(), 'IPT')) == 381
 
 
 @pytest.mark.parametrize('first_alone', [False, True])
@@ -60,6 +56,17 @@ def test_tasks_of_one_file():
     assert spinsr.load('IPT', 1, official, num_heads=2).task == 2
     with pytest.raises(ValueError, match='the file holds IPT x3 weights'):
         spinsr.load('IPT', 4, official, num_heads=2)
+
+
+def test_a_task_of_one_file_tells_its_factor():
+    weights = IPT(**SMALL, tasks=(2, 3, 1, 1), upscale=1).state_dict()
+    for task, scale in enumerate((2, 3, 1, 1)):
+        net = spinsr.load('IPT', None, weights, num_heads=2, task=task)
+        assert (net.task, net.upscale) == (task, scale)
+    with pytest.raises(ValueError, match='the file holds IPT x2 weights'):
+        spinsr.load('IPT', 3, weights, num_heads=2, task=0)
+    with pytest.raises(ValueError, match='task=4'):
+        spinsr.load('IPT', None, weights, num_heads=2, task=4)
 
 
 def test_a_task_of_another_factor_is_refused():

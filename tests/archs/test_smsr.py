@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from spinsr.archs.smsr_arch import SMSR, LearnedMask, SparseMaskConvolutions
 
@@ -50,6 +51,21 @@ def test_sparse_channels_neither_receive_nor_contribute_outside_the_mask(assert_
     out, share = net(x, mask)
     assert_close(out, net.fuse(torch.cat([first, second], 1)))
     assert_close(share, torch.tensor((3 + 3 * 0.2) / 6, dtype=torch.float64))
+
+
+@pytest.mark.parametrize('dense', [0, 3, 8], ids=['none', 'some', 'all'])
+def test_without_gradients_channels_are_convolved_apart_with_the_same_result(dense, assert_close):
+    net = SparseMaskConvolutions(8, 4, LearnedMask()).double().eval()
+    logits = torch.tensor([[1.0, 0.0]] * dense + [[0.0, 1.0]] * (8 - dense))
+    net.channel_mask.data = logits[None, :, None].repeat(1, 1, 4, 1)
+    x, mask = torch.rand(2, 8, 4, 5, dtype=torch.float64), torch.rand(2, 1, 4, 5).gt(0.5).double()
+    images, work = [], []
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients), FlopCounterMode(display=False) as counter:
+            images.append(net(x, mask)[0])
+        work.append(counter.get_total_flops() - 2 * images[0].numel() * 4 * 8)  # without the fusion
+    assert_close(*images)
+    assert work[1] * 7 == work[0] * 4
 
 
 def test_sparsity_of_the_network():

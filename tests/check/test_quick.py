@@ -154,7 +154,13 @@ def test_a_generated_file_has_no_finding(file):
     assert list(quick(option_files.read(file), is_train=True)) == []
 
 
-@pytest.mark.parametrize('path', option_files.shipped().values(), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    'path',
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow if '_x2' in path.stem or '_x3' in path.stem else ())
+        for path in option_files.shipped().values()
+    ],
+)
 def test_a_shipped_file_has_no_finding(path):
     options = option_files.read(path)
     assert list(quick(options, is_train=is_training(options))) == []

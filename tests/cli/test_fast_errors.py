@@ -28,10 +28,15 @@ print(json.dumps(results))
 # What is typed -> what the error says.
 LINES = {
     'upscale missing.png': 'missing.png is missing',
-    'upscale a.png -o a.png': 'output path is not a directory: a.png',
+    'upscale a.png -o script.py': 'output path is not a directory: script.py',
+    'upscale a.png bench/b.png -o c.png': 'the output c.png names one file, got 2 images: name a folder',
+    'upscale a.png --width 9 --outscale 2': 'only width and height go together, got outscale, width',
+    'upscale a.png --outscale 0': 'argument --outscale: must be a positive number',
+    'upscale a.png --name {stem}_{size}_{user}': 'the fields of a name must be among {stem}, {size}',
+    'upscale a.png --name {stem} -o c.png': '--name is for a folder of outputs, -o c.png names a file',
     'upscale a.png --tile 3': 'tile must be at least 32, got tile=3',
     'upscale a.png --scale 0': 'argument --scale: must be an integer of at least 1',
-    'upscale a.png --scale 7': 'no weights for SPIN x7',
+    'upscale a.png --scale 7': 'SPIN has no x7: spinsr ships weights for x2, x3, x4',
     'upscale a.png --weights missing.pth': 'no such weights file: missing.pth',
     'upscale a.png --precision fp8': 'argument --precision: ',
     'upscale a.png --import missing_module': '--import missing_module: ',
@@ -65,6 +70,7 @@ LINES = {
 def test_mistakes_show_before_torch_is_imported(tmp_path):
     (tmp_path / 'a.png').touch()
     (tmp_path / 'bench' / 'HR').mkdir(parents=True)
+    (tmp_path / 'bench' / 'b.png').touch()
     (tmp_path / 'script.py').write_text(f'LINES = {list(LINES)!r}\n' + SCRIPT)
     done = subprocess.run([sys.executable, 'script.py'], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

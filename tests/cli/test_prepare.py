@@ -48,7 +48,7 @@ def test_outputs(calls, command, out):
     assert out in map(str, calls[0])
 
 
-@pytest.mark.parametrize('kind', ['div2k', 'benchmark', 'images', 'sample', 'teacher'])
+@pytest.mark.parametrize('kind', ['div2k', 'benchmark', 'images', 'sample', 'degraded', 'teacher'])
 def test_help_shows_an_example(capsys, kind):
     with pytest.raises(SystemExit) as exit_info:
         main(['prepare', kind, '--help'])

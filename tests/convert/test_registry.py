@@ -20,7 +20,7 @@ from spinsr.convert.names import NameTable
 from spinsr.convert.registry import Source
 from spinsr.convert.shapes import arch_args_of, count
 
-from ..networks import NETWORKS, SMALL, bare
+from ..networks import NETWORKS, bare, told
 
 each_network = pytest.mark.parametrize('name', NETWORKS)
 # A variant has the tensors of the network that it derives from, so that its weights tell that one.
@@ -30,11 +30,6 @@ each_told_network = pytest.mark.parametrize('name', TOLD)
 
 def small(name, scale=2, **further):
     return ARCH_REGISTRY.get(name)(**{**NETWORKS[name].small, 'upscale': scale, **further})
-
-
-def told(name):
-    """Arguments of the small network that no shape tells."""
-    return {key: SMALL[bare(name)][key] for key in find_format(name).untold if key in SMALL[bare(name)]}
 
 
 @each_network

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import sys
 import warnings
 import zlib
 
@@ -10,10 +11,11 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, features
 
 from spinsr.data import formats, image_file, photograph
 from spinsr.data import png as png_file
+from spinsr.data.metadata import Metadata
 from spinsr.data.photograph import Photograph, check_room, read, write
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
@@ -290,13 +292,13 @@ SECOND = [Image.fromarray(np.full((8, 8, 3), 200, np.uint8))]
         (saved(RGB, 'WEBP', save_all=True, append_images=SECOND), 'a.png must hold one image, has 2'),
         (saved(RGB, 'TIFF', save_all=True, append_images=SECOND), 'a.png must hold one image, has 2'),
         (saved(RGB, 'PNG', save_all=True, append_images=SECOND), 'a.png must hold one image, has 2'),
-        (saved(RGB, 'GIF'), 'a.png must be BMP, JPEG, .* TIFF or WebP, is GIF'),
+        (saved(RGB, 'ICO'), 'a.png must be AVIF, BMP, .* TIFF or WebP, is icon'),
         (saved(RGB.convert('I'), 'TIFF'), 'a.png must have unsigned .*signed integers of 32 bits'),
         (saved(RGB.convert('F'), 'TIFF'), 'a.png must have unsigned .*floating-point numbers of 32 bits'),
         (tiff(np.zeros((8, 8, 3), np.uint16), (284, 2)), 'a.png is a 16-bit TIFF with separate planes'),
         (tiff(np.zeros((8, 8, 4), np.uint16), (338, 1)), 'a.png is a 16-bit TIFF with .* premultiplied alpha'),
     ],
-    ids=['empty', 'text', 'lab', 'animated_webp', 'pages', 'animated_png', 'gif', 'int32', 'float', 'planes', 'alpha'],
+    ids=['empty', 'text', 'lab', 'animated_webp', 'pages', 'animated_png', 'icon', 'int32', 'float', 'planes', 'alpha'],
 )  # fmt: skip
 def test_what_is_not_taken_is_named_with_the_reason(tmp_path, data, message):
     (tmp_path / 'a.png').write_bytes(data)
@@ -484,7 +486,7 @@ def test_cmyk_with_an_unusable_profile_is_converted_by_the_formula(tmp_path, cap
     assert 'the colour profile cannot be used' in caplog.text
 
 
-@pytest.mark.parametrize('reader', [read, image_file.read, image_file.inspect])
+@pytest.mark.parametrize('reader', [image_file.read, image_file.inspect])
 @pytest.mark.parametrize(
     ('data', 'kind'),
     [
@@ -501,6 +503,56 @@ def test_other_formats_are_named_and_not_opened(tmp_path, reader, data, kind):
     (tmp_path / 'HR.png').write_bytes(data)
     with pytest.raises(ValueError, match=f'HR.png must be BMP, JPEG, PGM, PNG, PPM, TIFF or WebP, is {kind}'):
         reader(tmp_path / 'HR.png')
+
+
+@pytest.mark.parametrize(
+    ('kind', 'module', 'brand'),
+    [
+        ('HEIC', 'pillow_heif', b'\0\0\0\x18ftypheic\0\0\0\0mif1heic'),
+        ('JPEG XL', 'pillow_jxl', b'\0\0\0\x0cJXL \r\n\x87\n'),
+    ],
+    ids=['heic', 'jxl'],
+)
+def test_a_format_without_its_package_is_refused_with_the_extra(tmp_path, monkeypatch, kind, module, brand):
+    monkeypatch.setitem(sys.modules, module, None)
+    path = tmp_path / f'a{next(ending for ending, of in photograph.FORMATS.items() if of == kind)}'
+    path.write_bytes(brand)
+    message = rf"{path.name} is {kind}, which needs pillow-.*: pip install 'spinsr\[formats\]'"
+    with pytest.raises(ValueError, match=message):
+        read(path)
+    with pytest.raises(ValueError, match=message):
+        check_room(path, 9, 9, noise(1, 1, 3))
+
+
+@pytest.mark.parametrize('ending', ['.avif', '.gif', '.heic', '.jxl'])
+def test_further_formats_come_back_with_metadata(tmp_path, ending):
+    if ending in ('.heic', '.jxl'):
+        pytest.importorskip({'.heic': 'pillow_heif', '.jxl': 'pillow_jxl'}[ending])
+    elif ending == '.avif' and not features.check('avif'):
+        pytest.skip('Pillow without AVIF')
+    y, x = np.mgrid[:16, :24]
+    pixels = np.stack((4 * x, 5 * y, 200 - 4 * x, np.where(x < 9, 0, 255)), 2).astype(np.uint8)
+    exif = Image.Exif()
+    exif[271] = 'Maker'
+    write(tmp_path / f'a{ending}', Photograph(pixels, PROFILE, metadata=Metadata(exif.tobytes()[6:])))
+    back = read(tmp_path / f'a{ending}')
+    is_visible = pixels[..., 3:] > 0
+    assert back.pixels.shape == pixels.shape and np.array_equal(back.pixels[..., 3] > 127, pixels[..., 3] > 127)
+    assert (abs(back.pixels.astype(int) - pixels) * is_visible).max() <= (0 if ending == '.jxl' else 12)
+    assert b'Maker' in (back.metadata.exif or b'') or ending == '.gif'
+    assert back.icc_profile == PROFILE or ending in ('.gif', '.jxl')
+
+
+def test_a_format_without_profiles_gets_srgb(tmp_path):
+    source = ImageCms.ImageCmsProfile(io.BytesIO(PROFILE)).tobytes().replace(b's\0R\0G\0B', b'X\0R\0G\0B')
+    pixels = np.full((4, 4, 3), (200, 100, 50), np.uint8)
+    seen = []
+    convert = ImageCms.profileToProfile
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageCms, 'profileToProfile', lambda *what: seen.append(1) or convert(*what))
+        write(tmp_path / 'a.gif', Photograph(pixels, source))
+        write(tmp_path / 'b.gif', Photograph(pixels, PROFILE))
+    assert seen == [1] and abs(read(tmp_path / 'a.gif').pixels.astype(int) - pixels).max() <= 2
 
 
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'TIFF', 'BMP', 'WEBP', 'MPO'])

@@ -75,7 +75,9 @@ def test_counts_equal_those_of_torch_on_real_values(arch, monkeypatch):
     assert counted['convolution_multiply_adds'] == by_op['aten.convolution']
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=() if name == 'SPIN' else pytest.mark.slow) for name in NETWORKS]
+)
 def test_counts_on_both_kinds_of_tensors_without_values_are_equal(name):
     net = spinsr.load(name, 2, None, **NETWORKS[name].small)
     one, other = (f(net, 17, 25) for f in (complexity.count_on_meta, complexity.count_on_fake_tensors))

@@ -8,9 +8,12 @@ from safetensors.torch import load_file
 
 from spinsr import cli
 from spinsr.archs import ARCH_REGISTRY
+from spinsr.convert import get_format
 from spinsr.export import onnx
 from spinsr.export.onnx import export_file, to_onnx
 from spinsr.ops import associate, top_n
+
+from ..networks import BASICSR, SMALL
 
 NETWORKS = {
     'SPIN': {'num_feat': 8, 'num_block': 1, 'stoken_size': (8,), 'qk_dim': 4, 'mlp_dim': 8, 'upscale': 2},
@@ -104,6 +107,25 @@ def test_what_the_file_takes(arch, size, sides, shape, exported):
     assert [side.dim_param or side.dim_value for side in taken.type.tensor_type.shape.dim] == shape
     assert [out.name for out in model.graph.output] == ['upscaled']
     assert b'.py' not in path.read_bytes()  # where each node came from
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [*SMALL, *BASICSR])
+def test_every_network_is_exported_or_says_why_not(name, tmp_path):
+    format, small = get_format(name), BASICSR[name].small if name in BASICSR else SMALL[name]
+    torch.manual_seed(0)
+    net = format.cls(**{**format.defaults, **small, format.scale_keyword: 2}).eval()
+    with torch.no_grad():
+        for value in net.parameters():
+            if not value.any():
+                value.normal_(0, 0.1)
+    # Which compares with ONNX Runtime at three sizes where the file takes any.
+    size = None if format.onnx.sides else (16, 24)
+    if format.onnx.refused:
+        with pytest.raises(ValueError, match='cannot be exported to ONNX: '):
+            to_onnx(net, tmp_path / 'net.onnx', size=size)
+    else:
+        assert to_onnx(net, tmp_path / 'net.onnx', size=size).difference <= onnx.TOLERANCE
 
 
 @pytest.mark.slow

@@ -5,9 +5,11 @@ import spandrel
 import torch
 
 from spinsr.archs import ARCH_REGISTRY
-from spinsr.convert import formats, to_basicsr, to_official, write_checkpoint
+from spinsr.convert import formats, get_format, to_basicsr, to_official, write_checkpoint
 from spinsr.convert.shapes import arch_args_of
 from spinsr.export.spandrel import install
+
+from ..networks import BASICSR, SMALL, told
 
 NETWORKS = {
     'SPIN': {'num_feat': 16, 'num_block': 3, 'stoken_size': (12, 16, 20), 'qk_dim': 12, 'mlp_dim': 20, 'upscale': 3},
@@ -23,7 +25,7 @@ FORMS = {
 }
 # The authors' RCAN is a network of spandrel's own.
 CASES = [
-    *((arch, 'ours', f'{arch}_spinsr') for arch in NETWORKS),
+    ('SPIN', 'ours', 'SPIN_spinsr'),
     ('SPIN', 'official', 'SPIN_spinsr'),
     ('SAN', 'official', 'SAN_spinsr'),
     ('RLFN', 'official', 'RLFN_spinsr'),
@@ -59,6 +61,29 @@ def test_loader_gives_our_network(arch, form, name, ending, loader, tmp_path, as
     assert (model.architecture.id, model.scale, model.purpose) == (name, NETWORKS[arch]['upscale'], 'SR')
     with torch.no_grad():
         assert_close(model(x.clone()), net(x).clamp(0, 1))  # spandrel's RCAN writes into its input
+
+
+@pytest.mark.parametrize('name', [name for name in SMALL if name != 'SPINVariant'])  # whose weights tell SPIN
+def test_loader_gives_every_network_of_ours(name, assert_close):
+    format, registry = get_format(name), spandrel.MAIN_REGISTRY.copy()
+    install(registry, {name: told(name)})
+    net, x = format.cls(**{**SMALL[name], 'upscale': 2}).eval(), torch.rand(1, 3, 16, 17)
+    model = spandrel.ModelLoader(registry=registry).load_from_state_dict(net.state_dict())
+    assert (model.architecture.id, model.scale) == (f'{name}_spinsr', 2)
+    with torch.no_grad():
+        assert_close(model(x), net(x).clamp(0, 1))
+
+
+@pytest.mark.parametrize(
+    ('name', 'expected'), [('SwinIR', 'SwinIR'), ('EDSR', 'EDSR_spinsr'), ('ECBSR', 'ECBSR_spinsr')]
+)
+def test_loader_gives_basicsrs_networks_that_spandrel_lacks(name, expected, loader, assert_close):
+    format, x = get_format(name), torch.rand(1, 3, 16, 20)
+    net = format.cls(**{**format.defaults, **BASICSR[name].small, format.scale_keyword: 2}).eval()
+    model = loader.load_from_state_dict(net.state_dict())
+    assert (model.architecture.id, model.scale) == (expected, 2)
+    with torch.no_grad():
+        assert_close(model(x), net(x).clamp(0, 1))
 
 
 @each_arch

@@ -3,6 +3,7 @@
 import errno
 import os
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from spinsr.data import photograph
+from spinsr.data import frames, photograph
 from spinsr.data.photograph import Photograph
+from spinsr.inference import image_files
 from spinsr.inference import upscale as upscaling
 from spinsr.inference.image_files import name_outputs, upscale_files
+from spinsr.inference.output_size import OutputSize
 from spinsr.utils import memory
 
 
@@ -69,7 +72,7 @@ def test_an_image_that_is_named_twice_is_done_once(photos, tmp_path):
         (lambda p: [p / 'photos', write(p / 'out' / 'a_x4.png')], r'a_x4.png, the output of .*a.png, is an input too'),
         (lambda p: [write(p / 'out' / 'a.png').parent], 'the output folder must not be an input'),
         (lambda p: [p / 'nowhere.png'], 'nowhere.png is missing'),
-        (lambda p: [p / 'photos' / 'notes.txt'], r'notes.txt must end in one of \.bmp'),
+        (lambda p: [p / 'photos' / 'notes.txt'], r'notes.txt must end in one of \.apng'),
         (lambda p: [(p / 'empty').mkdir() or p / 'empty'], 'no images .*empty'),
     ],
     ids=['two_of_a_name', 'two_in_capitals', 'output_is_input', 'folder_is_out', 'missing', 'ending', 'empty'],
@@ -80,8 +83,71 @@ def test_what_cannot_be_done_is_said_before_the_work(photos, tmp_path, make, mes
 
 
 def test_output_that_is_a_file(photos):
-    with pytest.raises(ValueError, match='output path is not a directory: .*a.png'):
+    with pytest.raises(ValueError, match='output path is not a directory: .*notes.txt'):
+        name_outputs([photos], photos / 'notes.txt', 4)
+    with pytest.raises(ValueError, match='a.png names one file, got 2 images'):
         name_outputs([photos], photos / 'a.png', 4)
+    with pytest.raises(ValueError, match='a.png, the output of .*a.png, is an input too'):
+        name_outputs([photos / 'a.png'], photos / 'a.png', 4)
+    assert name_outputs([photos / 'a.png'], photos / 'c.JPG', 4) == {photos / 'a.png': photos / 'c.JPG'}
+
+
+def test_sub_folders_keep_their_tree(photos, tmp_path):
+    write(photos / 'below' / 'deep' / 'a.png')
+    write(photos / '.cache' / 'd.png')
+    write(photos / 'large' / 'below' / 'old.png')
+    outputs = name_outputs([photos], photos / 'large', 2, recursive=True)
+    assert {str(source.relative_to(photos)): str(target.relative_to(photos)) for source, target in outputs.items()} == {
+        'a.png': 'large/a_x2.png',
+        'b.JPG': 'large/b_x2.JPG',
+        'below/c.png': 'large/below/c_x2.png',
+        'below/deep/a.png': 'large/below/deep/a_x2.png',
+    }
+    assert len(upscale_files(outputs, Twice()).done) == 4
+    (tmp_path / 'none' / 'below').mkdir(parents=True)
+    with pytest.raises(ValueError, match='no images .* sub-folders'):
+        name_outputs([tmp_path / 'none'], photos / 'large', 2, recursive=True)
+
+
+@pytest.mark.parametrize(
+    ('template', 'size', 'name'),
+    [
+        ('{stem}_{size}{ext}', OutputSize(outscale=1.5), 'b_x1.5.JPG'),
+        ('{stem}_{size}{ext}', OutputSize(width=1920), 'b_w1920.JPG'),
+        ('{stem}_{size}', OutputSize(max_side=99), 'b_max99.JPG'),
+        ('{scale}-{stem}.large.png', None, '2-b.large.png'),
+    ],
+    ids=['outscale', 'width', 'max_side', 'ending'],
+)
+def test_names_by_a_template(photos, tmp_path, template, size, name):
+    outputs = name_outputs([photos / 'b.JPG'], tmp_path, 2, size=size, template=template)
+    assert outputs == {photos / 'b.JPG': tmp_path / name}
+
+
+@pytest.mark.parametrize('template', ['{stem', '{}', '{nothing}{stem}', 'name', 'a/{stem}', '{stem.x}', '{0}{stem}'])
+def test_templates_that_cannot_name_outputs(photos, tmp_path, template):
+    with pytest.raises(ValueError, match='name'):
+        name_outputs([photos / 'b.JPG'], tmp_path, 2, template=template)
+
+
+@pytest.mark.parametrize(
+    ('size', 'expected', 'said'),
+    [
+        ({'outscale': 1.5}, (6, 8), ''),
+        ({'width': 7}, (6, 7), ''),
+        ({'max_side': 8}, (6, 8), ''),
+        ({'max_side': 99}, (8, 10), ''),
+        ({'outscale': 3}, (12, 15), '15x12 is more than x2, the scale of the network'),
+        ({'width': 3}, (2, 3), '3x2 is not larger than the image'),
+    ],
+    ids=['outscale', 'width', 'max_side', 'below_max_side', 'beyond', 'smaller'],
+)
+def test_size_of_the_output(tmp_path, caplog, size, expected, said):
+    path = write(tmp_path / 'a.png')
+    size = OutputSize(**size)
+    (target,) = upscale_files(name_outputs([path], tmp_path / 'out', 2, size=size), Twice(), size=size).done
+    assert np.array_equal(photograph.read(target).pixels, np.full((*expected, 3), 50, np.uint8))
+    assert said in caplog.text if said else not caplog.messages
 
 
 def test_files_are_upscaled_and_nothing_else_is_there(photos, tmp_path):
@@ -343,6 +409,45 @@ def test_an_image_whose_result_does_not_fit_is_a_failure_before_the_work(photos,
 def test_more_pixels_than_allowed_are_a_failure(photos, tmp_path):
     report = upscale_files(name_outputs([photos / 'a.png'], tmp_path / 'out', 2), Twice(), max_pixels=19)
     assert 'a.png must have at most 19 pixels' in report.failed[photos / 'a.png']
+
+
+def test_an_animation_goes_through_the_network_frame_by_frame(tmp_path):
+    images = [Image.new('RGB', (5, 4), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    images[0].save(tmp_path / 'a.gif', save_all=True, append_images=images[1:], duration=[100, 200], loop=0)
+    size = OutputSize(outscale=1.5)
+    outputs = name_outputs([tmp_path / 'a.gif'], tmp_path, 2, size=size)
+    (target,) = upscale_files(outputs, Twice(), size=size).done
+    found = frames.read(target)
+    assert [frame.pixels.shape for frame in found] == [(6, 8, 3)] * 2
+    assert found.timing == frames.read(tmp_path / 'a.gif').timing
+    report = upscale_files({tmp_path / 'a.gif': tmp_path / 'b.jpg'}, Twice())
+    assert 'JPEG cannot hold an animation' in report.failed[tmp_path / 'a.gif']
+
+
+@pytest.mark.parametrize('strip', [False, True])
+def test_metadata_reach_the_output_unless_they_are_stripped(tmp_path, strip):
+    exif = Image.Exif()
+    exif[271], exif[274] = 'Maker', 3
+    Image.new('RGB', (5, 4)).save(tmp_path / 'a.jpg', exif=exif, dpi=(300, 300), comment=b'hello')
+    (target,) = upscale_files(name_outputs([tmp_path / 'a.jpg'], tmp_path, 2), Twice(), strip=strip).done
+    with Image.open(target) as image:
+        assert dict(image.getexif()) == ({} if strip else {271: 'Maker', 274: 1})
+        assert image.info.get('comment') == (None if strip else b'hello')
+        assert image.info.get('dpi') == (None if strip else (300, 300))
+
+
+def test_the_time_goes_on_while_one_image_is_worked_on(monkeypatch):
+    ticked = threading.Event()
+
+    class Bar(list):
+        disable = False
+
+        def refresh(self):
+            ticked.set()
+
+    monkeypatch.setattr(image_files, '_TICK', 0.01)
+    for _ in image_files._ticking(Bar('a')):
+        assert ticked.wait(5)
 
 
 def test_size_of_each_output_is_told(photos, tmp_path):

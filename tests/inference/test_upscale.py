@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import spinsr
-from spinsr.data import bicubic
+from spinsr.data import bicubic, resample
 from spinsr.inference import upscale as upscaling
 from spinsr.inference.upscale import scale_of, super_resolve
 from spinsr.utils import memory
@@ -87,6 +87,16 @@ def test_image_stays_as_it_is(arch, image):
     before = image.copy()
     spinsr.upscale(image, spinsr.load(arch, scale=2, weights=None, **SMALL[arch]))
     assert np.array_equal(image, before)
+
+
+def test_outscale_resamples_the_output_of_the_network(image):
+    whole = spinsr.upscale(image, Twice())
+    height, width = image.shape[0] * 3 // 2, image.shape[1] * 3 // 2
+    found = spinsr.upscale(image, Twice(), outscale=1.5)
+    assert abs(found.shape[0] - height) <= 1 and abs(found.shape[1] - width) <= 1
+    assert np.array_equal(found, resample.resize(whole, *found.shape[:2]))
+    with pytest.raises(ValueError, match='outscale must be positive, got 0'):
+        spinsr.upscale(image, Twice(), outscale=0)
 
 
 def test_read_only_and_flipped_images(image):

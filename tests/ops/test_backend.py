@@ -103,6 +103,22 @@ def test_auto_is_the_sparse_path(monkeypatch, value):
     assert ops.resolve_backend() == 'torch'
 
 
+@pytest.mark.parametrize(
+    ('capability', 'no_kernel', 'expected'),
+    [((9, 0), None, 'triton'), ((8, 6), None, 'torch'), ((9, 0), 'the op has no kernels', 'torch')],
+    ids=['measured', 'another-gpu', 'no-kernel'],
+)
+def test_auto_takes_the_kernels_on_the_gpus_where_they_were_measured(
+    capability, no_kernel, expected, fresh, monkeypatch
+):
+    monkeypatch.setattr(fresh, 'FASTER_BY_TRITON', frozenset({(9, 0)}))
+    monkeypatch.setattr(fresh, '_triton', lambda: (None, False))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
+    assert fresh.resolve_backend(None, torch.device('cuda', 0), no_kernel=no_kernel) == expected
+    assert fresh.resolve_backend(None, torch.device('cpu')) == 'torch'
+
+
 def test_auto_logs_its_choice_once_at_debug(caplog, fresh):
     with caplog.at_level(logging.DEBUG, logger='spinsr.ops'):
         fresh.resolve_backend('reference')

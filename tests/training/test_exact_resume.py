@@ -110,27 +110,27 @@ def crash(monkeypatch, owner, name, call):
 GROWS = {'datasets:train:gt_sizes': [8, 16], 'datasets:train:iters': [4, 4], 'datasets:train:mini_batch_sizes': [2, 1]}
 
 
+RANDOM = {'network_g': {'type': 'Drops', 'upscale': 2}}
+STOPS = {
+    'before-the-first-checkpoint': (SpinsrModel, 'optimize_parameters', 2),
+    'in-an-epoch': (SpinsrModel, 'optimize_parameters', 6),
+    'after-a-checkpoint': (SpinsrModel, 'optimize_parameters', 7),
+    'before-a-validation': (SpinsrModel, 'validation', 2),
+    'between-the-files-of-a-checkpoint': (SpinsrModel, 'save_training_state', 2),
+    'in-a-network-file': (checkpoints.os, 'replace', 3),
+    'in-a-state': (checkpoints.os, 'replace', 4),
+    'in-the-latest': (checkpoints.os, 'replace', 7),
+}
+
+
 @pytest.mark.parametrize(
-    'changes',
+    ('changes', 'owner', 'name', 'call'),
     [
-        pytest.param(GROWS, id='SPIN-growing-patches'),
-        pytest.param({'network_g': {'type': 'Drops', 'upscale': 2}}, id='random'),
+        pytest.param(GROWS, *STOPS['in-an-epoch'], id='growing-patches-in-an-epoch'),
+        *(pytest.param(RANDOM, *stop, id=f'random-{where}') for where, stop in STOPS.items()),
     ],
 )
-@pytest.mark.parametrize(
-    ('owner', 'name', 'call'),
-    [
-        pytest.param(SpinsrModel, 'optimize_parameters', 2, id='before-the-first-checkpoint'),
-        pytest.param(SpinsrModel, 'optimize_parameters', 6, id='in-an-epoch'),
-        pytest.param(SpinsrModel, 'optimize_parameters', 7, id='after-a-checkpoint'),
-        pytest.param(SpinsrModel, 'validation', 2, id='before-a-validation'),
-        pytest.param(SpinsrModel, 'save_training_state', 2, id='between-the-files-of-a-checkpoint'),
-        pytest.param(checkpoints.os, 'replace', 3, id='in-a-network-file'),
-        pytest.param(checkpoints.os, 'replace', 4, id='in-a-state'),
-        pytest.param(checkpoints.os, 'replace', 7, id='in-the-latest'),
-    ],
-)
-def test_resume_gives_the_same_bits(project, monkeypatch, owner, name, call, changes):
+def test_resume_gives_the_same_bits(project, monkeypatch, changes, owner, name, call):
     assert train.main(['-opt', options(project, 'whole', changes)]) == 0
     broken = options(project, 'broken', changes)
     with monkeypatch.context() as patch:
@@ -174,7 +174,7 @@ MUON = {'train:optim_g': {'type': 'Muon', 'lr': 0.01, 'adam': {'params': ['conv_
             id='teacher-alone-with-growing-patches',
             marks=pytest.mark.slow,
         ),
-        pytest.param(UNCERTAINTY, ['net_g', 'net_s'], id='uncertainty-estimation'),
+        pytest.param(UNCERTAINTY, ['net_g', 'net_s'], id='uncertainty-estimation', marks=pytest.mark.slow),
         pytest.param(
             {
                 **UNCERTAINTY,
@@ -183,6 +183,7 @@ MUON = {'train:optim_g': {'type': 'Muon', 'lr': 0.01, 'adam': {'params': ['conv_
             },
             ['net_g', 'net_s'],
             id='uncertainty-driven',
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -241,6 +242,7 @@ def test_resume_twice_in_one_epoch_gives_the_same_bits(project, monkeypatch):
     assert_identical(final('broken'), final('whole'))
 
 
+@pytest.mark.slow
 def test_resume_with_other_workers_gives_the_same_bits(project, monkeypatch, capfd):
     whole = options(project, 'whole', {'datasets:train:num_worker_per_gpu': 2})
     assert train.main(['-opt', whole]) == 0
@@ -287,11 +289,15 @@ def flip_the_folder_bit(path):
     'damage',
     [
         pytest.param(lambda models, states: flip_the_folder_bit(states / '9.state'), id='directory-of-the-state'),
-        pytest.param(lambda models, states: (states / '9.state').write_bytes(b'PK'), id='state'),
+        pytest.param(
+            lambda models, states: (states / '9.state').write_bytes(b'PK'), id='state', marks=pytest.mark.slow
+        ),
         pytest.param(lambda models, states: flip_a_bit(states / '9.state'), id='tensor-of-the-state'),
-        pytest.param(lambda models, states: (states / '9.state').write_bytes(b''), id='empty-state'),
+        pytest.param(
+            lambda models, states: (states / '9.state').write_bytes(b''), id='empty-state', marks=pytest.mark.slow
+        ),
         pytest.param(lambda models, states: os.truncate(models / 'net_g_9.pth', 500), id='network'),
-        pytest.param(lambda models, states: (models / 'net_g_9.pth').unlink(), id='no-network'),
+        pytest.param(lambda models, states: (models / 'net_g_9.pth').unlink(), id='no-network', marks=pytest.mark.slow),
         pytest.param(
             lambda models, states: (models / 'net_g_6.pth').replace(models / 'net_g_9.pth'), id='another-network'
         ),

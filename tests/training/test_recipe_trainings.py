@@ -16,7 +16,7 @@ from spinsr.convert import formats
 from spinsr.models.spinsr_model import SpinsrModel
 from spinsr.training import checkpoints, recipes
 
-from ..networks import NETWORKS
+from ..networks import BASICSR, NETWORKS
 from ..tiny_project import write_options
 from .test_exact_resume import Stop, assert_identical, crash
 
@@ -74,7 +74,7 @@ def test_ten_iterations_and_resume(tmp_path, monkeypatch, name):
     # The smallest scale starts from scratch.
     file = min((file for file in found if not file.stage), key=lambda file: file.scale)
     write_images(tmp_path, file.scale)
-    options = shortened(file, NETWORKS[name])
+    options = shortened(file, (NETWORKS | BASICSR)[name])
     assert train.main(run(options, 'whole')) == 0
     with monkeypatch.context() as patch:
         crash(patch, SpinsrModel, 'optimize_parameters', 6)

@@ -70,13 +70,14 @@ UNCERTAINTY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('accumulate', 'changes'),
     [
-        pytest.param(1, {'train:pixel_opt:reduction': 'sum'}, id='at-once', marks=pytest.mark.slow),
-        pytest.param(2, {'train:pixel_opt:reduction': 'mean'}, id='in-two-parts', marks=pytest.mark.slow),
+        pytest.param(1, {'train:pixel_opt:reduction': 'sum'}, id='at-once'),
+        pytest.param(2, {'train:pixel_opt:reduction': 'mean'}, id='in-two-parts'),
         pytest.param(2, UNCERTAINTY, id='in-two-parts-of-two-networks'),
-        pytest.param(2, DISTILLATION, id='in-two-parts-with-a-teacher', marks=pytest.mark.slow),
+        pytest.param(2, DISTILLATION, id='in-two-parts-with-a-teacher'),
     ],
 )
 def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(tmp_path, accumulate, changes):

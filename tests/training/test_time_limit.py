@@ -230,12 +230,12 @@ IMAGE, CHECKPOINT = (SpinsrModel, 'test'), (SpinsrModel, 'save')
 @pytest.mark.parametrize(
     ('where', 'call', 'states'),
     [
-        pytest.param(ITERATION, 1, [1], id='in-the-first-iteration'),
+        pytest.param(ITERATION, 1, [1], id='in-the-first-iteration', marks=pytest.mark.slow),
         pytest.param(ITERATION, 4, [3, 4], id='at-the-end-of-an-epoch'),
-        pytest.param(ITERATION, 6, [3, 6], id='before-a-checkpoint'),
-        pytest.param(ITERATION, 8, [3, 6, 8], id='in-the-middle'),
+        pytest.param(ITERATION, 6, [3, 6], id='before-a-checkpoint', marks=pytest.mark.slow),
+        pytest.param(ITERATION, 8, [3, 6, 8], id='in-the-middle', marks=pytest.mark.slow),
         pytest.param(CHECKPOINT, 2, [3, 6], id='in-a-checkpoint'),
-        pytest.param(SAMPLE, 15, [3, 4], id='while-an-epoch-begins'),
+        pytest.param(SAMPLE, 15, [3, 4], id='while-an-epoch-begins', marks=pytest.mark.slow),
         pytest.param(SAMPLE, 17, [3, 5], id='while-data-is-loaded'),
         pytest.param(IMAGE, 7, [3, 6], id='in-a-validation'),
     ],

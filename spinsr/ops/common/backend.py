@@ -14,6 +14,10 @@ from spinsr.ops.common.cache import cached_table
 
 BACKENDS = ('auto', 'reference', 'torch', 'triton')
 
+# Compute capabilities of the GPUs on which scripts/gpu_check.py found the Triton kernels to be right, and faster than
+# plain torch in inference and in training. No GPU has been measured yet.
+FASTER_BY_TRITON: frozenset[tuple[int, int]] = frozenset()
+
 logger = logging.getLogger('spinsr.ops')
 
 
@@ -22,9 +26,9 @@ def resolve_backend(
 ) -> str:
     """Returns the implementation to run: 'reference', 'torch' or 'triton'.
 
-    'auto' is 'torch' on every device: the Triton kernels have not been measured on a GPU yet, so nothing says that they
-    are faster there. 'triton' runs on CUDA tensors, and on any tensors when TRITON_INTERPRET=1 was set before triton
-    was imported.
+    'auto' is 'triton' on the GPUs of `FASTER_BY_TRITON` where the call has kernels, and 'torch' everywhere else: where
+    nothing was measured, nothing says that the kernels are faster. 'triton' runs on CUDA tensors, and on any tensors
+    when TRITON_INTERPRET=1 was set before triton was imported.
 
     Args:
         backend: One of `BACKENDS`; None reads the environment variable SPINSR_OPS_BACKEND (default 'auto').
@@ -47,8 +51,12 @@ def resolve_backend(
         if reason:
             raise RuntimeError(f"the ops backend 'triton' cannot run: {reason}; use 'torch'")
     if name == 'auto':
-        name = 'torch'
-        _log_once("ops backend 'auto' chose 'torch': the sparse path in plain torch runs on every device")
+        if device is not None and device.type == 'cuda' and _is_faster(device) and no_kernel is None:
+            name = 'triton'
+            _log_once("ops backend 'auto' chose 'triton': its kernels were measured to be faster on this kind of GPU")
+        else:
+            name = 'torch'
+            _log_once("ops backend 'auto' chose 'torch': the sparse path in plain torch runs on every device")
     return name
 
 
@@ -102,6 +110,12 @@ def _why_not_triton(device: torch.device | None) -> str | None:
     if not torch.cuda.is_available():
         return f'its kernels need CUDA, which torch does not find here ({remedy})'
     return None
+
+
+@cached_table
+def _is_faster(device: torch.device) -> bool:
+    """Whether the kernels can run on this GPU, and were measured to be faster; a constant to torch.compile."""
+    return torch.cuda.get_device_capability(device) in FASTER_BY_TRITON and _why_not_triton(device) is None
 
 
 @cached_table

@@ -1,0 +1,76 @@
+"""Which device runs a network, and what it leaves to the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger('spinsr')
+
+# In the order in which `auto` takes them.
+ACCELERATORS = ('cuda', 'mps', 'xpu')
+# torch runs ops that these devices lack on the CPU if this is set before it is imported.
+_FALLBACK = ('PYTORCH_ENABLE_MPS_FALLBACK', 'PYTORCH_ENABLE_XPU_FALLBACK')
+_FALLS_BACK = re.compile(r"operator '?([\w:.]+)'?.*fall back", re.DOTALL)
+
+
+def allow_fallback() -> None:
+    """Lets MPS and XPU run the ops that they lack on the CPU; has an effect before torch is imported only."""
+    if 'torch' not in sys.modules:
+        for name in _FALLBACK:
+            os.environ.setdefault(name, '1')
+
+
+def select(name: str = 'auto') -> torch.device:
+    """The device of a name.
+
+    Args:
+        name: As torch takes it; 'auto' is the first of CUDA, MPS and XPU that is available, else the CPU.
+
+    Raises:
+        ValueError: Unknown, or not available on this machine.
+    """
+    import torch
+
+    if name == 'auto':
+        for kind in ACCELERATORS:
+            backend = getattr(torch.backends if kind == 'mps' else torch, kind, None)
+            if backend is not None and backend.is_available():
+                return torch.device(kind)
+        return torch.device('cpu')
+    try:
+        chosen = torch.device(name)
+        torch.zeros(1, device=chosen)
+    # torch raises RuntimeError for a wrong name, AssertionError where it was built without CUDA.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f'--device {name}: {str(error).splitlines()[0]}') from error
+    return chosen
+
+
+@contextlib.contextmanager
+def said_once(device: torch.device) -> Iterator[None]:
+    """Logs one line for each op that a device leaves to the CPU, in place of torch's warnings."""
+    said: set[str] = set()
+    show = warnings.showwarning
+
+    def say(message: Warning | str, *where: object) -> None:
+        match = _FALLS_BACK.search(str(message))
+        if match is None:
+            show(message, *where)
+        elif match[1] not in said:
+            said.add(match[1])
+            logger.warning('%s lacks %s: this op runs on the CPU, which is slower', device.type, match[1])
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings('always', message='.*fall back')
+        warnings.showwarning = say
+        yield
