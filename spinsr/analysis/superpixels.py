@@ -25,6 +25,8 @@ from spinsr.ops.attention.heads import split_heads
 
 # What the longer side of a picture has, about, if nothing else is asked for.
 PICTURE_SIDE = 1000
+# Of the colour bar beside a picture of weights, in pixels.
+BAR_WIDTH = 24
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,8 +113,8 @@ class Superpixels:
             ValueError: The superpixel does not exist, or the network has no SPCA.
         """
         self._check_superpixel(superpixel)
-        self._check_attention()
-        weights = _attention(self.tokens[:, superpixel : superpixel + 1], self.keys, self.num_heads)
+        _, keys, tokens = self._of_cross_attention()
+        weights = _attention(tokens[:, superpixel : superpixel + 1], keys, self.num_heads)
         return weights.reshape(self.association.grid.size)
 
     def attention_of_pixel(self, y: int, x: int) -> np.ndarray:
@@ -122,8 +124,8 @@ class Superpixels:
             ValueError: The pixel is outside the image, or the network has no SPCA.
         """
         pixel = self._pixel(y, x)
-        self._check_attention()
-        return _attention(self.queries[:, pixel : pixel + 1], self.tokens, self.num_heads).reshape(self.shape)
+        queries, _, tokens = self._of_cross_attention()
+        return _attention(queries[:, pixel : pixel + 1], tokens, self.num_heads).reshape(self.shape)
 
     def _pixel(self, y: int, x: int) -> int:
         height, width = self.association.grid.size
@@ -131,9 +133,10 @@ class Superpixels:
             raise ValueError(f'the pixel must be inside the image of {height}x{width} (HxW), got {y=}, {x=}')
         return y * width + x
 
-    def _check_attention(self) -> None:
-        if self.queries is None:
+    def _of_cross_attention(self) -> tuple[Tensor, Tensor, Tensor]:
+        if self.queries is None or self.keys is None or self.tokens is None:
             raise ValueError("the network has no cross-attention of superpixels (interaction 'only_intra')")
+        return self.queries, self.keys, self.tokens
 
     def _check_superpixel(self, superpixel: int) -> None:
         rows, columns = self.shape
@@ -240,7 +243,8 @@ def draw(
     Returns:
         Name -> (factor * H, factor * W, 3), uint8, RGB: `boundaries` and `colours`; with a pixel
         `pixel_<y>_<x>_association` and `pixel_<y>_<x>_attention`; with a superpixel `superpixel_<k>_top` (or
-        `superpixel_<k>_top<n>`) and `superpixel_<k>_attention`. `attention` is left out without SPCA.
+        `superpixel_<k>_top<n>`) and `superpixel_<k>_attention`. `attention` is left out without SPCA. The pictures of
+        weights, association and attention, have a colour bar with numbers at the right, which makes them wider.
 
     Raises:
         ValueError: The pixel or superpixel does not exist, or `factor` or `top` is below 1.
@@ -261,8 +265,8 @@ def draw(
             weights_of['attention'] = found.attention_of_pixel
         for name, function in weights_of.items():
             weights = function(y, x)
-            picture = _heat(found.image, weights.reshape(-1)[labels], factor)
-            pictures[f'pixel_{y}_{x}_{name}'] = _draw_ring(picture, y, x, factor)
+            picture = _heat(found.image, weights.reshape(-1)[labels], weights.max(), factor)
+            pictures[f'pixel_{y}_{x}_{name}'] = _add_bar(_draw_ring(picture, y, x, factor), weights.max())
     if superpixel is not None:
         chosen = found.top_pixels(superpixel, top)
         own = labels == superpixel
@@ -270,8 +274,9 @@ def draw(
         name = f'superpixel_{superpixel}'
         pictures[f'{name}_top{top or ""}'] = draw_boundaries(enlarge(dimmed, factor), own)
         if found.queries is not None:
-            heat = _heat(found.image, found.attention_of_superpixel(superpixel), factor)
-            pictures[f'{name}_attention'] = draw_boundaries(heat, own)
+            weights = found.attention_of_superpixel(superpixel)
+            heat = _heat(found.image, weights, weights.max(), factor)
+            pictures[f'{name}_attention'] = _add_bar(draw_boundaries(heat, own), weights.max())
     return pictures
 
 
@@ -343,9 +348,30 @@ def _draw_ring(picture: np.ndarray, y: int, x: int, factor: int) -> np.ndarray:
     return picture
 
 
-def _heat(image: np.ndarray, weights: np.ndarray, factor: int) -> np.ndarray:
-    """Weights over a grey image, black through red to yellow at the largest: (H, W, 3), (H, W) -> enlarged picture."""
+def _heat(image: np.ndarray, weights: np.ndarray, largest: float, factor: int) -> np.ndarray:
+    """Weights over a grey image, black (0) through red to yellow (largest): (H, W, 3), (H, W) -> enlarged picture."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
-    levels = np.rint(255 * weights / weights.max()).astype(np.uint8)
+    levels = np.rint(255 * weights / largest).astype(np.uint8)
     colours = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[..., ::-1]
     return enlarge(np.rint(0.35 * grey + 0.65 * colours).astype(np.uint8), factor)
+
+
+def _add_bar(picture: np.ndarray, largest: float) -> np.ndarray:
+    """Puts the colours of `_heat` beside a picture, with the weights 0, largest / 2 and largest in numbers."""
+    height, width = max(len(picture), 4 * BAR_WIDTH), picture.shape[1]
+    # Over the grey in the middle: over a dark or bright part of the image the colours are a little darker or brighter.
+    weights = np.broadcast_to(np.linspace(largest, 0, height, dtype=np.float64)[:, None], (height, BAR_WIDTH))
+    bar = _heat(np.full((*weights.shape, 3), 128, np.uint8), weights, largest, 1)
+    labels = [f'{weight:.2g}' for weight in (largest, largest / 2, 0)]
+    font, size, thickness = cv2.FONT_HERSHEY_SIMPLEX, BAR_WIDTH / 40, 1
+    # As wide for every weight, so that the pictures of several blocks have one size.
+    (wide, tall), _ = cv2.getTextSize('8.8e-88', font, size, thickness)
+    gap = BAR_WIDTH // 3
+    result = np.full((height, width + BAR_WIDTH + 3 * gap + wide, 3), 255, np.uint8)
+    result[: len(picture), :width] = picture
+    left = width + gap
+    result[:, left : left + BAR_WIDTH] = bar
+    for label, bottom in zip(labels, (tall + 1, (height + tall) // 2, height - 2), strict=True):
+        place = left + BAR_WIDTH + gap, bottom
+        result = cv2.putText(result, label, place, font, size, (0, 0, 0), thickness, cv2.LINE_AA)
+    return result

@@ -1,17 +1,14 @@
 """The sections that become the arguments of a class, against its signature; what is cheap is built to see it work."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from spinsr.check.finding import Finding, datasets, error, section
 from spinsr.training import freezing
-from spinsr.utils.text import nearest
+from spinsr.utils.text import closest, nearest
 from spinsr.utils.validation import NAMES, is_number, is_whole
 
-# How alike a name and a known one must be to suggest it: SPINN and SPIN are, MyNet and SpyNet are not.
-_SIMILAR = 0.75
 # BasicSR's losses that are built without data or downloads.
 _PLAIN_LOSSES = ('L1Loss', 'MSELoss', 'CharbonnierLoss', 'WeightedTVLoss', 'GANLoss')
 # BasicSR's archs that are built from their arguments alone.
@@ -63,9 +60,12 @@ def types(options: Mapping[str, Any]) -> Iterator[Finding]:
 def _registered(registry: str, name: Any, where: str) -> Iterator[Finding]:
     if find(registry, name) is None:
         known = _known(registry)
-        close = difflib.get_close_matches(str(name).lower(), [one.lower() for one in known], n=1, cutoff=_SIMILAR)
-        names = f'--import MODULE registers that of another package; known: {", ".join(sorted(known))}'
-        yield error(where, f'{name!r} is not registered; {nearest(name, known) if close else names}')
+        hint = '--import MODULE registers that of another package'
+        if close := closest(name, known):
+            hint = f'did you mean {close!r}? {hint}'
+        else:
+            hint = f'{hint}; known: {", ".join(sorted(known))}'
+        yield error(where, f'{name!r} is not registered; {hint}')
 
 
 def _typed(registry: str, part: Mapping[str, Any], where: str) -> Iterator[Finding]:

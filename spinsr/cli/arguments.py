@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +21,11 @@ def log_to_stderr(level: int) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_PrintableFormatter('%(message)s'))
     logging.basicConfig(level=level, handlers=[handler])
+
+
+def say(command: str, doing: str) -> None:
+    """Says on stderr what a command does for the next seconds; stdout is for its results."""
+    print(f'spinsr {command}: {printable(doing)} …', file=sys.stderr, flush=True)
 
 
 def path(text: str) -> Path:

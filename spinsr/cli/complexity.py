@@ -105,11 +105,14 @@ def run(args: argparse.Namespace) -> int:
             with network.errors_only():
                 net = described.build()
             scale = described.scale
+            about = f'{described.arch} x{scale}'
             height, width = args.size or (round(720 / scale), round(1280 / scale))
             row = {'arch': described.arch, 'scale': scale, 'size': [height, width]}
+            arguments.say('complexity', f'counting {about} for an input of {height}x{width} pixels (HxW)')
             row |= complexity.count(net, height, width)
             del net
             if not args.no_latency:
+                arguments.say('complexity', f'running {about} {1 + args.runs} times on {device}')
                 row |= complexity.measure(
                     described.arch,
                     scale,

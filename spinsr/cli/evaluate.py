@@ -4,7 +4,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ examples:
   spinsr evaluate --weights 'SPIN_x{scale}.pth' --scale 2,3,4 --benchmark Set5 Set14 --self-ensemble --json spin.json
   spinsr evaluate --sr SR/BI/RCAN --scale 4 --benchmark Set5 --protocol y_crop_scale
   spinsr evaluate --arch bicubic --scale 2,3,4 --benchmark Set5 Set14
+  spinsr evaluate --no-gt --weights SPIN_x4.pth --benchmark photos --metric niqe
+  spinsr evaluate --no-gt --sr results/photos --metric niqe,brisque
   spinsr evaluate --weights FOLDER --benchmark Set5   # every file in it, measured beside published
 """
 
@@ -43,7 +45,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         type=arguments.path,
         nargs='+',
         action='extend',
-        required=True,
         help='folders with HR/NAME.png and LR_bicubic/X4/NAMEx4.png; absent LR folders are made in memory',
     )
     parser.add_argument(
@@ -66,7 +67,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         type=_names,
         nargs='+',
         default=[],
-        help='full-reference metrics of pyiqa too: lpips, dists, gmsd, fsim, … (on the images of the protocol rgb)',
+        help='full-reference metrics of pyiqa too: lpips, dists, gmsd, fsim, … (on the images of the protocol rgb); '
+        'with --no-gt its no-reference metrics: niqe (default), brisque, … (on the whole image)',
+    )
+    parser.add_argument(
+        '--no-gt',
+        action='store_true',
+        help='there are no HR images: the folders of --benchmark hold LR images, or --sr DIR the images to score',
     )
     parser.add_argument(
         '--self-ensemble', action='store_true', help='mean over the 8 dihedral transforms (marked with a +)'
@@ -85,9 +92,13 @@ def run(args: argparse.Namespace) -> int:
         ValueError, OSError, ImportError: Before the work starts: a file exists or cannot be written, the network cannot
             be built, --sr is not a directory, or pyiqa is missing or does not have the metric.
     """
+    if args.no_gt:
+        return _run_without_gt(args)
+    if not args.benchmark:
+        args.error('the following arguments are required: --benchmark')
     if args.weights != 'default' and os.path.isdir(os.path.expanduser(args.weights)):
         return _run_folder(args)
-    scales = sorted({scale for group in args.scale or [(DEFAULT_SCALE,)] for scale in group})
+    scales = _scales(args)
     protocols = _unique(args.protocol) if args.protocol else None
     _check_usage(args, scales, protocols)
 
@@ -98,12 +109,10 @@ def run(args: argparse.Namespace) -> int:
     arguments.check_outputs(files, args.overwrite)
 
     from spinsr.evaluation import benchmark
-    from spinsr.utils.atomic_write import write_bytes
 
     arguments.log_to_stderr(logging.INFO)
     metrics = benchmark.load_metrics(_unique(args.metric), network.device(args.device)) if args.metric else {}
-    if args.scale is None and (args.model or (args.weights != 'default' and '{scale}' not in args.weights)):
-        scales = [network.resolve(args, None).scale]
+    scales = _scales_of_weights(args, scales)
     upscaler, method, about = _source(args, scales)
 
     failures = []
@@ -115,13 +124,78 @@ def run(args: argparse.Namespace) -> int:
     results = benchmark.evaluate(
         args.benchmark, scales, upscaler, method=method, protocols=protocols, metrics=metrics, failed=failed
     )
-    if results:
-        print('\n'.join(map(printable, benchmark.to_markdown(results).split('\n'))), end='')
-        results = [result | about[result['scale']] for result in results]
-        for path, name in files.items():
-            # Names that are not UTF-8 have surrogates; in JSON their escapes read back as the same names.
-            write_bytes(path, getattr(benchmark, name)(results).encode('utf-8', 'backslashreplace'))
+    _write(results, about, files)
     return int(bool(failures))
+
+
+def _run_without_gt(args: argparse.Namespace) -> int:
+    """Scores results, or what a network makes of LR images, by metrics without a reference."""
+    if args.protocol:
+        args.error('argument --protocol: needs HR images, so it cannot be combined with --no-gt')
+    if args.weights != 'default' and os.path.isdir(os.path.expanduser(args.weights)):
+        args.error('argument --weights: a folder cannot be combined with --no-gt; name one file')
+    scales = _scales(args)
+    _check_usage(args, scales, None)
+    if args.sr is not None and (args.benchmark or args.scale):
+        flag = '--benchmark' if args.benchmark else '--scale'
+        args.error(f'argument {flag}: cannot be combined with --no-gt --sr, which scores the images as they are')
+    folders = args.benchmark or ([arguments.path(args.sr)] if args.sr is not None else [])
+    if not folders:
+        args.error('argument --no-gt: needs --benchmark DIR with LR images, or --sr DIR with the images to score')
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f'not a directory: {folder}')
+    if args.sr is None and args.arch != 'bicubic':
+        for scale in scales:
+            network.check_files(_of_scale(args, scale), scale if args.scale else None)
+    files = {args.json: 'to_json', args.csv: 'to_csv', args.markdown: 'to_markdown'}
+    files.pop(None, None)
+    arguments.check_outputs(files, args.overwrite)
+
+    from spinsr.evaluation import benchmark
+
+    arguments.log_to_stderr(logging.INFO)
+    names = _unique(args.metric) or ['niqe']
+    metrics = benchmark.load_metrics(names, network.device(args.device), reference=False)
+    if args.sr is None:
+        scales = _scales_of_weights(args, scales)
+        upscaler, method, about = _source(args, scales)
+    else:
+        upscaler, method, about = None, '-', {None: {'sr': args.sr}}
+    failures = []
+
+    def failed(line: str) -> None:
+        failures.append(line)
+        print(f'spinsr evaluate: error: {printable(line)}', file=sys.stderr)
+
+    results = benchmark.evaluate_without_hr(folders, scales, upscaler, metrics, method=method, failed=failed)
+    _write(results, about, files)
+    return int(bool(failures))
+
+
+def _write(results: list[dict[str, Any]], about: Mapping[Any, dict[str, Any]], files: Mapping[Path, str]) -> None:
+    """Prints the table and writes the files: path -> function of `benchmark`."""
+    from spinsr.evaluation import benchmark
+    from spinsr.utils.atomic_write import write_bytes
+
+    if not results:
+        return
+    print('\n'.join(map(printable, benchmark.to_markdown(results).split('\n'))), end='')
+    results = [result | about[result['scale']] for result in results]
+    for path, name in files.items():
+        # Names that are not UTF-8 have surrogates; in JSON their escapes read back as the same names.
+        write_bytes(path, getattr(benchmark, name)(results).encode('utf-8', 'backslashreplace'))
+
+
+def _scales(args: argparse.Namespace) -> list[int]:
+    return sorted({scale for group in args.scale or [(DEFAULT_SCALE,)] for scale in group})
+
+
+def _scales_of_weights(args: argparse.Namespace, scales: list[int]) -> list[int]:
+    """The scale that the weights tell, where --scale does not."""
+    if args.scale is None and (args.model or (args.weights != 'default' and '{scale}' not in args.weights)):
+        return [network.resolve(args, None).scale]
+    return scales
 
 
 def _run_folder(args: argparse.Namespace) -> int:

@@ -84,6 +84,7 @@ def _write_safetensors(args: argparse.Namespace) -> int:
 def _write_onnx(args: argparse.Namespace) -> int:
     from spinsr.export.onnx import export_file
 
+    arguments.say('export', f'{args.source} to ONNX, then a comparison of ONNX Runtime with PyTorch')
     done = export_file(
         args.source,
         args.target,

@@ -25,10 +25,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from spinsr.data import bicubic, image_file
-from spinsr.evaluation.protocols import DEFAULT, METRIC_PROTOCOL, PROTOCOLS
+from spinsr.data import bicubic, image_file, photograph
+from spinsr.evaluation.protocols import DEFAULT, METRIC_PROTOCOL, NO_REFERENCE_PROTOCOL, PROTOCOLS
 from spinsr.evaluation.psnr_ssim import SSIM_WINDOW, luma, psnr, ssim
-from spinsr.inference.upscale import super_resolve, super_resolve_colours
+from spinsr.inference.upscale import rgb8, super_resolve, super_resolve_colours
 from spinsr.utils.text import markdown_table
 
 logger = logging.getLogger(__name__)
@@ -202,6 +202,53 @@ def evaluate(
     return results
 
 
+def evaluate_without_hr(
+    folders: Sequence[str | os.PathLike],
+    scales: Sequence[int],
+    upscaler: Upscaler | None,
+    metrics: Mapping[str, Callable[..., Any]],
+    *,
+    method: str = '',
+    failed: Callable[[str], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Scores a method on images that have no HR, with metrics that need no reference.
+
+    Args:
+        folders: Low-resolution images: of FOLDER/LR_bicubic/Xs where that exists, else of FOLDER. Their last part is
+            the dataset's name.
+        scales: Upscaling factors.
+        upscaler: As for `evaluate`; None: the images are results already, and `scales` does not matter.
+        metrics: From `load_metrics(…, reference=False)`.
+        method: What the tables call it.
+        failed: As for `evaluate`.
+
+    Returns:
+        For each dataset and scale {'dataset', 'scale', 'method', 'protocols': {}, 'metrics': {METRIC: {'protocol':
+        'rgb_whole', 'value', 'images': {NAME: value}}}}: of the whole image, rounded to uint8. The scale of results is
+        None.
+
+    Raises:
+        ValueError: No folders or scales, two folders of one name; or, without `failed`, a folder holds no images, an
+            image cannot be read or is named as another, or the network or a metric does not take it.
+    """
+    named = {Path(os.path.abspath(folder)).name: Path(folder) for folder in folders}
+    if len(named) < len(folders) or not folders or not scales:
+        given = ', '.join(map(str, folders)) or 'none'
+        raise ValueError(f'folders must have different names, for some scales, got {given}, {scales=}')
+    results = []
+    for dataset, folder in named.items():
+        for scale in scales if upscaler else [None]:
+            try:
+                scored = _evaluate_folder(dataset, folder, scale, upscaler, metrics)
+            except (ValueError, OSError) as error:
+                if failed is None:
+                    raise
+                failed(f'{dataset}{f" x{scale}" if scale else ""}: {error}')
+                continue
+            results.append({'dataset': dataset, 'scale': scale, 'method': method, 'protocols': {}, 'metrics': scored})
+    return results
+
+
 def score(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str) -> dict[str, float | None]:
     """PSNR and SSIM of an image in a protocol.
 
@@ -241,14 +288,20 @@ def score(sr: np.ndarray, hr: np.ndarray, scale: int, protocol: str) -> dict[str
     return {'psnr': psnr(*images), 'ssim': ssim(*images) if inside >= SSIM_WINDOW else None}
 
 
-def load_metrics(names: Sequence[str], device: str | torch.device = 'cpu') -> dict[str, Callable[..., Any]]:
-    """Full-reference metrics of pyiqa by name, such as lpips, dists, gmsd and fsim.
+def load_metrics(
+    names: Sequence[str], device: str | torch.device = 'cpu', *, reference: bool = True
+) -> dict[str, Callable[..., Any]]:
+    """Metrics of pyiqa by name.
 
-    They compare the images of the protocol `rgb`: rounded to uint8, RGB, without a border as wide as the scale.
+    Args:
+        names: Full-reference metrics such as lpips, dists, gmsd and fsim, which compare the images of the protocol
+            `rgb`: rounded to uint8, RGB, without a border as wide as the scale. Or no-reference metrics, such as niqe.
+        device: Where they run.
+        reference: Whether they must need a reference, or must not.
 
     Raises:
         ImportError: pyiqa is not installed.
-        ValueError: pyiqa has no such metric, it needs no reference, or its weights cannot be had.
+        ValueError: pyiqa has no such metric, it is of the other kind, or its weights cannot be downloaded.
     """
     if not names:
         return {}
@@ -265,36 +318,44 @@ def load_metrics(names: Sequence[str], device: str | torch.device = 'cpu') -> di
         # An unknown name is an AssertionError or a KeyError, by version; a download of weights fails in many ways.
         except Exception as error:
             raise ValueError(f'pyiqa cannot make the metric {name!r}: {str(error) or type(error).__name__}') from error
-        if metrics[name].metric_mode != 'FR':
-            mode = metrics[name].metric_mode
-            raise ValueError(f'metrics must be full-reference (FR), got {name!r}, which is {mode}')
+        mode, wanted = metrics[name].metric_mode, 'FR' if reference else 'NR'
+        if mode != wanted:
+            kind = 'full-reference (FR)' if reference else 'no-reference (NR)'
+            hint = {'NR': '; without HR images: --no-gt', 'FR': '; with HR images: without --no-gt'}.get(mode, '')
+            raise ValueError(f'metrics must be {kind}, got {name!r}, which is {mode}{hint}')
     return metrics
 
 
 def to_markdown(results: Sequence[Mapping[str, Any]]) -> str:
     """The table of `evaluate`'s results: a row for each dataset and scale, a column for each protocol and metric."""
     protocols = list(dict.fromkeys(name for result in results for name in result['protocols']))
-    metrics = list(dict.fromkeys(name for result in results for name in result.get('metrics', ())))
-    rows = [['method', 'dataset', 'scale', *protocols, *(f'pyiqa {name} ({METRIC_PROTOCOL})' for name in metrics)]]
+    metrics = {
+        name: f'pyiqa {name} ({entry["protocol"]})'
+        for result in results
+        for name, entry in result.get('metrics', {}).items()
+    }
+    rows = [['method', 'dataset', 'scale', *protocols, *metrics.values()]]
     for result in results:
-        row = [result['method'], result['dataset'], f'x{result["scale"]}']
+        row = [result['method'], result['dataset'], f'x{result["scale"]}' if result['scale'] else '-']
         for name in protocols:
             mean = result['protocols'].get(name, {'psnr': None, 'ssim': None})
             row.append(f'{_text(mean["psnr"], 2 if PROTOCOLS[name].unrounded else 3)}/{_text(mean["ssim"], 4)}')
         row += [_text(result.get('metrics', {}).get(name, {}).get('value'), 4) for name in metrics]
         rows.append(row)
-    caption = 'PSNR (dB) / SSIM, means over the images, in the protocol that heads the column'
+    caption = 'PSNR (dB) / SSIM, m' if protocols else 'M'
+    caption += 'eans over the images, in the protocol that heads the column'
     return f'{caption}\n\n{markdown_table(rows)}'
 
 
 def to_csv(results: Sequence[Mapping[str, Any]]) -> str:
     """A line for each dataset, scale, protocol and image, and one for the mean, whose image is called `mean`.
 
-    Metrics of pyiqa stand in the lines of the protocol `rgb`, in columns called pyiqa_NAME. Infinity is written
+    Metrics of pyiqa stand in the lines of the protocol `rgb`, those without a reference in lines of `rgb_whole`, in
+    columns called pyiqa_NAME. Infinity is written
     Infinity; undefined values are left empty.
     """
     lines: list[dict[str, Any]] = []
-    columns = dict.fromkeys(('dataset', 'scale', 'method', 'protocol', 'image', 'psnr', 'ssim'))
+    columns: dict[str, None] = dict.fromkeys(('dataset', 'scale', 'method', 'protocol', 'image', 'psnr', 'ssim'))
     for result in results:
         scores: dict[tuple[str, str], dict[str, Any]] = {}
         for protocol, entry in result['protocols'].items():
@@ -384,10 +445,41 @@ def _evaluate_set(
             logger.warning('%s x%d, %s: too small to be scored: %s', dataset, scale, name, ', '.join(small))
     if metrics:
         result['metrics'] = {
-            name: {'protocol': METRIC_PROTOCOL, 'value': _mean(values.values()), 'images': values}
+            name: {'protocol': METRIC_PROTOCOL, 'value': _mean(list(values.values())), 'images': values}
             for name, values in measured.items()
         }
     return result
+
+
+def _evaluate_folder(
+    dataset: str,
+    folder: Path,
+    scale: int | None,
+    upscaler: Upscaler | None,
+    metrics: Mapping[str, Callable[..., Any]],
+) -> dict[str, Any]:
+    place = folder / 'LR_bicubic' / f'X{scale}'
+    paths = image_file.list_images(place if place.is_dir() else folder, photograph.FORMATS)
+    measured: dict[str, dict[str, float]] = {name: {} for name in metrics}
+    seen: dict[str, Path] = {}
+    for path in tqdm(paths, desc=f'{dataset} x{scale}' if scale else dataset, unit='image', disable=None, leave=False):
+        if (other := seen.setdefault(path.stem, path)) is not path:
+            raise ValueError(f'images must have different names, got {other} and {path}')
+        image = np.require(
+            rgb8(photograph.read(path).pixels), requirements=['C', 'W']
+        )  # torch warns of read-only arrays
+        try:
+            if upscaler and scale:
+                hr = np.empty((0, 0, 3), np.uint8)  # there is none
+                image = _rounded(upscaler(Pair(dataset, scale, path.stem, hr, image)))
+            for name, function in metrics.items():
+                measured[name][path.stem] = _apply(name, function, image)
+        except ValueError as error:
+            raise ValueError(f'{path}: {error}') from error
+    return {
+        name: {'protocol': NO_REFERENCE_PROTOCOL, 'value': _mean(list(values.values())), 'images': values}
+        for name, values in measured.items()
+    }
 
 
 def _score(pair: Pair, sr: np.ndarray, protocol: str, upscaler: Upscaler) -> dict[str, float | None]:
@@ -399,15 +491,19 @@ def _score(pair: Pair, sr: np.ndarray, protocol: str, upscaler: Upscaler) -> dic
 
 
 def _measure(name: str, metric: Callable[..., Any], sr: np.ndarray, hr: np.ndarray, scale: int) -> float:
-    def tensor(image: np.ndarray) -> torch.Tensor:
-        image = image[scale:-scale, scale:-scale]
-        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0) / 255
+    inside = slice(scale, -scale)
+    return _apply(name, metric, *(image[inside, inside] for image in (sr, hr)), shown=hr)
 
+
+def _apply(name: str, metric: Callable[..., Any], *images: np.ndarray, shown: np.ndarray | None = None) -> float:
+    """A metric of pyiqa of one or two images (H, W, 3), uint8, RGB; `shown` is the image whose size an error names."""
+    tensors = (torch.from_numpy(np.ascontiguousarray(one)).permute(2, 0, 1).unsqueeze(0) / 255 for one in images)
     try:
-        return float(metric(tensor(sr), tensor(hr)))
+        return float(metric(*tensors))
     # Most metrics have a smallest size, and say so in their own ways.
     except (RuntimeError, AssertionError, IndexError) as error:
-        raise ValueError(f'{name} fails on {_hw(hr)}: {str(error).splitlines()[0]}') from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f'{name} fails on {_hw(images[0] if shown is None else shown)}: {reason}') from error
 
 
 def _with_mean(protocol: str, images: dict[str, dict[str, float | None]]) -> dict[str, Any]:
@@ -418,8 +514,8 @@ def _with_mean(protocol: str, images: dict[str, dict[str, float | None]]) -> dic
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    values = list(values)
-    return None if None in values else math.fsum(values) / len(values)
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if len(known) == len(values) else None
 
 
 def _rounded_up(value: float | None, digits: int) -> float | None:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 # What the metrics of pyiqa are computed on: the images that this protocol compares.
 METRIC_PROTOCOL = 'rgb'
+# That of metrics without a reference: no border is left out.
+NO_REFERENCE_PROTOCOL = 'rgb_whole'
 
 
 @dataclass(frozen=True)

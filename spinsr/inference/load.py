@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spinsr.utils.text import nearest, printable
+from spinsr.utils.text import SIMILAR_NAME, nearest, printable
 from spinsr.weights import DEFAULT_ARCH, DEFAULT_SCALE, default_weights
 
 logger = logging.getLogger('spinsr')
@@ -162,7 +162,8 @@ def _named(arch: str, scale: int, arch_args: Mapping[str, Any], weighted: bool =
             raise ValueError(f'{printable(repr(arch))} cannot be built: {error}') from error
     elif (cls := find(name)) is None:
         ours = [name for format in formats() for name in (format.name, *format.configurations)]
-        hint = nearest(arch, [*ours, *(other for other, _ in ARCH_REGISTRY)])
+        hint = nearest(arch, [*ours, *(other for other, _ in ARCH_REGISTRY)], SIMILAR_NAME)
+        hint += '; to use one of another package, import it first (in a command: --import MODULE)'
         if not compat.is_installed():
             hint += f"; BasicSR's own networks need BasicSR: {compat.INSTALL}"
         raise ValueError(f'arch must be a network of spinsr or a name in ARCH_REGISTRY, got {arch!r}; {hint}')

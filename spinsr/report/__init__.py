@@ -115,7 +115,8 @@ class _Drawer:
         images = {'bicubic': bicubic.upsample(lr, self.scale), self.method: sr}
         if hr is not None:
             images['HR'] = hr
-        uris, lossless = pictures.encode_together([pictures.shrink(image) for image in images.values()])
+        layers = images | {'LR': lr}  # in its own size; the page enlarges it
+        uris, lossless = pictures.encode_together([pictures.shrink(image) for image in layers.values()])
         maps = {}
         if isinstance(self.net, SPIN):
             found = superpixels.find_superpixels(lr, self.net, self.block)
@@ -127,7 +128,7 @@ class _Drawer:
         return page.Entry(
             name,
             sr.shape[:2],
-            [page.Picture(*pair) for pair in zip(images, uris, strict=True)],
+            [page.Picture(label, uri, label == 'LR') for label, uri in zip(layers, uris, strict=True)],
             lossless,
             [page.Picture(label, pictures.encode_jpeg(pictures.shrink(image))) for label, image in maps.items()],
             [(box, [page.Picture(key, pictures.encode_png(box.cut(images[key]))) for key in images]) for box in boxes],

@@ -19,10 +19,17 @@ MAIN_PROTOCOL = 'y_crop_scale'
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of an image: what it shows, and the data URI."""
+    """A picture of an image.
+
+    Attributes:
+        label: What it shows.
+        uri: The data URI.
+        nearest: Whether the page enlarges it without interpolation.
+    """
 
     label: str
     uri: str
+    nearest: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,10 +39,10 @@ class Entry:
     Attributes:
         name: Its name.
         size: H and W of the super-resolved image.
-        layers: For the slider: bicubic, the network, HR where there is one.
+        layers: For the slider: bicubic, the network, HR where there is one, LR.
         lossless: Whether they are.
         maps: Superpixels, error maps; they can be laid into the slider, too.
-        crops: Part of the image -> its pictures, labelled as the layers.
+        crops: Part of the image -> its pictures, labelled as the layers, without LR.
     """
 
     name: str

@@ -3,14 +3,23 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
+# How alike a word and a known one must be to suggest it. Names of networks are short and many, and a foreign one is
+# rather of another package than misspelt: SPINN is like SPIN, MyNet is not like SpyNet.
+SIMILAR_KEY, SIMILAR_NAME = 0.5, 0.75
 
-def nearest(word: str, words: Iterable[str]) -> str:
+
+def closest(word: str, words: Iterable[str], similar: float = SIMILAR_NAME) -> str | None:
+    """The known word that a wrong one is most like, whatever the case of its letters; None if none is similar."""
+    lower = {str(known).lower(): str(known) for known in words}
+    close = difflib.get_close_matches(str(word).lower(), lower, n=1, cutoff=similar)
+    return lower[close[0]] if close else None
+
+
+def nearest(word: str, words: Iterable[str], similar: float = SIMILAR_KEY) -> str:
     """The end of an error line: the known word that is most like a wrong one, else all known words."""
     known = [str(known) for known in words]
-    lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(str(word).lower(), lower, n=1, cutoff=0.5)
-    if close:
-        return f'did you mean {lower[close[0]]!r}?'
+    if close := closest(word, known, similar):
+        return f'did you mean {close!r}?'
     return f'known: {", ".join(known)}' if known else 'none exist'
 
 

@@ -160,19 +160,37 @@ def test_pictures(image):
         'superpixel_0_top2',
         'superpixel_0_attention',
     ]
-    assert {(one.shape, one.dtype) for one in pictures.values()} == {
-        ((3 * image.shape[0], 3 * image.shape[1], 3), np.dtype(np.uint8))
-    }
+    height, width = (3 * side for side in image.shape[:2])
+    for name, one in pictures.items():
+        assert one.dtype == np.uint8
+        # Pictures of weights have a colour bar at the right, and are as high as its numbers need.
+        has_bar = 'association' in name or 'attention' in name
+        assert (one.shape[0] >= height and one.shape[1] > width) if has_bar else one.shape == (height, width, 3)
     assert np.array_equal(pictures['colours'], enlarge(found.mean_colours(), 3))
     assert np.array_equal(pictures['boundaries'], draw_boundaries(enlarge(image, 3), found.labels))
 
 
 def test_the_largest_attention_is_the_brightest():
     found = find_superpixels(np.full((12, 8, 3), 90, np.uint8), network(), 0)  # grey: the heat alone differs
-    heat = draw(found, 1, superpixel=5)['superpixel_5_attention'].sum(2, dtype=int)
+    heat = draw(found, 1, superpixel=5)['superpixel_5_attention'][:12, :8].sum(2, dtype=int)
     away = found.labels != 5
     attention = found.attention_of_superpixel(5)
     assert heat[away][attention[away].argmax()] > heat[away][attention[away].argmin()]
+
+
+def test_colour_bar_has_the_colours_and_the_largest_weight_of_the_picture():
+    found = find_superpixels(np.full((12, 8, 3), 128, np.uint8), network(), 0)  # the grey of the bar
+    pictures = draw(found, 8, pixel=(5, 5))
+    bar = pictures['pixel_5_5_attention'][:, 8 * 8 + 12]
+    weights = found.attention_of_pixel(5, 5).reshape(-1)[found.labels]
+    y, x = np.argwhere(weights == weights.max())[-1]
+    corner = pictures['pixel_5_5_attention'][8 * y + 7, 8 * x + 7]  # away from the ring
+    assert np.array_equal(bar[0], corner)
+    assert bar[0].sum() > bar[len(bar) // 2].sum() > bar[-1].sum()
+    labels = [one[:, 8 * 8 + 40 :] for one in pictures.values() if one.shape[1] > 8 * 8]
+    assert all((label < 128).any() for label in labels)
+    # The association and the attention have other largest weights, and so other numbers.
+    assert not np.array_equal(*labels)
 
 
 @pytest.mark.parametrize(('size', 'sides'), [((20, 30), (660, 990)), ((1500, 1), (1500, 1))], ids=['small', 'long'])

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -354,6 +355,29 @@ def test_missing_pyiqa_is_said_before_the_work(here, monkeypatch, capsys):
     monkeypatch.setattr(evaluation, 'evaluate', None)
     assert bicubic('--benchmark', 'Mine', '--protocol', 'rgb', '--metric', 'lpips') == 1
     assert capsys.readouterr().err == 'spinsr evaluate: error: the metrics lpips need pyiqa: pip install pyiqa\n'
+
+
+def test_no_gt_scores_a_folder_of_photographs(here, monkeypatch, capsys):
+    class Metric:
+        metric_mode = 'NR'
+
+        def __call__(self, target):
+            return target.mean()
+
+    monkeypatch.setitem(sys.modules, 'pyiqa', SimpleNamespace(create_metric=lambda name, device: Metric()))
+    image_file.write_png(here / 'photos/a.png', np.full((5, 7, 3), 51, np.uint8))
+    assert bicubic('--no-gt', '--scale', '2', '--benchmark', 'photos', '--json', 'out.json') == 0
+    assert '| bicubic | photos  | x2    | 0.2000 ' in capsys.readouterr().out
+    (result,) = json.loads((here / 'out.json').read_text())
+    assert result['metrics'] == {'niqe': {'protocol': 'rgb_whole', 'value': ANY, 'images': {'a': ANY}}}
+    assert main(['evaluate', '--no-gt', '--sr', 'photos', '--metric', 'brisque']) == 0
+    assert '| -      | photos  | -     | 0.2000 ' in capsys.readouterr().out
+
+
+def test_no_gt_needs_pyiqa(here, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'pyiqa', None)
+    assert bicubic('--no-gt', '--benchmark', 'Mine/HR') == 1
+    assert capsys.readouterr().err == 'spinsr evaluate: error: the metrics niqe need pyiqa: pip install pyiqa\n'
 
 
 def test_help_shows_examples_and_all_protocols(capsys):

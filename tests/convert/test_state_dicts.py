@@ -261,8 +261,8 @@ def test_x2_warm_starts_the_other_scales(arch, scale, official):
 
 
 def test_unknown_arch_is_refused_with_the_name():
-    with pytest.raises(ValueError, match="network with an ArchFormat, got 'EDSR'"):
-        convert_state_dict({}, 'EDSR')
+    with pytest.raises(ValueError, match="network with an ArchFormat, got 'Unheard'"):
+        convert_state_dict({}, 'Unheard')
 
 
 @pytest.mark.parametrize('value', [None, 3, [torch.zeros(1)], torch.zeros(1)], ids=['none', 'number', 'list', 'tensor'])

@@ -16,12 +16,14 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import nn
 
+import spinsr.archs  # noqa: F401  # makes BasicSR importable
 from spinsr.data import image_file
 from spinsr.data.bicubic import downsample, mod_crop, upsample
 from spinsr.evaluation import benchmark as evaluation
 from spinsr.evaluation.benchmark import (
     PROTOCOLS,
     evaluate,
+    evaluate_without_hr,
     images,
     load_metrics,
     network,
@@ -512,10 +514,10 @@ def pyiqa(monkeypatch):
             self.name, self.device, self.calls = name, device, []
             self.metric_mode = 'NR' if name == 'quality' else 'FR'
 
-        def __call__(self, target, ref):
+        def __call__(self, target, ref=None):
             assert self.name != 'huge', 'image must be larger\nmuch larger'
             self.calls.append((target, ref))
-            return (target - ref).abs().max()
+            return target.mean() if ref is None else (target - ref).abs().max()
 
     def create_metric(name, device):
         assert name in ('maxdiff', 'quality', 'huge'), f'Metric {name} not implemented yet.'
@@ -561,6 +563,34 @@ def test_metric_that_fails_names_the_image(tmp_path, pyiqa):
     write_benchmark(tmp_path / 'Mine', {'a': (40, 44)})
     with pytest.raises(ValueError, match=r'a.png: huge fails on 40x44 \(HxW\): image must be larger$'):
         evaluate([tmp_path / 'Mine'], [2], evaluation.upsample, metrics=load_metrics(['huge']))
+
+
+def test_metrics_without_hr_see_the_whole_rounded_image(tmp_path, pyiqa):
+    lr = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    image_file.write_png(tmp_path / 'photos/a.png', lr)
+    image_file.write_png(tmp_path / 'photos/b.png', lr // 2)
+    metrics = load_metrics(['quality'], reference=False)
+    (result,) = evaluate_without_hr([tmp_path / 'photos'], [4], network({4: Nearest(4, 0.4)}), metrics, method='N')
+    (seen, _), *_ = metrics['quality'].calls
+    expected = np.rint(lr.repeat(4, 0).repeat(4, 1) + 0.4).clip(0, 255).astype(np.uint8)
+    assert torch.equal(seen, torch.from_numpy(expected).permute(2, 0, 1)[None] / 255)
+    scores = result['metrics']['quality']
+    assert scores['value'] == (scores['images']['a'] + scores['images']['b']) / 2 != scores['images']['a']
+    assert 'pyiqa quality (rgb_whole)' in to_markdown([result]) and '| x4 ' in to_markdown([result])
+    rows = list(csv.DictReader(io.StringIO(to_csv([result]))))
+    assert [(row['protocol'], row['image'], row['psnr']) for row in rows] == [
+        ('rgb_whole', name, '') for name in ('a', 'b', 'mean')
+    ]
+    # Results are scored as they are.
+    (given,) = evaluate_without_hr([tmp_path / 'photos'], [4], None, metrics)
+    assert given['scale'] is None and torch.equal(
+        metrics['quality'].calls[2][0], torch.from_numpy(lr).permute(2, 0, 1)[None] / 255
+    )
+
+
+def test_metrics_with_a_reference_are_refused_without_hr(pyiqa):
+    with pytest.raises(ValueError, match="no-reference .NR., got 'maxdiff', which is FR"):
+        load_metrics(['maxdiff'], reference=False)
 
 
 def test_missing_pyiqa_is_said(monkeypatch):

@@ -300,7 +300,9 @@ def test_without_a_package(package, exported, monkeypatch, tmp_path):
 def test_command_writes_onnx_of_a_fixed_size(exported, checkpoint, tmp_path, capsys):
     target = tmp_path / 'new' / 'net.onnx'
     assert cli.main(['export', str(checkpoint), str(target), '--size', '9x14']) == 0
-    assert 'takes 9 x 14 pixels (height x width); ' in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert 'takes 9 x 14 pixels (height x width); ' in shown.out
+    assert shown.err.startswith(f'spinsr export: {checkpoint} to ONNX')
     assert run(target, torch.rand(1, 3, 9, 14)).shape == (1, 3, 18, 28)
 
 

@@ -53,6 +53,9 @@ def test_untrained_network_is_said_to_be_untrained(caplog):
 def test_unknown_arch_is_refused_with_the_name():
     with pytest.raises(ValueError, match="got 'SPINN'; did you mean 'SPIN'"):
         spinsr.load('SPINN', weights=None)
+    # That of another package is not taken for a misspelt one of BasicSR.
+    with pytest.raises(ValueError, match=r"got 'MyNet'; known: .*--import MODULE"):
+        spinsr.load('MyNet', weights=None)
 
 
 def test_unknown_scale_is_refused_with_the_value():

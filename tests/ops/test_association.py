@@ -179,3 +179,14 @@ def test_associations_name_their_kind():
     x = torch.rand(1, 4, 4, 3)
     assert isinstance(associate(x, 2, backend='torch'), ops.SparseAssociation)
     assert isinstance(associate(x, 2, backend='reference'), ops.DenseAssociation)
+
+
+def test_associations_show_themselves_in_one_line():
+    x = torch.rand(2, 4, 6, 3)
+    shown = repr(associate(x, 2, backend='torch'))
+    assert shown == (
+        "SparseAssociation(batch=2, 4x6 pixels, 2x3 superpixels, reach=1, kind='softmax', torch.float32, cpu)"
+    )
+    assert 'DenseAssociation(batch=2' in repr(associate(x, 2, backend='reference'))
+    whole = repr(associate(x, 2, reach=None))
+    assert whole == 'MixtureAssociation(batch=2, 4x6 pixels, 2x3 superpixels, reach=None, torch.float32, cpu)'

@@ -113,7 +113,7 @@ def drag(browser, start, end, kind='mouse'):
 def test_all_pictures_load(show):
     browser = show()
     widths = browser.execute_script("return [...document.querySelectorAll('img')].map((one) => one.naturalWidth)")
-    assert len(widths) == 2 * (3 + 4) + 9 + 3
+    assert len(widths) == 2 * (4 + 4) + 9 + 3
     assert min(widths) > 0
 
 
@@ -151,7 +151,7 @@ def test_slider_moves_by_keyboard(show):
     assert [seen(browser, 0.02), seen(browser, 0.98)] == ['a, SPIN'] * 2
 
 
-@pytest.mark.parametrize('picture', ['HR', 'superpixels', 'error of bicubic'])
+@pytest.mark.parametrize('picture', ['HR', 'LR', 'superpixels', 'error of bicubic'])
 def test_menus_choose_the_pictures(show, picture):
     browser = show()
     Select(first(browser, 'select[data-side=right]')).select_by_visible_text(picture)
@@ -160,6 +160,58 @@ def test_menus_choose_the_pictures(show, picture):
     assert [seen(browser, 0.3), seen(browser, 0.7)] == [f'a, {picture}'] * 2
     Select(first(browser, 'select[data-side=left]')).select_by_visible_text('SPIN')
     assert [seen(browser, 0.3), seen(browser, 0.7)] == ['a, SPIN', f'a, {picture}']
+
+
+def test_lr_is_enlarged_without_interpolation(show):
+    browser = show()
+    style = 'return getComputedStyle(document.querySelector(`.stage img[alt="a, ${arguments[0]}"]`)).imageRendering'
+    assert [browser.execute_script(style, name) for name in ('LR', 'SPIN')] == ['pixelated', 'auto']
+    sides = 'const {naturalHeight, naturalWidth} = document.querySelector(`.stage img[alt="a, LR"]`);'
+    assert browser.execute_script(f'{sides} return [naturalHeight, naturalWidth]') == [80, 120]
+
+
+def shown_part(browser):
+    """Left, top, width and height of what the first slider shows of its pictures, in shares of them."""
+    return browser.execute_script(
+        """const stage = document.querySelector('.stage').getBoundingClientRect();
+        const image = document.querySelector('.stage img.left').getBoundingClientRect();
+        return [(stage.left - image.left) / image.width, (stage.top - image.top) / image.height,
+                stage.width / image.width, stage.height / image.height].map((one) => Math.round(1000 * one) / 1000);"""
+    )
+
+
+def test_zoom_enlarges_both_pictures_and_the_divider_stays(show):
+    browser = show()
+    Select(first(browser, 'select[data-zoom]')).select_by_visible_text('4×')
+    assert shown_part(browser) == [0.375, 0.375, 0.25, 0.25]
+    drag(browser, 0.5, 0.8)
+    assert [seen(browser, 0.78), seen(browser, 0.82)] == ['a, bicubic', 'a, SPIN']
+    # Without a mouse: Shift and the arrow keys move the part, up to the edge; the divider stays.
+    slider = first(browser, '.stage input')
+    slider.send_keys(Keys.SHIFT, Keys.ARROW_RIGHT, Keys.ARROW_UP)
+    assert shown_part(browser) == [0.4, 0.35, 0.25, 0.25]
+    slider.send_keys(Keys.SHIFT, *20 * [Keys.ARROW_RIGHT])
+    assert shown_part(browser) == [0.75, 0.35, 0.25, 0.25]
+    assert [seen(browser, 0.78), seen(browser, 0.82)] == ['a, bicubic', 'a, SPIN']
+    Select(first(browser, 'select[data-zoom]')).select_by_visible_text('1×')
+    assert shown_part(browser) == [0, 0, 1, 1]
+
+
+def test_double_click_zooms_in_there(show):
+    browser = show()
+    stage = first(browser, '.stage')
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", stage)
+    quarter = round(0.25 * stage.size['width'])
+    ActionChains(browser).move_to_element_with_offset(stage, quarter, 0).double_click().perform()
+    left, top, width, _ = shown_part(browser)
+    assert (round(left, 2), round(top, 2), width) == (0.5, 0.25, 0.5)
+    assert Select(first(browser, 'select[data-zoom]')).first_selected_option.text == '2×'
+    assert [seen(browser, 0.48), seen(browser, 0.52)] == ['a, bicubic', 'a, SPIN']
+    # Shift and drag moves the pictures with the pointer.
+    actions = ActionChains(browser).move_to_element(stage).key_down(Keys.SHIFT).click_and_hold()
+    actions.move_by_offset(quarter, 0).release().key_up(Keys.SHIFT).perform()
+    assert abs(shown_part(browser)[0] - 0.375) < 0.01
+    assert [seen(browser, 0.48), seen(browser, 0.52)] == ['a, bicubic', 'a, SPIN']
 
 
 def test_maps_go_into_the_slider(show):

@@ -54,7 +54,7 @@ def test_benchmark_has_all_pictures(benchmark):
     _, text = benchmark
     assert (
         labels(text)
-        == [['bicubic', 'SPIN', 'HR', 'superpixels', 'mean colours', 'error of bicubic', 'error of SPIN']] * 2
+        == [['bicubic', 'SPIN', 'HR', 'LR', 'superpixels', 'mean colours', 'error of bicubic', 'error of SPIN']] * 2
     )
     assert re.findall(r'<h3>([^<]*)</h3>', text) == ['baby', 'bird']
     assert len(re.findall('<img ', text)) == len(
@@ -111,7 +111,7 @@ def test_folder_without_hr_has_no_scores(tmp_path, spin):
     Image.fromarray(photo(12, 8)[..., 0]).save(tmp_path / 'b.png')
     (tmp_path / 'c.txt').write_bytes(b'no image')
     text = make_report(tmp_path, spin)
-    assert labels(text) == [['bicubic', 'SPIN', 'superpixels', 'mean colours']] * 2
+    assert labels(text) == [['bicubic', 'SPIN', 'LR', 'superpixels', 'mean colours']] * 2
     assert '28 × 18' in text
     assert not re.search('PSNR|SSIM|id="scores"|<table', text)
 
@@ -139,7 +139,7 @@ def test_other_networks_have_no_superpixels(tmp_path):
     write_benchmark(tmp_path / 'Mine')
     rcan = spinsr.load('RCAN', 2, None, num_feat=4, num_group=1, num_block=1, squeeze_factor=2)
     text = make_report(tmp_path / 'Mine', rcan)
-    assert labels(text)[0] == ['bicubic', 'RCAN', 'HR', 'error of bicubic', 'error of RCAN']
+    assert labels(text)[0] == ['bicubic', 'RCAN', 'HR', 'LR', 'error of bicubic', 'error of RCAN']
     assert 'uperpixel' not in text
 
 

@@ -35,6 +35,15 @@ class Association:
     def dtype(self) -> torch.dtype:
         return self.weights.dtype
 
+    def __repr__(self) -> str:
+        grid, device = self.grid, self.grid.labels.device
+        size, shape = ('x'.join(map(str, pair)) for pair in (grid.size, grid.shape))
+        kind = f', kind={self.kind!r}' if hasattr(self, 'kind') else ''
+        return (
+            f'{type(self).__name__}(batch={self.batch}, {size} pixels, {shape} superpixels, reach={grid.reach}{kind}, '
+            f'{self.dtype}, {device})'
+        )
+
     def dense(self) -> Tensor:
         """The association as the paper writes it: (B, K, N), zeros out of reach. Memory O(K N)."""
         raise NotImplementedError
@@ -48,7 +57,7 @@ class Association:
         raise NotImplementedError
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SparseAssociation(Association):
     """An association stored for the M superpixels that a pixel can belong to, 9 as a rule: memory O(M N).
 
@@ -83,7 +92,7 @@ class SparseAssociation(Association):
         return x.transpose(2, 3).flatten(1, 2)[:, keep][:, order]  # (B, N, M)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class DenseAssociation(Association):
     """An association stored as the paper writes it.
 
@@ -113,7 +122,7 @@ class DenseAssociation(Association):
         return self.log_odds.transpose(1, 2).gather(2, rows).masked_fill(~exists, float('-inf')).softmax(-1)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class MixtureAssociation(Association):
     """An association of every pixel with every superpixel, computed where it is asked for.
 
