@@ -1,9 +1,8 @@
-"""Parameters that stay as they are in the first iterations: `train: freeze_params` and `freeze_iters`."""
+"""Parameters by name, and those that stay as they are at first: `train: freeze_params` and `freeze_iters`."""
 
+import fnmatch
 from collections.abc import Collection, Mapping
 from typing import Any
-
-from spinsr.training import muon
 
 
 def problem(train: Mapping[str, Any], names: Collection[str] | None = None) -> tuple[str, str] | None:
@@ -19,7 +18,7 @@ def problem(train: Mapping[str, Any], names: Collection[str] | None = None) -> t
     if not params or names is None:
         return None
     for entry in params:
-        if not any(muon.matches(name, entry) for name in names):
+        if not any(matches(name, entry) for name in names):
             return 'freeze_params', f'{entry!r} matches no parameter of the network'
     if len(frozen(train, names)) == len(names):
         return 'freeze_params', f'must leave parameters to train, but {params!r} matches all of them'
@@ -29,4 +28,9 @@ def problem(train: Mapping[str, Any], names: Collection[str] | None = None) -> t
 def frozen(train: Mapping[str, Any], names: Collection[str]) -> list[str]:
     """The parameters that `freeze_params` matches."""
     entries = train.get('freeze_params') or ()
-    return [name for name in names if any(muon.matches(name, entry) for entry in entries)]
+    return [name for name in names if any(matches(name, entry) for entry in entries)]
+
+
+def matches(name: str, entry: str) -> bool:
+    """Whether an entry names a parameter, or a module around it; either may be a pattern."""
+    return fnmatch.fnmatchcase(name, entry) or fnmatch.fnmatchcase(name, f'{entry}.*')
