@@ -11,6 +11,7 @@ from spinsr.utils import memory
 from spinsr.utils.text import printable
 
 COMMANDS = (
+    'app',
     'check',
     'complexity',
     'convert',

@@ -27,6 +27,7 @@ print(json.dumps(results))
 """
 # What is typed -> what the error says.
 LINES = {
+    'app --port 0': 'argument --port: must be an integer from 1 to 65535',
     'upscale missing.png': 'missing.png is missing',
     'upscale a.png -o script.py': 'output path is not a directory: script.py',
     'upscale a.png bench/b.png -o c.png': 'the output c.png names one file, got 2 images: name a folder',
