@@ -20,6 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from spinsr.utils import memory
+
 # How to get BasicSR, for messages.
 INSTALL = 'spinsr install-basicsr'
 
@@ -113,6 +115,7 @@ def require_torchvision() -> None:
 
     Raises:
         ImportError: If torchvision is missing or does not fit the installed torch.
+        MemoryError: As Python or the system raises it, if memory does not suffice.
     """
     import torch
 
@@ -120,6 +123,8 @@ def require_torchvision() -> None:
         import torchvision  # noqa: F401
     # A torchvision of another build fails with RuntimeError, OSError or AttributeError as well as with ImportError.
     except Exception as error:
+        if memory.ran_out(error):
+            raise
         raise ImportError(_torchvision_advice(torch.__version__, error)) from error
 
 

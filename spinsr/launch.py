@@ -18,13 +18,13 @@ from spinsr.models.registration import register
 from spinsr.training import distributed, option_files
 from spinsr.training.experiment import NAME, Lock
 from spinsr.training.imports import ImportFailed, add_import, import_modules
+from spinsr.utils import memory
 from spinsr.utils.errors import OptionError, UserError
 from spinsr.utils.patching import replaced
 
 # What a shell says of a program that Ctrl-C has ended.
 INTERRUPTED = 130
 _NO_MEMORY = 'out of memory or threads: a smaller batch or fewer workers may help'
-_LIMITS = ("can't start new thread", "can't allocate memory", 'not enough memory', 'Cannot allocate memory')
 
 
 def launch(
@@ -85,8 +85,8 @@ def launch(
         return _fail(name, _reason(error))
     except MemoryError:
         return _fail(name, _NO_MEMORY)
-    except RuntimeError as error:
-        if _is_limit(error):
+    except (RuntimeError, ImportError) as error:
+        if memory.ran_out(error):
             return _fail(name, f'{_NO_MEMORY} ({_reason(error)})')
         # A process that this one needs has died; its own message, or the system's, says why.
         if not _is_lost_worker(error) and not distributed.is_lost_peer(error):
@@ -123,14 +123,6 @@ def locked(folder: str) -> Iterator[None]:
         if problem := distributed.from_main(problem):
             raise OptionError(problem)
         yield
-
-
-def _is_limit(error: RuntimeError) -> bool:
-    """Whether torch or Python got no memory or no thread from the system; both raise plain RuntimeErrors."""
-    import torch
-
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or any(words in text for words in _LIMITS)
 
 
 def _reason(error: BaseException) -> str:

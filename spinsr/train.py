@@ -294,8 +294,9 @@ class _Prefetcher:
         with self.run.stop.waiting():
             try:
                 return self.prefetcher.next()
-            except (ConnectionError, EOFError) as error:
-                # A worker that dies while it hands over a batch; torch notices only its sockets.
+            except (ConnectionError, EOFError, FileNotFoundError) as error:
+                # A worker that dies after it has announced a batch, before this process has taken over its memory:
+                # torch notices only that its socket, a file, refuses, ends or is gone.
                 raise TrainingError(
                     'a data loader worker has died; it may have been killed for lack of memory'
                 ) from error

@@ -4,6 +4,7 @@ import os
 import queue
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from spinsr import cli, train
 from spinsr import test as run_test
 from spinsr.launch import INTERRUPTED, launch
 from spinsr.models.spinsr_model import SpinsrModel
-from spinsr.training import experiment, option_files
+from spinsr.training import experiment, option_files, time_limit
+from spinsr.utils.errors import TrainingError
 
 from .tiny_project import TRAIN, changed, write_images, write_options
 
@@ -260,6 +262,16 @@ def test_dead_worker_is_one_line_with_the_signal_if_it_is_known(project, capsys,
     assert error.startswith('spinsr.train: error: DataLoader worker') and error.endswith(f'{line}\n')
 
 
+@pytest.mark.parametrize('error', [ConnectionRefusedError(111, 'refused'), EOFError(), FileNotFoundError(2, 'gone')])
+def test_worker_that_is_killed_before_its_batch_is_taken_over_is_named(error):
+    def lost():
+        raise error
+
+    run = SimpleNamespace(is_complete=lambda: False, stop=time_limit.Stop(program=False))
+    with pytest.raises(TrainingError, match='a data loader worker has died'):
+        train._Prefetcher(run, SimpleNamespace(next=lost)).next()
+
+
 @pytest.mark.parametrize(
     ('error', 'status', 'line'),
     [
@@ -271,10 +283,11 @@ def test_dead_worker_is_one_line_with_the_signal_if_it_is_known(project, capsys,
             'error: out of memory or threads: a smaller',
         ),
         (MemoryError(), 1, 'error: out of memory or threads: a smaller'),
+        (ImportError('libtorch.so: failed to map segment from shared object'), 1, 'error: out of memory or threads: a'),
         (PermissionError(13, 'Permission denied', 'x.pth'), 1, 'spinsr.train: error: x.pth: Permission denied'),
         (KeyboardInterrupt(), INTERRUPTED, 'spinsr.train: interrupted'),
     ],
-    ids=['worker-gone', 'worker-silent', 'thread-limit', 'memory', 'file', 'ctrl-c'],
+    ids=['worker-gone', 'worker-silent', 'thread-limit', 'memory', 'import', 'file', 'ctrl-c'],
 )
 def test_what_the_system_refuses_is_one_line(project, capsys, error, status, line):
     def pipeline(opt, args):

@@ -1,12 +1,13 @@
 """The sections that become the arguments of a class, against its signature; what is cheap is built to see it work."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from spinsr.check.finding import Finding, datasets, error, section
+from spinsr.training import freezing
 from spinsr.utils.text import closest, nearest
-from spinsr.utils.validation import is_number, is_whole
+from spinsr.utils.validation import NAMES, is_number, is_whole
 
 # BasicSR's losses that are built without data or downloads.
 _PLAIN_LOSSES = ('L1Loss', 'MSELoss', 'CharbonnierLoss', 'WeightedTVLoss', 'GANLoss')
@@ -263,34 +264,45 @@ def _own_optimizer(model: Any, part: Mapping[str, Any]) -> Any:
 
 
 def parameter_names(options: Mapping[str, Any], *, of_others: bool = False) -> Iterator[Finding]:
-    """Finds the names in `optim_g` that no parameter of the networks has, where they can be built without memory.
+    """Finds names in `optim_g` and `freeze_params` that no parameter has, where networks can be built without memory.
 
     Args:
         options: The option file.
         of_others: Build networks of other packages too, which may take seconds.
     """
+    model, train = find('MODEL', options.get('model_type')), section(options, 'train')
+    freezes = 'freeze_params' in getattr(model, 'OPTIONS', {}).get('train', {})
+    if freezes and NAMES.holds(train.get('freeze_params')):
+        found = freezing.problem(train)
+        if found is None and train.get('freeze_params'):
+            named = _named_parameters(options, ['network_g'], of_others)
+            found = freezing.problem(train, [name for name, _ in named]) if named else None
+        if found:
+            yield error(f'train:{found[0]}', found[1])
+    part = section(train, 'optim_g')
+    own = _own_optimizer(model, part)
+    # What is wrong without the names is said by `types`.
+    if own is not None and not any(own.problems(part)):
+        if named := _named_parameters(options, [key for key in options if str(key).startswith('network_')], of_others):
+            yield from (error(f'train:optim_g:{key}', problem) for key, problem in own.problems(part, named))
+
+
+def _named_parameters(options: Mapping[str, Any], networks: Iterable[str], of_others: bool) -> list[tuple[str, Any]]:
+    """The parameters of networks, on the device meta; [] where one of them cannot be built."""
     import torch
 
-    part = section(options, 'train', 'optim_g')
-    own = _own_optimizer(find('MODEL', options.get('model_type')), part)
-    if own is None:
-        return
-    named = []
-    for key in options:
-        network = section(options, key)
-        if str(key).startswith('network_') and network:
-            arch = find('ARCH', network.get('type'))
-            if arch is None or not (of_others or arch.__module__.startswith('spinsr.')):
-                return
-            try:
-                with torch.device('meta'):
-                    named += arch(**_arguments(network)).named_parameters()
-            # Wrong arguments are said by `types`; an arch of another project may need memory to be built.
-            except Exception:
-                return
-    # What is wrong without the names is said by `types`.
-    if named and not any(own.problems(part)):
-        yield from (error(f'train:optim_g:{key}', problem) for key, problem in own.problems(part, named))
+    named: list[tuple[str, Any]] = []
+    for network in filter(None, (section(options, key) for key in networks)):
+        arch = find('ARCH', network.get('type'))
+        if arch is None or not (of_others or arch.__module__.startswith('spinsr.')):
+            return []
+        try:
+            with torch.device('meta'):
+                named += arch(**_arguments(network)).named_parameters()
+        # Wrong arguments are said by `types`; an arch of another project may need memory to be built.
+        except Exception:
+            return []
+    return named
 
 
 def _metric(part: Any, where: str) -> Iterator[Finding]:

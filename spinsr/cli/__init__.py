@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from spinsr._version import __version__
+from spinsr.utils import memory
 from spinsr.utils.text import printable
 
 COMMANDS = (
@@ -47,8 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads the output has seen enough, as in `spinsr options | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
+    except (ValueError, TypeError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        out_of_memory = memory.ran_out(error)
+        if isinstance(error, RuntimeError) and not out_of_memory:
+            raise
         text = str(error) or type(error).__name__
+        if out_of_memory and not text.startswith('out of memory'):
+            text = 'out of memory or threads' + (f': {text.splitlines()[0]}' if str(error) else '')
         if isinstance(error, OSError) and error.filename is not None and error.strerror:  # without [Errno 2]
             text = f'{os.fsdecode(error.filename)}: {error.strerror}'
         print(f'spinsr {args.command}: error: {printable(text)}', file=sys.stderr)

@@ -1,5 +1,6 @@
 """Checkpoint files: read without executing anything in them and checked for damage, written whole or not at all."""
 
+import contextlib
 import io
 import os
 import pickle
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spinsr.utils import memory
 from spinsr.utils.atomic_write import check_target, write_bytes
 from spinsr.utils.text import printable
 from spinsr.weights import ENDINGS, require_file
@@ -41,11 +43,10 @@ def read_checkpoint(path: str | os.PathLike) -> Mapping:
     try:
         if not path.endswith('.safetensors'):
             return read_torch_file(path)
-        return _safetensors('reading', path).load_file(path)
-    except ImportError:
-        raise
-    except Exception as error:  # whatever a damaged file makes the readers raise
-        raise ValueError(f'cannot read checkpoint {printable(path)}: {_first_line(error)}') from error
+        with _plain_errors('a .safetensors file'):
+            return _safetensors('reading', path).load_file(path)
+    except ValueError as error:
+        raise ValueError(f'cannot read checkpoint {printable(path)}: {error}') from error
 
 
 def read_torch_file(path: str | os.PathLike) -> Any:
@@ -56,18 +57,37 @@ def read_torch_file(path: str | os.PathLike) -> Any:
         ValueError: Damaged, or it holds more than tensors and plain containers, or it would fill the memory. The
             message does not name the file.
     """
-    try:
+    with _plain_errors('written by torch.save'):
         _check_records(path)
         content = _torch_load(path)
         _check_claims(content, _LARGEST_RATIO * os.path.getsize(path))
         return content
-    except FileNotFoundError:
+
+
+class _RefusedError(ValueError):
+    """Our own finding; the message says what it is."""
+
+
+@contextlib.contextmanager
+def _plain_errors(sound: str) -> Iterator[None]:
+    """Turns whatever a damaged file makes its reader raise into a ValueError in plain words; `from` keeps the reader's.
+
+    Args:
+        sound: What the file should be.
+    """
+    try:
+        yield
+    except (FileNotFoundError, ImportError, _RefusedError):
         raise
     except pickle.UnpicklingError as error:
-        # Not torch's own words: they advise to load the file without this protection.
+        # torch's own words advise to load the file without this protection.
         raise ValueError('damaged, or more than tensors and plain containers, which could run code') from error
-    except Exception as error:  # whatever else a damaged file makes torch and zipfile raise
-        raise ValueError(_first_line(error)) from error
+    except Exception as error:
+        if memory.ran_out(error):
+            raise ValueError('memory does not hold it') from error
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            raise ValueError(error.strerror) from error
+        raise ValueError(f'damaged, or not {sound}') from error
 
 
 def _check_records(path: str | os.PathLike) -> None:
@@ -78,16 +98,16 @@ def _check_records(path: str | os.PathLike) -> None:
         with zipfile.ZipFile(file) as archive:
             declared, size = sum(record.file_size for record in archive.infolist()), os.path.getsize(path)
             if declared > _LARGEST_RATIO * size:
-                raise ValueError(f'its records claim {declared:,} bytes, the file has {size:,}')
+                raise _RefusedError(f'its records claim {declared:,} bytes, the file has {size:,}')
             if record := archive.testzip():
-                raise ValueError(f'damaged: {printable(record)} has another checksum')
+                raise _RefusedError(f'damaged: {printable(record)} has another checksum')
 
 
 def _check_claims(content: Any, limit: int) -> None:
     """Refuses tensors that repeat a little memory until they are larger than the limit in bytes."""
     for value in _tensors(content):
         if (claimed := value.numel() * value.element_size()) > max(limit, 2**20):
-            raise ValueError(
+            raise _RefusedError(
                 f'a tensor of shape {tuple(value.shape)} claims {claimed:,} bytes, more than the file holds'
             )
 
@@ -101,10 +121,6 @@ def _tensors(content: Any) -> Iterator[Tensor]:
     elif isinstance(content, list | tuple):
         for value in content:
             yield from _tensors(value)
-
-
-def _first_line(error: Exception) -> str:
-    return printable(next(iter(str(error).splitlines()), type(error).__name__))
 
 
 def write_checkpoint(

@@ -137,14 +137,16 @@ def decode(data: bytes, name: Path | str) -> np.ndarray:
         raise unreadable(name, error) from error
 
 
-def verify(data: bytes, name: Path | str) -> None:
+def verify(data: bytes, name: Path | str, *, inflate: bool = True) -> None:
     """Checks that the content of an image file is complete, at the least cost.
 
-    A PNG is checked by its checksums, a JPEG by decoding it at an eighth of its size; others are decoded.
+    A PNG is checked by its checksums and by decompressing it, a JPEG by decoding it at an eighth of its size; others
+    are decoded.
 
     Args:
         data: The file's bytes.
         name: What errors call it.
+        inflate: Decompress a PNG. Without it a PNG that lacks a whole chunk passes, in a fraction of the time.
 
     Raises:
         ValueError: Not an image, truncated or damaged; the message names it.
@@ -157,6 +159,8 @@ def verify(data: bytes, name: Path | str) -> None:
         with formats.open_data(data, name).image as image:
             if kind != 'PNG':
                 formats.load(image)
+            elif inflate:
+                png.check_complete(data)
     except DAMAGE as error:
         raise unreadable(name, error) from error
 

@@ -18,6 +18,8 @@ COLOUR_CHUNKS = (b'cHRM', b'gAMA', b'cICP', b'sRGB', b'mDCV', b'cLLI')
 XMP_START = b'XML:com.adobe.xmp\0\0\0\0\0'  # of an iTXt chunk, not compressed
 _TEXT = (b'tEXt', b'zTXt', b'iTXt')
 _LARGEST_PROFILE = 2**26  # bytes; the largest tables of colours take a few megabytes
+# Of each pass of an interlaced file: first row, distance of rows, first column, distance of columns.
+_ADAM7 = ((0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4), (2, 4, 0, 2), (0, 2, 1, 2), (1, 2, 0, 1))
 _BAND = 2**20  # bytes of the rows that are filtered and compressed at once
 
 Chunk = tuple[bytes, bytes]
@@ -70,6 +72,39 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
             return
         yield data[position + 4 : position + 8], data[position + 8 : end - 4], data[position:end]
         position = end
+
+
+def check_complete(data: bytes) -> None:
+    """Makes sure that the pixels are all there, which the checksums of the chunks do not tell where one is missing.
+
+    It decompresses them, which takes about half as long as decoding.
+
+    Args:
+        data: A PNG file whose header is sound.
+
+    Raises:
+        ValueError: There are fewer pixels than the header says, or they cannot be decompressed.
+    """
+    decompressor, missing = zlib.decompressobj(), _raw_size(data)
+    try:
+        for name, content, _ in chunks(data):
+            if name == b'IDAT' and missing > 0:
+                missing -= len(decompressor.decompress(content, missing))
+    except zlib.error as error:
+        raise ValueError('the compressed pixels are damaged') from error
+    if missing:
+        raise ValueError('a part of the pixels is missing')
+
+
+def _raw_size(data: bytes) -> int:
+    """Bytes of the pixels before compression, with the number of the filter in front of each row."""
+    width, height, depth, colour_type, _, _, interlaced = struct.unpack('>IIBBBBB', data[16:29])
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour_type]
+    passes = _ADAM7 if interlaced else ((0, 1, 0, 1),)
+    sizes = (
+        ((height - top + down - 1) // down, (width - left + right - 1) // right) for top, down, left, right in passes
+    )
+    return sum(rows * (1 + (columns * bits + 7) // 8) for rows, columns in sizes if rows > 0 and columns > 0)
 
 
 def read_header(head: bytes) -> tuple[int, int, int]:

@@ -263,7 +263,8 @@ def _run(
                 _in_tiles(padded, run, side, progress, result, (height, width))
                 return
             except _NoRoomForResultError as error:
-                raise MemoryError(f'out of memory for a {height}x{width} image: {error}') from None
+                before = f' (tried: {", ".join(tried)})' if tried else ''
+                raise MemoryError(f'out of memory for a {height}x{width} image: {error}{before}') from None
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -350,6 +351,8 @@ def _probe(net: nn.Module) -> tuple[int, int]:
     for channels in (3, 1):
         try:
             scale = super_resolve(torch.zeros(1, channels, 8, 8), net).shape[2] // 8
+        except MemoryError:
+            raise
         except Exception as error:  # networks of others fail in their own ways
             reason = reason or error
         else:

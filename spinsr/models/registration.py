@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 
 from spinsr import compat
+from spinsr.utils import memory
 from spinsr.utils.errors import OptionError
 
 
@@ -12,10 +13,13 @@ def register() -> None:
 
     Raises:
         OptionError: If BasicSR is not installed or cannot be imported, for the reason that compat names.
+        MemoryError: If memory does not suffice to import it.
     """
     try:
         compat.require_basicsr()
     except ImportError as error:
+        if memory.ran_out(error):
+            raise MemoryError(f'out of memory while importing: {error}') from error
         raise OptionError(str(error)) from error
     import spinsr.archs
     import spinsr.data

@@ -21,7 +21,7 @@ from spinsr import convert
 from spinsr.analysis import superpixels
 from spinsr.archs.spin_arch import SPIN
 from spinsr.inference import upscale as upscaling
-from spinsr.training import checkpoints, distillation, distributed, muon, network_hooks, progressive_learning
+from spinsr.training import checkpoints, distillation, distributed, freezing, muon, network_hooks, progressive_learning
 from spinsr.training.grad_checkpointing import recompute_blocks
 from spinsr.training.sampling import cut_patches, shuffle_channels
 from spinsr.utils.errors import OptionError, TrainingError
@@ -177,23 +177,10 @@ class SpinsrModel(SRModel):
         return sections
 
     def _frozen_parameters(self) -> list[nn.Parameter]:
-        if bool(self.freeze_params) != bool(self.freeze_iters):
-            raise OptionError(
-                'train:freeze_params and train:freeze_iters must be set together, got '
-                f'freeze_params={self.freeze_params!r}, freeze_iters={self.freeze_iters!r}'
-            )
-        named = list(self.get_bare_model(self.net_g).named_parameters())
-        frozen = {}
-        for entry in self.freeze_params or ():
-            found = {name: parameter for name, parameter in named if muon.matches(name, entry)}
-            if not found:
-                raise OptionError(f'train:freeze_params: {entry!r} matches no parameter of the network')
-            frozen |= found
-        if len(frozen) == len(named):
-            raise OptionError(
-                f'train:freeze_params must leave parameters to train, but {self.freeze_params!r} matches all of them'
-            )
-        return list(frozen.values())
+        parameters, train = dict(self.get_bare_model(self.net_g).named_parameters()), self.opt['train']
+        if problem := freezing.problem(train, parameters):
+            raise OptionError('train:{}: {}'.format(*problem))
+        return [parameters[name] for name in freezing.frozen(train, parameters)]
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """Moves a network to the device, as the options ask, and wraps it for several GPUs or processes."""

@@ -8,7 +8,6 @@ torch.optim.AdamW, in float32 where torch.optim.Muon takes bfloat16.
 """
 
 import difflib
-import fnmatch
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spinsr.training.freezing import matches
 from spinsr.training.option_files import OptionError, nearest
 from spinsr.utils.validation import FLAG, NAMES, SECTION, Rule, is_number
 
@@ -240,11 +240,6 @@ def split(
         is_matrix = sum(size > 1 for size in tensor.shape) >= 2
         parts[0 if is_matrix and not any(matches(name, entry) for entry in listed) else 1].append((name, tensor))
     return parts
-
-
-def matches(name: str, entry: str) -> bool:
-    """Whether an entry names a parameter, or a module around it; either may be a pattern."""
-    return fnmatch.fnmatchcase(name, entry) or fnmatch.fnmatchcase(name, f'{entry}.*')
 
 
 def _modules(name: str) -> Iterator[str]:

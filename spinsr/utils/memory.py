@@ -7,6 +7,12 @@ from pathlib import Path
 import psutil
 
 _CGROUPS = Path('/sys/fs/cgroup')
+# What the system's refusals of memory and threads are called, in lower case, where no exception says it: by torch on
+# Linux and elsewhere, by Python's threads, and by the loader of shared libraries.
+_REFUSALS = (
+    *("can't allocate memory", 'not enough memory', 'cannot allocate memory'),
+    *("can't start new thread", 'failed to map segment'),
+)
 
 
 def available() -> int:
@@ -33,6 +39,17 @@ def peak_resident() -> int | None:
 
     # Kilobytes on Linux, bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that the system gave no memory or no thread.
+
+    torch and Python's threads raise plain RuntimeErrors for it, and the import of a library ImportError.
+    """
+    text = str(error).lower()
+    # torch.OutOfMemoryError by its name, because this module does not import torch.
+    named = isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError'
+    return named or any(words in text for words in _REFUSALS)
 
 
 def _left_in_container() -> int | None:

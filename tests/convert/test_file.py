@@ -318,8 +318,8 @@ def test_unknown_form_and_arch_are_refused(official, tmp_path):
     source = saved(official('spin_official_tiny_x4').weights, tmp_path / 'a.pt')
     with pytest.raises(ValueError, match="to must be one of spinsr, official, basicsr, got 'ours'"):
         convert_file(source, tmp_path / 'b.pth', to='ours')
-    with pytest.raises(ValueError, match="network with an ArchFormat, got 'MSRResNet'"):
-        convert_file(source, tmp_path / 'b.pth', arch='MSRResNet')
+    with pytest.raises(ValueError, match="network with an ArchFormat, got 'Unheard'"):
+        convert_file(source, tmp_path / 'b.pth', arch='Unheard')
 
 
 def test_existing_file_stays_unless_told_otherwise(basicsr_file, tmp_path):

@@ -261,8 +261,8 @@ def test_x2_warm_starts_the_other_scales(arch, scale, official):
 
 
 def test_unknown_arch_is_refused_with_the_name():
-    with pytest.raises(ValueError, match="network with an ArchFormat, got 'MSRResNet'"):
-        convert_state_dict({}, 'MSRResNet')
+    with pytest.raises(ValueError, match="network with an ArchFormat, got 'Unheard'"):
+        convert_state_dict({}, 'Unheard')
 
 
 @pytest.mark.parametrize('value', [None, 3, [torch.zeros(1)], torch.zeros(1)], ids=['none', 'number', 'list', 'tensor'])
@@ -328,13 +328,18 @@ def test_folder_is_no_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'content', [b'', b'garbage', b'\x00' * 1000, b'PK\x03\x04garbage', b'<html>404</html>'], ids=lambda c: repr(c[:8])
+    'content',
+    # The last one is a pickle that asks for something that is not in it, for which Python says a number only.
+    [b'', b'garbage', b'\x00' * 1000, b'PK\x03\x04garbage', b'<html>404</html>', b'\x80\x02j5n k\n.'],
+    ids=lambda c: repr(c[:8]),
 )
 @pytest.mark.parametrize('suffix', ['.pth', '.pt'])
 def test_garbage_is_refused_with_the_file(tmp_path, content, suffix):
     path = tmp_path / f'weights{suffix}'
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf'cannot read checkpoint .*weights\{suffix}: .'):
+    with pytest.raises(
+        ValueError, match=rf'cannot read checkpoint .*weights\{suffix}: damaged, or (not written by|more than) '
+    ):
         read_checkpoint(path)
 
 
@@ -343,7 +348,9 @@ def test_truncated_file_is_refused_with_the_file(path, share):
     torch.save({'weight': torch.rand(1000)}, path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match='cannot read checkpoint .*weights.pth: .'):
+    with pytest.raises(
+        ValueError, match='cannot read checkpoint .*weights.pth: damaged, or not written by torch.save$'
+    ):
         read_checkpoint(path)
 
 
@@ -366,7 +373,9 @@ def test_safetensors(tmp_path):
 def test_damaged_safetensors_are_refused_with_the_file(tmp_path):
     path = tmp_path / 'weights.safetensors'
     path.write_bytes(b'garbage')
-    with pytest.raises(ValueError, match='cannot read checkpoint .*weights.safetensors'):
+    with pytest.raises(
+        ValueError, match='cannot read checkpoint .*weights.safetensors: damaged, or not a .safetensors file$'
+    ):
         read_checkpoint(path)
 
 

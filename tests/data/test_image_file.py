@@ -2,6 +2,8 @@
 
 import io
 import os
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 
 from spinsr.data import image_file
+from spinsr.data import png as png_file
 
 
 @pytest.fixture
@@ -78,6 +81,53 @@ def test_a_flipped_bit_is_seen(png, corrupt):
     corrupt(png)
     with pytest.raises(ValueError, match='a.png cannot be read completely'):
         image_file.read(png)
+
+
+def without_chunk(data, name, number):
+    """A PNG without one of its chunks of a name; all checksums are right."""
+    parts = list(png_file.chunks(data))
+    del parts[[index for index, part in enumerate(parts) if part[0] == name][number]]
+    return data[:8] + b''.join(part[2] for part in parts)
+
+
+@pytest.mark.parametrize('number', [0, 1, -1], ids=['first', 'middle', 'last'])
+def test_png_without_one_of_its_chunks_is_refused(photo, number):
+    data = image_file.encode_png(photo(90, 80), 0)
+    image_file.verify(data, 'it')
+    assert sum(part[0] == b'IDAT' for part in png_file.chunks(data)) > 2
+    for function in (image_file.verify, image_file.decode):
+        with pytest.raises(ValueError, match='it cannot be read completely'):
+            function(without_chunk(data, b'IDAT', number), 'it')
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (3, 9), (13, 10)], ids=str)
+def test_interlaced_png_is_complete_with_its_last_row_only(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    # The seven images inside an interlaced file, each row after its filter, none; Pillow and OpenCV write no such file.
+    starts_and_steps = (
+        ((0, 8), (0, 8)),
+        ((0, 8), (4, 8)),
+        ((4, 8), (0, 4)),
+        ((0, 4), (2, 4)),
+        ((2, 4), (0, 2)),
+        ((0, 2), (1, 2)),
+        ((1, 2), (0, 1)),
+    )
+    parts = [pixels[top::down, left::right] for (top, down), (left, right) in starts_and_steps]
+    rows = [b'\0' + row.tobytes() for part in parts for row in part if part.size]
+    header = struct.pack('>IIBBBBB', *shape[::-1], 8, 0, 0, 0, 1)
+
+    def file(rows):
+        body = [(b'IHDR', header), (b'IDAT', zlib.compress(b''.join(rows))), (b'IEND', b'')]
+        return png_file.SIGNATURE + b''.join(
+            struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+            for name, data in body
+        )
+
+    assert np.array_equal(image_file.decode(file(rows), 'it')[..., 0], pixels)
+    image_file.verify(file(rows), 'it')
+    with pytest.raises(ValueError, match='it cannot be read completely'):
+        image_file.verify(file(rows[:-1]), 'it')
 
 
 def test_truncated_jpeg_is_not_read(tmp_path, photo, truncate):

@@ -451,9 +451,13 @@ def test_a_result_that_does_not_fit_is_said_once_and_no_smaller_tiles_are_tried(
     scale_of(net)
     net.sizes.clear()
     monkeypatch.setattr(np, 'empty', refuse)
-    with pytest.raises(MemoryError, match='^out of memory for a 80x90 image: the result takes'):
+    with pytest.raises(MemoryError, match=r'^out of memory for a 80x90 image: the result takes 0\.00 GiB$'):
         spinsr.upscale(np.zeros((80, 90, 3), np.uint8), net, tile=40)
     assert len(net.sizes) == 1
+    net = Small(torch.OutOfMemoryError('CUDA out of memory'), 60 * 60)
+    with pytest.raises(MemoryError, match=r'the result takes 0\.00 GiB \(tried: whole image\)$'):
+        spinsr.upscale(np.zeros((80, 90, 3), np.uint8), net)
+    assert net.sizes[-2:] == [(80, 90), (45, 45)]
 
 
 @pytest.mark.parametrize('size', [(7, 9), (8, 5), (1, 1)], ids=str)

@@ -96,7 +96,7 @@ def test_sections_are_needed_by_nobody():
         ({'train:low_opt': {'type': 'ContrastiveLoss'}}, 'ContrastiveLoss needs .* gives it low, gt'),
         (
             {'train:freeze_iters': 5},
-            'freeze_iters must be set together, got freeze_params=None, freeze_iters=5',
+            'freeze_iters must be set together, got None and 5',
         ),
         ({**FROZEN, 'train:freeze_params': ['convv']}, "'convv' matches no parameter"),
         ({**FROZEN, 'train:freeze_params': ['conv*']}, 'must leave parameters to train'),

@@ -189,8 +189,8 @@ def test_dead_worker_ends_training_with_a_line(tmp_path):
     os.kill(int(workers[0]), signal.SIGKILL)
     assert process.wait() == 1
     log = (tmp_path / 'dead/log.txt').read_text().splitlines()
-    # torch may see that the worker is gone before the system tells it of the signal.
-    assert re.fullmatch(r'spinsr\.train: error: DataLoader worker .*(Killed|exited unexpectedly).*', log[-1])
+    # From torch, which knows of the signal or not, or from us where the worker had announced a batch.
+    assert re.fullmatch(r'spinsr\.train: error: .*worker.*', log[-1]) and 'Traceback' not in '\n'.join(log)
     assert start(tmp_path / 'dead', '--auto_resume').wait() == 0
 
 

@@ -37,3 +37,19 @@ def test_peak_stays_when_memory_is_freed():
     held = memory.resident()
     del block
     assert memory.peak_resident() >= max(before, held - 2**20) > 2**20
+
+
+@pytest.mark.parametrize(
+    ('error', 'expected'),
+    [
+        (MemoryError(), True),
+        (ImportError('libtorch.so: failed to map segment from shared object'), True),
+        (RuntimeError("can't start new thread"), True),
+        (OSError(12, 'Cannot allocate memory'), True),
+        (RuntimeError('shapes differ'), False),
+        (ImportError('No module named torch'), False),
+    ],
+    ids=['python', 'library', 'thread', 'system', 'other', 'other-import'],
+)
+def test_refusals_of_the_system_are_told_from_other_errors(error, expected):
+    assert memory.ran_out(error) is expected
