@@ -18,7 +18,7 @@ from spinsr.check.finding import Finding, datasets, error, section, warning
 from spinsr.check.list_file import list_problem
 from spinsr.check.values import is_template
 from spinsr.data import formats, png
-from spinsr.data.image_file import DAMAGE, PNG_END, unreadable
+from spinsr.data.image_file import DAMAGE, PNG_END, is_file, unreadable
 from spinsr.data.teacher_outputs import read_meta, teacher_file
 from spinsr.utils.validation import is_whole
 
@@ -70,7 +70,7 @@ class _Source:
             # BasicSR's rule: the key is what stands before the first dot.
             with open(self.root / 'meta_info.txt', encoding='utf-8') as file:
                 return [line.split('.')[0] for line in file]
-        return sorted(entry.name for entry in os.scandir(self.root) if entry.is_file() and entry.name[0] != '.')
+        return sorted(entry.name for entry in os.scandir(self.root) if is_file(entry) and entry.name[0] != '.')
 
     def header(self, name: str, decode: bool) -> Header:
         """Reads a header. Raises ValueError for what is missing, no image, or damaged."""

@@ -117,8 +117,24 @@ def with_whole_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
         if str(key).startswith('network_') and isinstance(network, Mapping):
             arch = registries.find('ARCH', network.get('type'))
             parameters = inspect.signature(arch).parameters.values() if arch is not None else ()
-            _make_whole(network, [p.name for p in parameters if is_whole(p.default)])
+            _make_whole(network, [p.name for p in parameters if _wants_whole(p, network.get(p.name))])
     return options
+
+
+def _wants_whole(parameter: inspect.Parameter, value: Any) -> bool:
+    """Whether an argument of a network is a whole number, or a list of them, by its default, else by its type."""
+    default, hint = parameter.default, str(parameter.annotation)
+    if isinstance(default, list | tuple):
+        return _all_whole(default)
+    if default is None or default is parameter.empty:
+        # BasicSR's networks have no types: of what they require, no number is changed by becoming an int.
+        is_untyped = default is parameter.empty and parameter.annotation is parameter.empty
+        return ('int' in hint and 'float' not in hint) or (is_untyped and not isinstance(value, list))
+    return is_whole(default)
+
+
+def _all_whole(values: Any) -> bool:
+    return all(_all_whole(item) if isinstance(item, list | tuple) else is_whole(item) for item in values)
 
 
 def _make_whole(part: Any, keys: Iterable[str]) -> None:

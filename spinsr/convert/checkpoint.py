@@ -28,6 +28,7 @@ WRAPPERS = (
 PREFIXES = ('module.', '_orig_mod.', 'netG.')
 # torch does not compress. Content may be this many times the file's size, so that a small file cannot fill the memory.
 _LARGEST_RATIO = 10
+_FOLDER = 0x10  # of the attributes of a ZIP archive's record
 
 
 def read_checkpoint(path: str | os.PathLike) -> Mapping:
@@ -101,11 +102,19 @@ def _check_records(path: str | os.PathLike) -> None:
                 raise _RefusedError(f'its records claim {declared:,} bytes, the file has {size:,}')
             if record := archive.testzip():
                 raise _RefusedError(f'damaged: {printable(record)} has another checksum')
+            # torch stores plain records, and leaves the tensor of anything else uninitialized.
+            for record in archive.infolist():
+                if record.is_dir() or record.external_attr & _FOLDER or record.compress_type:
+                    raise _RefusedError(f'damaged: {printable(record.filename)} is not as torch.save wrote it')
 
 
 def _check_claims(content: Any, limit: int) -> None:
-    """Refuses tensors that repeat a little memory until they are larger than the limit in bytes."""
+    """Refuses tensors without data, and those that repeat a little memory until they exceed the limit in bytes."""
     for value in _tensors(content):
+        if value.is_meta:
+            raise _RefusedError(
+                f'a tensor of shape {tuple(value.shape)} is on the meta device: the file lacks its data'
+            )
         if (claimed := value.numel() * value.element_size()) > max(limit, 2**20):
             raise _RefusedError(
                 f'a tensor of shape {tuple(value.shape)} claims {claimed:,} bytes, more than the file holds'
@@ -202,14 +211,17 @@ def wrapped_in(checkpoint: Any) -> list[str]:
 
 
 def check_finite(state_dict: Mapping[str, Tensor]) -> None:
-    """Refuses weights that are not numbers.
+    """Refuses weights that are not numbers in float32, in which networks are built.
 
     Raises:
-        ValueError: A tensor holds NaN or infinity; it is named.
+        ValueError: A tensor holds NaN, infinity or a number beyond float32; it is named.
     """
     for name, value in state_dict.items():
-        if value.is_floating_point() and not value.is_meta and not value.isfinite().all():
-            raise ValueError(f'{printable(name)} holds NaN or infinity: the file is damaged, or its training diverged')
+        # float() also because torch cannot test 8-bit types.
+        if value.is_floating_point() and not value.is_meta and not value.float().isfinite().all():
+            beyond = value.dtype == torch.float64 and value.isfinite().all()
+            held = 'a number that float32 cannot hold' if beyond else 'NaN or infinity'
+            raise ValueError(f'{printable(name)} holds {held}: the file is damaged, or its training diverged')
 
 
 def _torch_load(path: str | os.PathLike) -> Any:

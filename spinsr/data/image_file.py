@@ -38,12 +38,20 @@ def list_images(folder: Path, extensions: Collection[str] = EXTENSIONS, *, requi
     paths, others = [], []
     for entry in found:
         # A link to nothing stays: reading it says so.
-        (others if not entry.is_file() and os.path.exists(entry.path) else paths).append(folder / entry.name)
+        (others if not is_file(entry) and os.path.exists(entry.path) else paths).append(folder / entry.name)
     if others:
         logger.warning('%s: skipped, not a regular file: %s', printable(folder), name_some(others))
     if required and not paths:
         raise ValueError(f'no images ({", ".join(extensions)}) in {folder}')
     return sorted(paths)
+
+
+def is_file(entry: os.DirEntry) -> bool:
+    """`entry.is_file()`, and False for a link that leads to itself, which that raises an error for."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def name_some(files: Collection[Path]) -> str:

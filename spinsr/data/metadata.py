@@ -74,8 +74,11 @@ def read(image: Image.Image, texts: tuple[png.Chunk, ...] = ()) -> Metadata:
     dpi = info.get('dpi')
     is_sound = isinstance(dpi, tuple) and len(dpi) == 2 and all(0 < float(value) < 1e6 for value in dpi)
     comment = info.get('comment')
+    if exif and exif[:4] not in (b'II*\0', b'MM\0*'):
+        logger.warning('damaged EXIF is left out')
+        exif = None
     return Metadata(
-        exif if exif and exif[:4] in (b'II*\0', b'MM\0*') else None,
+        exif or None,
         bytes(xmp) if isinstance(xmp, (bytes, bytearray)) and xmp else None,
         (float(dpi[0]), float(dpi[1])) if is_sound else None,
         tuple((name, content) for name, content in texts if not _is_xmp(name, content)),
@@ -239,14 +242,16 @@ def _of_tiff(image: Image.Image) -> bytes | None:
     try:
         tags = image.getexif()
         for tag in _DESCRIPTIVE:
-            if tag in tags:
+            # The shape that tifffile writes as the description would contradict the output.
+            if tag in tags and not str(tags[tag]).startswith('{"shape":'):
                 exif[tag] = tags[tag]
         for tag in (_EXIF, _GPS):
             if tag in tags and (directory := _directory(tags, tag)):
                 exif[tag] = directory
         return exif.tobytes() if len(exif) else None
-    except _DAMAGE:
-        return None  # metadata never cost the pixels
+    except _DAMAGE:  # metadata never cost the pixels
+        logger.warning('damaged EXIF is left out')
+        return None
 
 
 def _patch(exif: bytearray, height: int, width: int) -> None:

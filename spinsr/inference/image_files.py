@@ -348,12 +348,13 @@ def _images_of(folder: Path, required: bool) -> list[Path]:
 def _is_odd(entry: os.DirEntry) -> bool:
     """Whether a file of a folder is neither an image nor hidden; what only has the name of one is reported already."""
     is_called_image = os.path.splitext(entry.name)[1].lower() in photograph.FORMATS
-    return entry.name[0] != '.' and not is_called_image and entry.is_file()
+    return entry.name[0] != '.' and not is_called_image and image_file.is_file(entry)
 
 
 def _resolved(place: Path, path: Path) -> Path:
     """`path.resolve()` for a path in a folder that is resolved already: for ten thousands of files that counts."""
-    return path.resolve() if path.is_symlink() else place / path.name
+    # Unlike resolve(), realpath() takes a link that leads to itself.
+    return Path(os.path.realpath(path)) if path.is_symlink() else place / path.name
 
 
 def _exists(path: Path) -> bool:

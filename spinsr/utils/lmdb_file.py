@@ -17,6 +17,7 @@ _PAGE_HEADER = 16
 _DATABASE = 'IHH5Q'
 _META = struct.Struct(f'=II2Q{_DATABASE}{_DATABASE}2Q')
 _NO_PAGE = 2**64 - 1
+_BRANCH, _BIG = 1, 1  # flags of a page and of an entry
 _PAGE_SIZES = tuple(2**power for power in range(8, 17))
 # BasicSR takes as the key of a line of meta_info.txt what stands before its first dot, and ignores the rest.
 _LINE = re.compile(r'([^.]+)\..*')
@@ -49,13 +50,14 @@ def data_problem(path: str | os.PathLike) -> str:
     try:
         size = file.stat().st_size
         meta = _read_meta(file)
+        # Pages at the end may be free and never written; LMDB does not read them.
+        wanted = (meta.last_page + 1) * meta.page_size if meta else 0
+        is_cut = size < wanted and _needs_more(file, meta, size)
     except OSError as error:
         return f'{file} cannot be read: {error.strerror or error}'
     if meta is None:
         return f'{file} is not an LMDB, or its start is damaged'
-    # Pages at the end may be free and never written; LMDB does not read them.
-    if meta.last_page * meta.page_size > size:
-        wanted = (meta.last_page + 1) * meta.page_size
+    if is_cut:
         return f'{file} is cut off: {size:,d} of {wanted:,d} bytes; copy or make it again'
     if any(root != _NO_PAGE and root > meta.last_page for root in meta.roots):
         return f'{file} is damaged: its root lies outside of the file; copy or make it again'
@@ -86,6 +88,34 @@ def meta_info_problem(path: str | os.PathLike) -> str:
     if meta is not None and len(lines) > meta.entries:
         return f'{file} names {len(lines):,d} images, but data.mdb has {meta.entries:,d}'
     return ''
+
+
+def _needs_more(file: Path, meta: _Meta, size: int) -> bool:
+    """Whether a file that is shorter than its last page lacks a page that an entry needs; walks the tree."""
+    if size % meta.page_size or size < 2 * meta.page_size:
+        return True
+    pages, seen = [meta.roots[1]], {_NO_PAGE}
+    with open(file, 'rb') as stream:
+        while pages:
+            number = pages.pop()
+            if number in seen:
+                continue
+            seen.add(number)
+            stream.seek(min(number * meta.page_size, size))
+            page = stream.read(meta.page_size)
+            try:
+                flags, end = struct.unpack_from('=2H', page, 10)
+                for (place,) in struct.iter_unpack('=H', page[_PAGE_HEADER:end]):
+                    low, high, node_flags, key_size = struct.unpack_from('=4H', page, place)
+                    if flags & _BRANCH:
+                        pages.append(low | high << 16 | node_flags << 32)
+                    elif node_flags & _BIG:  # the value has pages of its own, the first one with a header
+                        (first,) = struct.unpack_from('=Q', page, place + 8 + key_size)
+                        if first * meta.page_size + _PAGE_HEADER + (low | high << 16) > size:
+                            return True
+            except struct.error:
+                return True
+    return False
 
 
 def _read_meta(file: Path) -> _Meta | None:

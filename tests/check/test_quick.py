@@ -513,6 +513,24 @@ def test_whole_floats_become_integers_where_an_integer_is_wanted():
     assert type(options['train']['optim_g']['lr']) is type(options['val']['val_freq']) is float
 
 
+@pytest.mark.parametrize(
+    'network',
+    [
+        {'type': 'RLFN', 'num_mid': 46.0},
+        {'type': 'SPIN', 'stoken_size': [12.0, 16.0]},
+        {'type': 'SwinIR', 'depths': [6.0, 6.0], 'img_range': 1.0},
+        {'type': 'EMT', 'window_size': [[32.0, 8.0], [8.0, 32.0]]},
+        {'type': 'EDSR', 'num_in_ch': 3.0, 'rgb_mean': [0.0, 0.0, 1.0]},
+    ],
+    ids=lambda network: network['type'],
+)
+def test_whole_floats_in_arguments_of_networks(network):
+    converted = with_whole_numbers({'network_g': network})['network_g']
+    wanted, *others = [key for key in network if key != 'type']
+    assert '.' not in str(converted[wanted])
+    assert all(str(converted[key]) == str(network[key]) for key in others)
+
+
 def test_all_errors_are_found_at_once():
     changes = {'train:optim_g:lr': '2e-4', 'network_g:num_fet': 8, 'path:model': 'x', 'val:metrics:psnr:crop': 2}
     found = [finding.key for finding in quick(changed(GOOD, changes), is_train=True)]

@@ -64,6 +64,19 @@ def test_a_flipped_bit_of_a_tensor_is_noticed(path, weights):
         read_checkpoint(path)
 
 
+def test_a_record_that_torch_would_leave_uninitialized_is_noticed(path, weights):
+    torch.save({'params': weights}, path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as file:
+        place = file.start_dir
+    while b'/data/' not in content[place + 46 : content.find(b'PK\1\2', place + 4)]:
+        place = content.index(b'PK\1\2', place + 4)
+    content[place + 38] ^= 0x10  # the attribute of a folder
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r'damaged: .*/data/\d+ is not as torch\.save wrote it'):
+        read_checkpoint(path)
+
+
 @pytest.mark.parametrize('records', [1, 20], ids=['one', 'many'])
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(records, path):
     size = 2**24 // records
@@ -94,6 +107,24 @@ def test_weights_that_are_not_numbers_are_named(value, weights, path):
     ):
         with pytest.raises(ValueError, match=r'fuse\.bias holds NaN or infinity'):
             refuse()
+
+
+def test_numbers_that_float32_cannot_hold_are_named(weights):
+    with pytest.raises(ValueError, match=r'fuse\.bias holds a number that float32 cannot hold'):
+        convert_state_dict({**weights, 'fuse.bias': torch.full((16,), 1e300, dtype=torch.float64)}, 'RDBESA')
+
+
+def test_weights_of_8_bits(weights):
+    bias = weights['fuse.bias'].to(torch.float8_e4m3fn)
+    assert convert_state_dict({**weights, 'fuse.bias': bias}, 'RDBESA')['fuse.bias'] is bias
+    with pytest.raises(ValueError, match=r'fuse\.bias holds NaN'):
+        convert_state_dict({**weights, 'fuse.bias': (bias.float() * torch.nan).to(bias.dtype)}, 'RDBESA')
+
+
+def test_tensors_without_data_are_refused(weights, path):
+    torch.save({'params': {**weights, 'fuse.bias': weights['fuse.bias'].to('meta')}}, path)
+    with pytest.raises(ValueError, match='is on the meta device: the file lacks its data'):
+        read_checkpoint(path)
 
 
 def test_weights_that_are_not_numbers_of_other_networks_are_named():

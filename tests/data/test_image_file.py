@@ -193,7 +193,8 @@ def test_what_only_has_the_name_of_an_image_is_skipped_with_a_line(tmp_path, cap
     (tmp_path / 'album.png').mkdir()
     os.mkfifo(tmp_path / 'pipe\x1b[2J.png')
     (tmp_path / 'broken.png').symlink_to('nowhere')  # reading it is an error that names it
-    assert [path.name for path in image_file.list_images(tmp_path)] == ['a.png', 'broken.png']
+    (tmp_path / 'loop.png').symlink_to('loop.png')
+    assert [path.name for path in image_file.list_images(tmp_path)] == ['a.png', 'broken.png', 'loop.png']
     (line,) = caplog.messages
     assert line == f'{tmp_path}: skipped, not a regular file: album.png, pipe\\x1b[2J.png'
 

@@ -5,6 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from spinsr.data import photograph, png
@@ -73,11 +74,17 @@ def test_orientation_of_exif_is_changed_in_place_and_the_thumbnail_unlinked():
     assert found == exif[:18] + b'\0\1' + exif[20:22] + bytes(4) + exif[26:]
 
 
-@pytest.mark.parametrize('exif', [b'', b'II*\0\xff\xff\xff\xff', b'II*\0\x08\0\0\0\xff\xff', b'Exif\0\0MM\0*'])
-def test_damaged_exif_costs_no_image(tmp_path, exif):
+@pytest.mark.parametrize('exif', [b'II*\0\xff\xff\xff\xff', b'II*\0\x08\0\0\0\xff\xff', b'Exif\0\0MM\0*', b'text'])
+def test_damaged_exif_costs_no_image(tmp_path, caplog, exif):
     Image.new('RGB', (5, 4)).save(tmp_path / 'a.webp', exif=b'Exif\0\0' + exif)
     photograph.write(tmp_path / 'b.webp', photograph.read(tmp_path / 'a.webp'))
     assert photograph.read(tmp_path / 'b.webp').pixels.shape == (4, 5, 3)
+    assert caplog.messages == ['damaged EXIF is left out']
+
+
+def test_the_description_of_tifffile_is_left_out(tmp_path):
+    tifffile.imwrite(tmp_path / 'a.tif', np.zeros((4, 5, 3), np.uint8))
+    assert b'shape' not in photograph.read(tmp_path / 'a.tif').metadata.exif
 
 
 @pytest.mark.parametrize(

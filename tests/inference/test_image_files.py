@@ -388,6 +388,15 @@ def test_fifos_and_folders_with_the_name_of_an_image_are_skipped(photos, tmp_pat
         name_outputs([photos / 'pipe.png'], tmp_path / 'out', 2)
 
 
+def test_links_that_lead_nowhere_end_no_folder(photos, tmp_path):
+    for name in ('loop.png', 'loop.txt'):
+        (photos / name).symlink_to(name)
+    (photos / 'broken.png').symlink_to('nowhere')
+    report = upscale_files(name_outputs([photos], tmp_path / 'out', 2), Twice())
+    assert len(report.done) == 2
+    assert sorted(path.name for path in report.failed) == ['broken.png', 'loop.png']
+
+
 def test_names_reach_the_log_without_control_sequences(tmp_path, caplog):
     folder = tmp_path / 'photos'
     write(folder / 'a.png')

@@ -36,6 +36,30 @@ def test_one_that_is_cut_off(data, part):
         compat._open_shared(str(data), False, {})
 
 
+@pytest.mark.parametrize(('count', 'size'), [(3, 100), (200, 300), (5, 9000)], ids=['root', 'leaf', 'big'])
+def test_one_that_lacks_the_last_page_that_is_needed(tmp_path, count, size):
+    # One transaction, so no page is free: the last one is the root, or one of those below it.
+    with lmdb.open(str(tmp_path), map_size=2**24) as environment, environment.begin(write=True) as transaction:
+        for index in range(count):
+            transaction.put(f'k{index}'.encode(), bytes(size))
+    file = tmp_path / 'data.mdb'
+    assert lmdb_file.data_problem(tmp_path) == ''
+    os.truncate(file, file.stat().st_size - 4096)
+    assert 'is cut off' in lmdb_file.data_problem(tmp_path)
+
+
+def test_one_that_lacks_a_free_page_is_whole(tmp_path):
+    # The transaction's last page is given up before it ends.
+    with lmdb.open(str(tmp_path), map_size=2**24) as environment:
+        for start in range(0, 40, 10):
+            with environment.begin(write=True) as transaction:
+                for index in range(start, start + 10):
+                    transaction.put(f'{index:05}'.encode(), bytes(300))
+    file = tmp_path / 'data.mdb'
+    os.truncate(file, file.stat().st_size - 4096)
+    assert lmdb_file.data_problem(tmp_path) == ''
+
+
 @pytest.mark.parametrize('content', [b'', b'x' * 300, bytes(8192)], ids=['empty', 'text', 'zeros'])
 def test_another_file(data, content):
     (data / 'data.mdb').write_bytes(content)
