@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from spinsr.ops.common.backend import check_features, dense_or_torch
+from spinsr.ops.common.backend import check_features, check_floating, dense_or_torch
 from spinsr.ops.common.precision import no_autocast
 
 
@@ -56,6 +56,7 @@ def sqrtm_newton_schulz(a: Tensor, num_iter: int = 5) -> Tensor:
 
     Raises:
         ValueError: `num_iter` is below 1.
+        TypeError: `a` is not a floating-point tensor.
 
     Example:
         >>> root = sqrtm_newton_schulz(4 * torch.eye(3).unsqueeze(0), num_iter=20)
@@ -64,6 +65,7 @@ def sqrtm_newton_schulz(a: Tensor, num_iter: int = 5) -> Tensor:
     """
     if num_iter < 1:
         raise ValueError(f'num_iter must be at least 1, got {num_iter=}')
+    check_floating(a=a)
     trace = a.diagonal(dim1=1, dim2=2).sum(1).view(-1, 1, 1)
     nonzero = trace != 0
     trace = trace.where(nonzero, 1)

@@ -141,6 +141,11 @@ def test_no_channels_are_refused(op, backend):
         op(Call(channels=0), backend)
 
 
+def test_square_roots_of_integers_are_refused():
+    with pytest.raises(TypeError, match=r'a must be a floating-point tensor, got torch\.int64'):
+        ops.sqrtm_newton_schulz(torch.eye(3, dtype=torch.int64)[None])
+
+
 @BACKENDS
 def test_attention_refuses_integers(backend):
     with pytest.raises(TypeError, match='got torch.int64'):
