@@ -178,7 +178,8 @@ def write(path: Path, photograph: Photograph) -> None:
     if photograph.png_chunks and kind != 'PNG':
         names = ', '.join(name.decode() for name, _ in photograph.png_chunks)
         logger.warning('%s: %s cannot hold %s, which say what the colours mean', printable(path), kind, names)
-    kept = metadata.for_format(metadata.of_output(photograph.metadata, *photograph.pixels.shape[:2]), kind, path)
+    kept = metadata.of_output(photograph.metadata, *photograph.pixels.shape[:2], path)
+    kept = metadata.for_format(kept, kind, path)
     with atomic_write.open_file(path) as file:
         _write(file, photograph._replace(metadata=kept), kind)
 
