@@ -25,7 +25,7 @@ class Timing(NamedTuple):
 
     Attributes:
         durations: Of each frame, in milliseconds.
-        plays: How often; 0 is for ever.
+        plays: How often; 0 means without end.
         has_still: Whether the first image of a PNG is not part of the animation, and has no duration.
     """
 
