@@ -44,10 +44,13 @@ def by_simplejpeg(data: bytes) -> np.ndarray | None:
 
 def by_tifffile(data: bytes) -> np.ndarray | None:
     try:
-        image = tifffile.imread(io.BytesIO(data))
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            page = file.pages[0]
+            image, sides = page.asarray(), (page.tags['ImageLength'].value, page.tags['ImageWidth'].value)
     except Exception:  # it has no exception of its own for damage
         return None
-    return image if image.ndim == 3 else None
+    # Where a tag has no valid type, it takes another size than the tag's.
+    return image if image.ndim == 3 and image.shape[:2] == sides else None
 
 
 def unchanged(data: bytes) -> np.ndarray | None:
