@@ -46,11 +46,11 @@ def by_tifffile(data: bytes) -> np.ndarray | None:
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             page = file.pages[0]
-            image, sides = page.asarray(), (page.tags['ImageLength'].value, page.tags['ImageWidth'].value)
+            image, codes = page.asarray(), [tag.code for tag in page.tags]
     except Exception:  # it has no exception of its own for damage
         return None
-    # Where a tag has no valid type, it takes another size than the tag's.
-    return image if image.ndim == 3 and image.shape[:2] == sides else None
+    # Of two tags with one code it takes the first, other decoders the last.
+    return image if image.ndim == 3 and len(set(codes)) == len(codes) else None
 
 
 def unchanged(data: bytes) -> np.ndarray | None:
