@@ -11,6 +11,7 @@ Exit status: 0 all checks hold, 1 one fails, was not done, or cannot run, 2 wron
 
 import argparse
 import contextlib
+import datetime
 import json
 import logging
 import math
@@ -343,7 +344,9 @@ def _all_reduce(rank: int, count: int, name: str, answers: Any) -> None:
     os.environ |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': '29513'}
     if on_gpu:
         torch.cuda.set_device(rank)
-    dist.init_process_group(name, rank=rank, world_size=count)
+    # If the part is stopped, this process is not: without the others it must end by itself.
+    limit = datetime.timedelta(seconds=60)
+    dist.init_process_group(name, rank=rank, world_size=count, timeout=limit)
     x = torch.full((2**24 if on_gpu else 2**12,), float(rank + 1), device='cuda' if on_gpu else 'cpu')
     dist.all_reduce(x)
     error = (x - count * (count + 1) / 2).abs().max().item()

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import spinsr.spandrel
-from spinsr.inference.upscale import super_resolve
+from spinsr.inference.upscale import super_resolve_colours
 
 # Arguments of a network that no shape in its file determines, as {"SPIN": {"stoken_size": [12, 16]}}.
 ARCH_ARGS = Path(__file__).with_name('arch_args.json')
@@ -65,10 +65,11 @@ class UpscaleImage:
             upscaled = []
             for one in image.movedim(-1, 1).split(1):
                 colours, alpha = one[:, :3], one[:, 3:]
-                out = super_resolve(colours.float(), net, tile=tile or None, self_ensemble=self_ensemble).clamp(0, 1)
+                out = super_resolve_colours(colours.float(), net, tile=tile or None, self_ensemble=self_ensemble)
                 if alpha.shape[1]:
-                    out = torch.cat([out, torch.nn.functional.interpolate(alpha.to(out), out.shape[2:])], 1)
-                upscaled.append(out.movedim(1, -1))
+                    large = torch.nn.functional.interpolate(alpha.to(out), out.shape[2:], mode='bicubic')
+                    out = torch.cat([out, large], 1)
+                upscaled.append(out.clamp(0, 1).movedim(1, -1))
                 progress.update(1)
         finally:
             upscale_model.to(model_management.unet_offload_device())

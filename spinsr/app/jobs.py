@@ -283,9 +283,7 @@ class _Watched:
 
 
 def _count_tiles(height: int, width: int, side: int) -> int:
-    """Tiles overlap by a quarter, at most 32 pixels, see `super_resolve`."""
-    step = side - min(side // 4, 32)
-    return math.prod(1 + math.ceil(max(length - side, 0) / step) for length in (height, width))
+    return len(upscaling.tile_starts(height, side)) * len(upscaling.tile_starts(width, side))
 
 
 def _superpixels(pixels: np.ndarray, net: nn.Module, block: int) -> list[tuple[np.ndarray, str]]:

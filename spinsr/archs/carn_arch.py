@@ -139,6 +139,7 @@ class CARN(nn.Module):
         if multi_scale and upscale not in SCALES:
             raise ValueError(f'upscale must be 2, 3 or 4 for a network of several scales, got {upscale=}')
         self.upscale, self.multi_scale, self.img_range = upscale, multi_scale, img_range
+        self.scales = SCALES if multi_scale else (upscale,)
         register_mean(self, img_range, rgb_mean)
         self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
         self.body = _numbered(*(CascadingBlock(num_feat, groups if mobile else None) for _ in range(STEPS)))

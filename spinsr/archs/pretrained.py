@@ -146,7 +146,7 @@ class Pretrained(nn.Module):
         metadata['spinsr'] = __version__
         write_checkpoint(folder / WEIGHTS, self.state_dict(), metadata, overwrite=True)
         if card is not None or not (folder / CARD).exists():
-            write_bytes(folder / CARD, (card or model_card(self)).encode())
+            write_bytes(folder / CARD, (model_card(self) if card is None else card).encode())
         write_bytes(folder / CONFIG, content.encode())
 
     def push_to_hub(

@@ -95,7 +95,8 @@ class SparseMaskConvolutions(nn.Module):
         Without gradients each is computed from its own channels alone, so that both together cost what one does.
         """
         # How many channels are dense is a value, which graphs and tensors without values do not have.
-        if self.training or torch.is_grad_enabled() or x.is_meta or torch.compiler.is_compiling():
+        has_values = type(x) is Tensor and not x.is_meta and not torch.compiler.is_compiling()
+        if self.training or torch.is_grad_enabled() or not has_values:
             return conv(x * dense), conv(x * (1 - dense))
         known = dense.flatten() > 0
         return _convolve(conv, x, known), _convolve(conv, x, ~known)

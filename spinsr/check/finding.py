@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from spinsr.utils.errors import OptionError
+from spinsr.utils.text import printable
 
 
 class Finding(NamedTuple):
@@ -21,7 +22,7 @@ class Finding(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        return f'{self.key}: {self.message}' if self.key else self.message
+        return f'{printable(self.key)}: {self.message}' if self.key else self.message
 
 
 def error(key: str, message: str) -> Finding:

@@ -1,8 +1,8 @@
 """The images of the data sets: paired, readable, of the sizes that training and testing need.
 
-The classes whose files are known are PairedImageDataset, SingleImageDataset, BicubicImageDataset, DegradationDataset
-and DistillationDataset; of another one nothing is looked at. Sizes come from the headers, so that sub-images by the ten
-thousand take seconds.
+The classes whose files are known are PairedImageDataset, SingleImageDataset, BicubicImageDataset, DegradationDataset,
+MultiScaleDataset and DistillationDataset; of another one nothing is looked at. Sizes come from the headers, so that
+sub-images by the ten thousand take seconds.
 """
 
 import contextlib
@@ -30,9 +30,10 @@ _SIDES = {
     'SingleImageDataset': ('lq',),
     'BicubicImageDataset': ('gt',),
     'DegradationDataset': ('gt',),
+    'MultiScaleDataset': ('gt',),
     'DistillationDataset': ('lq', 'teacher', 'gt'),
 }
-_MAKE_LR = ('BicubicImageDataset', 'DegradationDataset')
+_MAKE_LR = ('BicubicImageDataset', 'DegradationDataset', 'MultiScaleDataset')
 _TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that exchange height and width
 
 
@@ -331,7 +332,9 @@ def _sizes(
     if output and lq and output != tuple(scale * side for side in lq):
         problems.add('error', 'mis-sized output', f'{words["teacher"]} is not x{scale} of its LR image {words["lq"]}')
         return
-    side = dataset.get('gt_size') if phase == 'train' else scale
+    side, name = (dataset.get('gt_size'), 'gt_size') if phase == 'train' else (scale, 'the scale')
+    scales = dataset.get('scales')
+    if is_whole(side) and isinstance(scales, list) and all(map(is_whole, scales)):
+        side, name = side // scale * max(scales, default=scale), 'the HR patch at the largest of scales'
     if gt and is_whole(side) and min(gt) < side:
-        name = 'gt_size' if phase == 'train' else 'the scale'
         problems.add('error', 'small', f'{words["gt"]} is smaller than {name}, {side}')

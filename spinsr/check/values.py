@@ -11,7 +11,7 @@ from spinsr.training import distillation, progressive_learning
 from spinsr.training.experiment import NAME, NAME_INSIDE, SUFFIX
 from spinsr.training.time_limit import TIME_LIMIT
 from spinsr.utils.text import nearest
-from spinsr.utils.validation import ABOVE_0, FLAG, SECTION, Rule, as_whole, is_number, is_whole, whole
+from spinsr.utils.validation import ABOVE_0, FLAG, SECTION, Rule, as_whole, each, is_number, is_whole, whole
 
 # What each io_backend accepts beside type; those of lmdb go to lmdb.open.
 _BACKENDS = {
@@ -25,7 +25,13 @@ _SCHEDULE = ('milestones', 'periods', 'restarts')
 _GROWTH = ('gt_sizes', 'iters', 'mini_batch_sizes')
 # The packages whose classes read what is known here.
 _OURS = ('basicsr', 'spinsr')
-_AT_A_SCALE = ('PairedImageDataset', 'BicubicImageDataset', 'DegradationDataset', 'DistillationDataset')
+_AT_A_SCALE = (
+    'PairedImageDataset',
+    'BicubicImageDataset',
+    'DegradationDataset',
+    'MultiScaleDataset',
+    'DistillationDataset',
+)
 # The data sets that have no HR images.
 _WITHOUT_GT = ('SingleImageDataset',)
 _METRICS_WITH_A_BORDER = ('calculate_psnr', 'calculate_ssim', 'calculate_psnr_pt', 'calculate_ssim_pt')
@@ -69,6 +75,7 @@ _DATASET_RULES = {
     'dataroot_teacher': _TEXT,
     'meta_info_file': _TEXT_OR_NONE,
     'scale': whole(1),
+    'scales': each(whole(1)),
     'gt_size': whole(1),
     'use_hflip': FLAG,
     'use_rot': FLAG,
@@ -309,6 +316,9 @@ def _scale(options: Mapping[str, Any]) -> Iterator[Finding]:
             gt_size = _whole_of(dataset, 'gt_size')
             if phase == 'train' and gt_size and is_whole(actual) and actual > 0 and gt_size % actual:
                 yield error(f'{key}:gt_size', f'must be a multiple of the scale, got {gt_size} for scale {actual}')
+            scales = dataset.get('scales')
+            if dataset['type'] == 'MultiScaleDataset' and isinstance(scales, list) and actual not in scales:
+                yield error(f'{key}:scales', f'must contain the scale, got {scales} for scale {actual}')
 
 
 def _stages(options: Mapping[str, Any]) -> Iterator[Finding]:

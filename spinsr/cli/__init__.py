@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from spinsr._version import __version__
+from spinsr.inference import devices
 from spinsr.utils import memory
 from spinsr.utils.text import printable
 
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         # The command's own parser: its usage shows the flags that there are.
         commands.choices[args.command].error(f'unrecognized arguments: {" ".join(unknown)}')
+    devices.allow_fallback()
     try:
         return args.run(args) or 0
     except BrokenPipeError:  # whoever reads the output has seen enough, as in `spinsr options | head`

@@ -104,8 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
     _check_protocols(args, protocols)
     _check_files(args, scales)
-    files = {args.json: 'to_json', args.csv: 'to_csv', args.markdown: 'to_markdown'}
-    files.pop(None, None)
+    files = _tables(args)
     arguments.check_outputs(files, args.overwrite)
 
     from spinsr.evaluation import benchmark
@@ -148,8 +147,7 @@ def _run_without_gt(args: argparse.Namespace) -> int:
     if args.sr is None and args.arch != 'bicubic':
         for scale in scales:
             network.check_files(_of_scale(args, scale), scale if args.scale else None)
-    files = {args.json: 'to_json', args.csv: 'to_csv', args.markdown: 'to_markdown'}
-    files.pop(None, None)
+    files = _tables(args)
     arguments.check_outputs(files, args.overwrite)
 
     from spinsr.evaluation import benchmark
@@ -173,8 +171,14 @@ def _run_without_gt(args: argparse.Namespace) -> int:
     return int(bool(failures))
 
 
+def _tables(args: argparse.Namespace) -> dict[Path, str]:
+    """The files to write: path -> function of `benchmark`."""
+    files = {args.json: 'to_json', args.csv: 'to_csv', args.markdown: 'to_markdown'}
+    return {path: name for path, name in files.items() if path is not None}
+
+
 def _write(results: list[dict[str, Any]], about: Mapping[Any, dict[str, Any]], files: Mapping[Path, str]) -> None:
-    """Prints the table and writes the files: path -> function of `benchmark`."""
+    """Prints the table and writes the files of `_tables`."""
     from spinsr.evaluation import benchmark
     from spinsr.utils.atomic_write import write_bytes
 

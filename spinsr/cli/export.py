@@ -40,15 +40,16 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         default='fp32',
         help='how large weights are stored; fp16 and bf16 halve the file (default: fp32)',
     )
-    onnx = parser.add_argument_group('ONNX')
-    onnx.add_argument(
+    parser.add_argument(
         '--arch-args',
         metavar='KEY=VALUE',
         nargs='+',
         type=network.argument,
         default=[],
-        help='arguments that no shape in IN tells, where they are not the default: stoken_size=[12,16] num_heads=2',
+        help='for ONNX and ncnn: arguments that no shape in IN tells, where they are not the default: '
+        'stoken_size=[12,16] num_heads=2',
     )
+    onnx = parser.add_argument_group('ONNX')
     onnx.add_argument(
         '--size',
         metavar='HxW',
@@ -81,9 +82,10 @@ def run(args: argparse.Namespace) -> int:
 def _check_flags(args: argparse.Namespace) -> None:
     """Refuses flags that do not apply to OUT."""
     if args.target.suffix == '.safetensors':
-        for flag in ('size', 'opset', 'arch_args'):
+        for flag, formats in (('size', 'ONNX'), ('opset', 'ONNX'), ('arch_args', 'ONNX and ncnn')):
             if getattr(args, flag):
-                raise ValueError(f'--{flag.replace("_", "-")} is for ONNX; a .safetensors file holds only weights')
+                flag = flag.replace('_', '-')
+                raise ValueError(f'--{flag} is for {formats}; a .safetensors file holds only weights')
     if args.target.suffix == '.param':
         for flag in ('size', 'opset'):
             if getattr(args, flag):
@@ -136,6 +138,7 @@ def _write_onnx(args: argparse.Namespace) -> int:
 def _write_ncnn(args: argparse.Namespace) -> int:
     from spinsr.export.ncnn import export_file
 
+    arguments.say('export', f'{args.source} to ncnn, then a comparison of ncnn with PyTorch')
     done = export_file(args.source, args.target, args.arch, dict(args.arch_args), overwrite=args.overwrite)
     print(
         f'{printable(args.target)} and .bin: take any size from {done.least} x {done.least} pixels; '

@@ -136,7 +136,6 @@ def run(args: argparse.Namespace) -> int:
     found = find_images(args.inputs, args.out, recursive=args.recursive)
     scale = _shipped_scale(args) if _uses_default_weights(args) else args.scale
     network.check_files(args, scale)
-    devices.allow_fallback()
     described = network.resolve(args, scale)
     outputs = name_outputs(found, args.out, described.scale, size=size, template=args.name or NAME_TEMPLATE)
     device = network.device(args.device)

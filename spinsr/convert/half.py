@@ -41,7 +41,9 @@ def to_half(state_dict: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
         name: value.to(HALF_TYPES[dtype]) if is_stored_in_half(value) else value for name, value in state_dict.items()
     }
     for name, value in rounded.items():
-        if not value.isfinite().all():
-            largest = state_dict[name].abs().max().item()
-            raise ValueError(f'{printable(name)} holds {largest:.4g}, which {dtype} cannot; use bf16 or fp32')
+        # A value that is not finite in the source says nothing about the type.
+        if not (value.isfinite() | ~state_dict[name].isfinite()).all():
+            largest = state_dict[name].nan_to_num(0, 0, 0).abs().max().item()
+            other = 'bf16 or fp32' if dtype == 'fp16' else 'fp32'
+            raise ValueError(f'{printable(name)} holds {largest:.4g}, which {dtype} cannot; use {other}')
     return rounded

@@ -6,6 +6,7 @@ files. `strong` has the published values; `light` is our choice for photographs 
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -167,7 +168,7 @@ def problems(options: Any) -> Iterator[tuple[str, str]]:
     names = ', '.join(PRESETS)
     if isinstance(options, str):
         if options not in PRESETS:
-            yield '', f'there is no preset {options!r}; known: {names}'
+            yield '', f'unknown preset {options!r}; known: {names}'
         return
     if not isinstance(options, Mapping):
         yield '', f'must be a preset ({names}) or a section, got {options!r}'
@@ -192,7 +193,7 @@ def _broken(
         if key in others:
             continue
         if key not in rules:
-            yield f'{where}{key}', f'there is no such key; {nearest(key, (*rules, *others))}'
+            yield f'{where}{key}', f'unknown key; {nearest(key, (*rules, *others))}'
         elif not rules[key].holds(as_whole(value)):
             yield f'{where}{key}', f'must be {rules[key].wanted}, got {value!r}'
 
@@ -219,6 +220,7 @@ def _span(least: float, most: float = float('inf'), *, above: bool = False, wide
         return (
             (low > least or (low == least and not above))
             and high <= most
+            and math.isfinite(high)
             and (low < high or (low == high and not widens))
         )
 
@@ -259,7 +261,7 @@ def _are_sizes(value: Any) -> bool:
 
 _STAGE_RULES = {
     'blur_prob': _PROBABILITY,
-    'kernel_prob': Rule(_are_weights, f'a section of weights of at least 0, by kernel ({", ".join(KERNELS)})'),
+    'kernel_prob': Rule(_are_weights, f'a section of weights of at least 0, not all 0, for {", ".join(KERNELS)}'),
     'kernel_size': Rule(_are_sizes, f'two odd numbers from 3 to {LARGEST_KERNEL}, the first at most the second'),
     'blur_sigma': _span(0, above=True, widens=True),
     'betag_range': _AROUND_1,
@@ -269,7 +271,7 @@ _STAGE_RULES = {
         lambda value: (
             isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_weight, value)) and sum(value) > 0
         ),
-        'three weights of at least 0: of enlarging, shrinking and keeping the size',
+        'three weights of at least 0, not all 0: of enlarging, shrinking and keeping the size',
     ),
     'resize_range': Rule(
         lambda value: _AROUND_1.holds(value) and value[1] <= 4,

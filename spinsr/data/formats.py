@@ -31,7 +31,7 @@ logger = logging.getLogger('spinsr')
 MAX_PIXELS = 2**28
 # What Pillow raises on damaged files, depending on where the damage is.
 DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, OverflowError, struct.error, zlib.error)
-# Pillow's limit on pixels is one for all threads; ours takes its place, see `check_size`.
+# Pillow's limit on pixels is one for all threads; ours replaces it, see `check_size`.
 _limit_lock = threading.Lock()
 ORIENTATION, PHOTOMETRIC, PLANES, EXTRA_SAMPLES = 274, 262, 284, 338  # tags of TIFF; the first one of EXIF too
 _BITS, _COMPRESSION, _SAMPLES, _SAMPLE_FORMAT, _JPEG_TABLES = 258, 259, 277, 339, 347

@@ -25,7 +25,7 @@ class Timing(NamedTuple):
 
     Attributes:
         durations: Of each frame, in milliseconds.
-        plays: How often; 0 is for ever.
+        plays: How often; 0 means without end.
         has_still: Whether the first image of a PNG is not part of the animation, and has no duration.
     """
 
@@ -182,7 +182,7 @@ def _write_animation(file: BinaryIO, frames: Iterator[Photograph], timing: Timin
 
 
 def _for_format(photo: Photograph, kind: str, path: Path) -> Photograph:
-    kept = metadata.of_output(photo.metadata, *photo.pixels.shape[:2])
+    kept = metadata.of_output(photo.metadata, *photo.pixels.shape[:2], path)
     return photo._replace(metadata=metadata.for_format(kept, kind, path))
 
 

@@ -1,6 +1,6 @@
 """What image files say beside pixels and colours: EXIF, XMP, resolution, texts and comments.
 
-EXIF is changed in place and never rewritten: makers' notes hold offsets that only they understand.
+EXIF is changed in place and not rewritten, except in TIFF: makers' notes hold offsets that only they understand.
 """
 
 import io
@@ -29,7 +29,7 @@ _LONGEST_IN_JPEG = {'EXIF': 65533 - 6, 'XMP': 65533 - 29, 'comment': 65533}
 _HELD = {
     'AVIF': ('EXIF', 'XMP'),
     'BMP': ('resolution',),
-    'GIF': ('comment', 'XMP'),
+    'GIF': ('comment',),
     'HEIC': ('EXIF', 'XMP'),
     'JPEG': ('EXIF', 'XMP', 'resolution', 'comment'),
     'JPEG XL': ('EXIF', 'XMP'),
@@ -43,7 +43,7 @@ class Metadata(NamedTuple):
     """What a file says beside pixels and colours.
 
     Attributes:
-        exif: As in a file of its own: it begins with the byte order.
+        exif: As in a file of its own: it begins with the byte order, unless it is damaged.
         xmp: A packet.
         dpi: Pixels an inch, horizontally and vertically.
         texts: Chunks of a PNG with text, except XMP.
@@ -64,6 +64,8 @@ def read(image: Image.Image, texts: tuple[png.Chunk, ...] = ()) -> Metadata:
         image: As Pillow opens it; its pixels are not loaded yet.
         texts: Chunks of a PNG with text, which Pillow did not see; XMP is among them.
     """
+    if image.format == 'PNG' and 'exif' not in image.info:
+        image.load()  # EXIF may be behind the pixels
     info = image.info
     exif = _of_tiff(image) if image.format == 'TIFF' else info.get('exif')
     exif = re.sub(b'^(Exif\0\0)+', b'', exif) if isinstance(exif, bytes) else None
@@ -74,9 +76,6 @@ def read(image: Image.Image, texts: tuple[png.Chunk, ...] = ()) -> Metadata:
     dpi = info.get('dpi')
     is_sound = isinstance(dpi, tuple) and len(dpi) == 2 and all(0 < float(value) < 1e6 for value in dpi)
     comment = info.get('comment')
-    if exif and exif[:4] not in (b'II*\0', b'MM\0*'):
-        logger.warning('damaged EXIF is left out')
-        exif = None
     return Metadata(
         exif or None,
         bytes(xmp) if isinstance(xmp, (bytes, bytearray)) and xmp else None,
@@ -86,7 +85,7 @@ def read(image: Image.Image, texts: tuple[png.Chunk, ...] = ()) -> Metadata:
     )
 
 
-def of_output(metadata: Metadata, height: int, width: int) -> Metadata:
+def of_output(metadata: Metadata, height: int, width: int, name: object) -> Metadata:
     """The metadata of an upright image of another size: EXIF and XMP name its sides, and orientation 1.
 
     The thumbnail of a turned picture is left out: it is not upright.
@@ -95,6 +94,7 @@ def of_output(metadata: Metadata, height: int, width: int) -> Metadata:
         metadata: Of the input.
         height: Of the output.
         width: Of the output.
+        name: What a warning calls the file.
     """
     exif, xmp = metadata.exif, metadata.xmp
     if exif:
@@ -102,7 +102,7 @@ def of_output(metadata: Metadata, height: int, width: int) -> Metadata:
         try:
             _patch(exif, height, width)
         except struct.error:
-            logger.warning('damaged EXIF is left out')
+            logger.warning('%s: damaged EXIF is left out', printable(name))
             exif = None
         else:
             exif = bytes(exif)
@@ -249,12 +249,13 @@ def _of_tiff(image: Image.Image) -> bytes | None:
             if tag in tags and (directory := _directory(tags, tag)):
                 exif[tag] = directory
         return exif.tobytes() if len(exif) else None
-    except _DAMAGE:  # metadata never cost the pixels
-        logger.warning('damaged EXIF is left out')
-        return None
+    except _DAMAGE:
+        return None  # metadata never cost the pixels
 
 
 def _patch(exif: bytearray, height: int, width: int) -> None:
+    if exif[:4] not in (b'II*\0', b'MM\0*'):
+        raise struct.error('no byte order')
     order = '<' if exif[:2] == b'II' else '>'
 
     def entries(offset: int) -> list[tuple[int, int]]:

@@ -12,6 +12,9 @@ from basicsr.utils.registry import DATASET_REGISTRY  # noqa: E402
 
 from spinsr.data.bicubic import mod_crop  # noqa: E402
 from spinsr.data.bicubic_image_dataset import BicubicImageDataset, to_float, to_tensor  # noqa: E402
+from spinsr.utils.validation import each, whole  # noqa: E402
+
+SCALES = each(whole(1))
 
 
 @DATASET_REGISTRY.register()
@@ -23,8 +26,8 @@ class MultiScaleDataset(BicubicImageDataset):
             `gt_size` is that of `scale`.
 
     Raises:
-        ValueError: As BicubicImageDataset; the phase is not train; `scales` are not whole numbers of at least 1 with
-            `scale` among them.
+        ValueError: As BicubicImageDataset; the phase is not train; `scales` is not a list of whole numbers of at least
+            1 with `scale` among them.
     """
 
     OPTIONS = (*BicubicImageDataset.OPTIONS, 'scales')
@@ -33,9 +36,10 @@ class MultiScaleDataset(BicubicImageDataset):
         super().__init__(opt)
         if not self.train:
             raise ValueError(f'MultiScaleDataset is for the phase train, got {opt["phase"]}')
-        self.scales = tuple(opt.get('scales') or ())
-        if self.scale not in self.scales or not all(isinstance(scale, int) and scale >= 1 for scale in self.scales):
-            raise ValueError(f'scales must be whole numbers with scale={self.scale} among them, got {self.scales}')
+        scales = opt.get('scales')
+        if not SCALES.holds(scales) or self.scale not in scales:
+            raise ValueError(f'scales must be {SCALES.wanted}, with scale={self.scale} among them, got {scales!r}')
+        self.scales = tuple(scales)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Reads an image and crops it for every scale, at a place of its own each; all are flipped alike.
@@ -52,7 +56,7 @@ class MultiScaleDataset(BicubicImageDataset):
         if min(image.shape[:2]) < largest:
             height, width = image.shape[:2]
             raise ValueError(
-                f'the sides of an image must be at least {largest}, an LR patch at x{max(self.scales)}, '
+                f'the sides of an image must be at least {largest}, the HR patch at x{max(self.scales)}, '
                 f'got {height}x{width} (HxW) in {self._where(path)}'
             )
         parts = [part for scale in self.scales for part in self._random_crop(mod_crop(image, scale), scale)]

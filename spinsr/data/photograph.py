@@ -162,10 +162,10 @@ def memory_to_write(path: Path, height: int, width: int) -> int:
 def write(path: Path, photograph: Photograph) -> None:
     """Writes an image file under a hidden temporary name and renames it: the file is either complete or absent.
 
-    PNG, TIFF (deflate), BMP and WebP are lossless; JPEG has quality 95 with full colour resolution (4:4:4). The colour
-    profile is kept (BMP has none), and in PNG the chunks that say what the colours mean. EXIF, XMP, resolution and
-    texts are written as far as the format can hold them, with orientation 1 and the sides of the image; a warning names
-    the others.
+    PNG, TIFF (deflate), BMP, WebP and JPEG XL are lossless, GIF has 256 colours; JPEG has quality 95, AVIF and HEIC 90,
+    with full colour resolution (4:4:4). The colour profile is kept (BMP, GIF and JPEG XL get sRGB), and in PNG the
+    chunks that say what the colours mean. EXIF, XMP, resolution and texts are written as far as the format can hold
+    them, with orientation 1 and the sides of the image; a warning names the others.
 
     Args:
         path: Its ending chooses the format.
@@ -178,7 +178,8 @@ def write(path: Path, photograph: Photograph) -> None:
     if photograph.png_chunks and kind != 'PNG':
         names = ', '.join(name.decode() for name, _ in photograph.png_chunks)
         logger.warning('%s: %s cannot hold %s, which say what the colours mean', printable(path), kind, names)
-    kept = metadata.for_format(metadata.of_output(photograph.metadata, *photograph.pixels.shape[:2]), kind, path)
+    kept = metadata.of_output(photograph.metadata, *photograph.pixels.shape[:2], path)
+    kept = metadata.for_format(kept, kind, path)
     with atomic_write.open_file(path) as file:
         _write(file, photograph._replace(metadata=kept), kind)
 
@@ -204,6 +205,7 @@ def _write(file: BinaryIO, photograph: Photograph, kind: str) -> None:
         write_pages(file, [photograph])
     elif kind == 'BMP' and channels == 4:
         # Pillow leaves the alpha of a BMP out of its header.
+        pixels = np.asarray(to_pillow(photograph, kind))
         file.write(cv2.imencode('.bmp', cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGRA))[1].tobytes())
     else:
         to_pillow(photograph, kind).save(file, _NAMES.get(kind, kind), **pillow_options(photograph, kind))
@@ -217,7 +219,7 @@ def pillow_options(photograph: Photograph, kind: str) -> dict[str, Any]:
 
 
 def to_pillow(photograph: Photograph, kind: str) -> Image.Image:
-    """Pixels as an image for an encoder: GIF has no alpha between 0 and 255, and it and JPEG XL get sRGB."""
+    """Pixels as an image for an encoder: GIF has no alpha between 0 and 255; it, BMP and JPEG XL get sRGB."""
     formats.require(kind)
     image = Image.fromarray(photograph.pixels)
     if kind not in _HOLD_PROFILES and photograph.icc_profile and image.mode in ('RGB', 'RGBA'):

@@ -350,9 +350,8 @@ def to_markdown(results: Sequence[Mapping[str, Any]]) -> str:
 def to_csv(results: Sequence[Mapping[str, Any]]) -> str:
     """A line for each dataset, scale, protocol and image, and one for the mean, whose image is called `mean`.
 
-    Metrics of pyiqa stand in the lines of the protocol `rgb`, those without a reference in lines of `rgb_whole`, in
-    columns called pyiqa_NAME. Infinity is written
-    Infinity; undefined values are left empty.
+    Metrics of pyiqa are in the lines of the protocol `rgb`, those without a reference in lines of `rgb_whole`, in
+    columns called pyiqa_NAME. Infinity is written Infinity; undefined values are left empty.
     """
     lines: list[dict[str, Any]] = []
     columns: dict[str, None] = dict.fromkeys(('dataset', 'scale', 'method', 'protocol', 'image', 'psnr', 'ssim'))
@@ -465,12 +464,11 @@ def _evaluate_folder(
     for path in tqdm(paths, desc=f'{dataset} x{scale}' if scale else dataset, unit='image', disable=None, leave=False):
         if (other := seen.setdefault(path.stem, path)) is not path:
             raise ValueError(f'images must have different names, got {other} and {path}')
-        image = np.require(
-            rgb8(photograph.read(path).pixels), requirements=['C', 'W']
-        )  # torch warns of read-only arrays
+        # torch warns of read-only arrays.
+        image = np.require(rgb8(photograph.read(path).pixels), requirements=['C', 'W'])
         try:
             if upscaler and scale:
-                hr = np.empty((0, 0, 3), np.uint8)  # there is none
+                hr = np.empty((0, 0, 3), np.uint8)  # not read
                 image = _rounded(upscaler(Pair(dataset, scale, path.stem, hr, image)))
             for name, function in metrics.items():
                 measured[name][path.stem] = _apply(name, function, image)

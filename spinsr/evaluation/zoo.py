@@ -146,7 +146,7 @@ def rows(variant: Variant, scale: int, *, measure: Mapping[str, Any] | None = No
     try:
         counts = complexity.count(valueless(network), *size)
     except ValueError:  # it makes tensors of its own when it runs, on the CPU
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             counts = complexity.count(network.build(), *size)
     measured: Mapping[str, Any] = {}
     if measure is not None:

@@ -18,9 +18,10 @@ logger = logging.getLogger('spinsr')
 
 # In the order in which `auto` takes them.
 ACCELERATORS = ('cuda', 'mps', 'xpu')
-# torch runs ops that these devices lack on the CPU if this is set before it is imported.
-_FALLBACK = ('PYTORCH_ENABLE_MPS_FALLBACK', 'PYTORCH_ENABLE_XPU_FALLBACK')
-_FALLS_BACK = re.compile(r"operator '?([\w:.]+)'?.*fall back", re.DOTALL)
+# torch runs ops that these devices lack on the CPU if this is set before it is imported; the last one makes XPU name
+# them in its warnings, as MPS does.
+_FALLBACK = ('PYTORCH_ENABLE_MPS_FALLBACK', 'PYTORCH_ENABLE_XPU_FALLBACK', 'PYTORCH_DEBUG_XPU_FALLBACK')
+_FALLS_BACK = re.compile(r"operator '?([\w:.]+)'?.*fall(?:ing)? back", re.DOTALL)
 
 
 def allow_fallback() -> None:
@@ -59,8 +60,10 @@ def select(name: str = 'auto') -> torch.device:
 @contextlib.contextmanager
 def said_once(device: torch.device) -> Iterator[None]:
     """Logs one line for each op that a device leaves to the CPU, in place of torch's warnings."""
+    import torch
+
     said: set[str] = set()
-    show = warnings.showwarning
+    show, warned_always = warnings.showwarning, torch.is_warn_always_enabled()
 
     def say(message: Warning | str, *where: object) -> None:
         match = _FALLS_BACK.search(str(message))
@@ -71,6 +74,11 @@ def said_once(device: torch.device) -> Iterator[None]:
             logger.warning('%s lacks %s: this op runs on the CPU, which is slower', device.type, match[1])
 
     with warnings.catch_warnings():
-        warnings.filterwarnings('always', message='.*fall back')
+        warnings.filterwarnings('always', message='.*fall(ing)? back')
         warnings.showwarning = say
-        yield
+        # Otherwise torch warns of the first op only.
+        torch.set_warn_always(device.type in ('mps', 'xpu') or warned_always)
+        try:
+            yield
+        finally:
+            torch.set_warn_always(warned_always)

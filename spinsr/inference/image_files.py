@@ -118,7 +118,7 @@ def check_template(template: str) -> None:
     """
     try:
         fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
-        template.format(**dict.fromkeys(NAME_FIELDS, ''))
+        template.format(stem='', size='', scale=1, ext='')
     except (ValueError, LookupError, AttributeError):
         fields = {''}
     known = ', '.join(f'{{{name}}}' for name in NAME_FIELDS)
@@ -251,7 +251,7 @@ def upscale_files(
             photo = several.first if several else photograph.read(source, max_pixels)
             shape = photo.pixels.shape[:2]
             height, width = size.of(*shape, scale) if size else (scale * side for side in shape)
-            work = _Work(net, scale, size, strip, source, target, options)
+            work = _Work(net, scale, size, strip, source, target, options, set())
             if several:
                 frames.check_room(target, several, height, width)
                 if several.timing:  # whose encoders hold all frames
@@ -299,6 +299,7 @@ class _Work(NamedTuple):
     source: Path
     target: Path
     options: Mapping[str, Any]
+    told: set[tuple[int, int]]  # sizes of which a line said how they are made
 
     def enlarged(self, photo: Photograph) -> Photograph:
         """A photograph of the wanted size, by the network and, where that is not its own size, by resampling."""
@@ -310,21 +311,21 @@ class _Work(NamedTuple):
         height, width = pixels.shape[:2]
         size = self.size.of(height, width, scale) if self.size else (scale * height, scale * width)
         if scale > 1 and size[0] <= height and size[1] <= width:
-            logger.warning(
-                '%s: %dx%d is not larger than the image, which is resampled without the network',
-                printable(self.source), size[1], size[0],
-            )  # fmt: skip
+            self._tell(size, 'is not larger than the image, which is resampled without the network')
             return photo._replace(pixels=resample.resize(pixels, *size))
         if size[0] > scale * height or size[1] > scale * width:
-            logger.warning(
-                '%s: %dx%d is more than x%d, the scale of the network; the rest is interpolated',
-                printable(self.source), size[1], size[0], scale,
-            )  # fmt: skip
+            self._tell(size, f'is more than x{scale}, the scale of the network; the rest is interpolated')
         more = photograph.memory_to_write(self.target, *size)
         if size != (scale * height, scale * width):
             more = max(more, resample.memory_to_resize(pixels, scale)) + math.prod(size) * pixels[0, 0].nbytes
         upscaling.check_result(height, width, scale**2 * pixels.nbytes, more)
         return photo._replace(pixels=resample.resize(upscaling.upscale(pixels, self.net, **self.options), *size))
+
+    def _tell(self, size: tuple[int, int], how: str) -> None:
+        """Says how outputs of a size are made, once for all frames."""
+        if size not in self.told:
+            self.told.add(size)
+            logger.warning('%s: %dx%d %s', printable(self.source), *reversed(size), how)
 
 
 def _folders(folder: Path, out: Path) -> Iterator[Path]:

@@ -127,10 +127,14 @@ def resolve(
             raise ValueError(f'{printable(os.fspath(arch))} has weights of its own; leave weights out')
         folder, config = arch, pretrained.read_config(arch)
         arch, weights = config.pop('arch', None), pretrained.weights_in(folder)
-        if arch is None:
-            raise ValueError(f"{printable(os.fspath(folder))}: the configuration does not name the network ('arch')")
+        format = convert.find_format(arch) if isinstance(arch, str) else None
+        if format is None:
+            raise ValueError(
+                f'{printable(os.path.join(folder, pretrained.CONFIG))}: arch must be the name of a network of spinsr, '
+                f'got {printable(repr(arch))}'
+            )
         # The file tells the scale; another one that is asked for is compared with it.
-        config.pop(convert.get_format(arch).scale_keyword, None)
+        config.pop(format.scale_keyword, None)
         arch_args = config | arch_args
     if weights is None or (isinstance(weights, str) and weights == 'default'):
         arch, scale = arch or DEFAULT_ARCH, scale or DEFAULT_SCALE

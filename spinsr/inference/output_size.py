@@ -14,7 +14,7 @@ class OutputSize:
         max_side: Limit of the longer side, in pixels; smaller outputs stay as they are.
 
     Raises:
-        ValueError: A value is not positive, or `outscale` or `max_side` is combined with another.
+        ValueError: A value is not positive or not below 2^31, or `outscale` or `max_side` is combined with another.
     """
 
     outscale: float | None = None
@@ -26,7 +26,7 @@ class OutputSize:
         given = {name: value for name, value in vars(self).items() if value is not None}
         for name, value in given.items():
             if not 0 < value < 2**31:  # NaN too
-                raise ValueError(f'{name} must be positive, got {value}')
+                raise ValueError(f'{name} must be positive and below 2^31, got {value}')
         if len(given) > 1 and given.keys() != {'width', 'height'}:
             raise ValueError(f'only width and height go together, got {", ".join(given)}: leave out all but one')
 

@@ -468,7 +468,7 @@ def _in_tiles(
         size: Height and width of the image in x, which can be extended at the bottom and at the right.
     """
     height, width = (min(side, length) for length in x.shape[2:])
-    tops, lefts = _starts(x.shape[2], height), _starts(x.shape[3], width)
+    tops, lefts = tile_starts(x.shape[2], height), tile_starts(x.shape[3], width)
     tiles = tqdm(
         itertools.product(range(len(tops)), lefts),
         'Tiles',
@@ -506,8 +506,8 @@ def _overlap(side: int) -> int:
     return min(side // 4, 32)
 
 
-def _starts(length: int, side: int) -> list[int]:
-    """Where the tiles begin along one axis: spread evenly, all inside, with at least the overlap in common."""
+def tile_starts(length: int, side: int) -> list[int]:
+    """Where the tiles of `super_resolve` begin along one axis: spread evenly, all inside, with at least the overlap."""
     if side >= length:
         return [0]
     steps = math.ceil((length - side) / (side - _overlap(side)))
@@ -522,7 +522,7 @@ def _weights(length: int, side: int, scale: int) -> dict[int, Tensor]:
     Returns:
         Start in LR pixels -> (scale * side,), float32.
     """
-    starts = _starts(length, side)
+    starts = tile_starts(length, side)
     ramp = _overlap(side) / 2
     position = (torch.arange(scale * length, dtype=torch.float64) + 0.5) / scale
     # rises[k] goes from 0 to 1 between tile k - 1 and tile k, so that the differences are shares.

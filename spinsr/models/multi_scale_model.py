@@ -7,6 +7,7 @@ import torch
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor
 
+from spinsr.data.multi_scale_dataset import SCALES
 from spinsr.models.spinsr_model import SpinsrModel
 from spinsr.training.sampling import mixed_seed
 from spinsr.utils.errors import OptionError
@@ -20,31 +21,36 @@ class MultiScaleModel(SpinsrModel):
     """Training of one network for the `scales` of a MultiScaleDataset.
 
     The scale of a step depends on `manual_seed` and the iteration alone, so it is the same in all processes and after
-    training is resumed. The network's attribute `upscale` selects it; between the steps, and so in validation, the
-    network has the scale of the option file.
+    training is resumed. The network's attribute `upscale` selects one of its `scales`; between the steps, and so in
+    validation, the network has the scale of the option file. Patches that grow (`gt_sizes`) are refused.
 
     Args:
         opt: BasicSR's options; `datasets: train` is a MultiScaleDataset.
 
     Raises:
-        OptionError: As SpinsrModel; the training set has no `scales`, or the network cannot change its scale.
+        OptionError: As SpinsrModel; the training set has no `scales`, or the network lacks one of them.
     """
 
     OPTIONS = SpinsrModel.OPTIONS
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        self.scales = tuple(((opt.get('datasets') or {}).get('train') or {}).get('scales') or ())
+        scales = ((opt.get('datasets') or {}).get('train') or {}).get('scales') or ()
+        if not SCALES.holds(scales):
+            raise OptionError(f'datasets:train:scales must be {SCALES.wanted}, got {scales!r}')
+        self.scales = tuple(scales)
         self._pairs: dict[int, tuple[Tensor, Tensor]] = {}
         # A step does not use the upsamplers of the other scales.
         opt['find_unused_parameters'] = True
         super().__init__(opt)
         if self.is_train and not self.scales:
             raise OptionError('MultiScaleModel needs datasets:train:scales, as of MultiScaleDataset')
-        if not getattr(self.get_bare_model(self.net_g), 'multi_scale', False):
+        network, known = opt['network_g']['type'], getattr(self.get_bare_model(self.net_g), 'scales', ())
+        if len(known) < 2:
             raise OptionError(
-                'MultiScaleModel needs a network for several scales (network_g:multi_scale: true), '
-                f'got {opt["network_g"]["type"]}'
+                f'MultiScaleModel needs a network for several scales (network_g:multi_scale: true), got {network}'
             )
+        if not set(self.scales) <= set(known):
+            raise OptionError(f'datasets:train:scales must be among those of {network}, {known}, got {self.scales}')
 
     def scale_of(self, iteration: int) -> int:
         """The scale of a step; iterations count from 1."""

@@ -587,13 +587,14 @@ class SpinsrModel(SRModel):
     def _check_optimizers(self, saved: list[Mapping[str, Any]]) -> None:
         """Refuses the state of another optimizer, or of one whose groups have other sizes."""
         # BasicSR says where their numbers differ.
-        for state, optimizer in zip(saved, self.optimizers, strict=False):
+        for label, state, optimizer in zip(self.LABELS, saved, self.optimizers, strict=False):
+            letter = label[-1]
             kind, groups = type(optimizer).__name__, state['param_groups']
             if problem := checkpoints.optimizer_problem(groups, kind):
-                raise OptionError(f'train:optim_g:type: {problem}')
+                raise OptionError(f'train:optim_{letter}:type: {problem}')
             sizes = [[len(group['params']) for group in part] for part in (groups, optimizer.param_groups)]
             if sizes[0] != sizes[1]:
-                where = 'train:optim_g:adam:params' if kind == 'Muon' else 'network_g'
+                where = f'train:optim_{letter}:adam:params' if kind == 'Muon' else f'network_{letter}'
                 raise OptionError(
                     f'{where}: must be that of the state to resume, whose optimizer has groups of {sizes[0]} tensors, '
                     f'got {sizes[1]}'

@@ -45,6 +45,8 @@ def problem(dataset: Mapping[str, Any], scale: int, accumulate: int = 1) -> tupl
         value = dataset.get(key)
         if value is not None and not (isinstance(value, list) and value and all(is_whole(x) and x > 0 for x in value)):
             return key, f'must be a list of whole numbers of at least 1, got {value!r}'
+    if dataset.get('scales'):
+        return 'gt_sizes', f'must be left out with scales, whose patches do not grow, got {dataset["gt_sizes"]}'
     sizes, largest, most = dataset['gt_sizes'], dataset.get('gt_size'), dataset.get('batch_size_per_gpu')
     if not is_whole(largest) or not is_whole(most):
         return 'gt_sizes', 'needs gt_size and batch_size_per_gpu, of the patches and batches that are loaded'

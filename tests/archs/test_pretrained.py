@@ -187,6 +187,12 @@ def test_damaged_folders(folder):
         SPIN.from_pretrained(path, mlp_dim=25)
     with pytest.raises(ValueError, match='leave weights out'):
         spinsr.load(path, weights=None)
+    config = (path / 'config.json').read_text()
+    for arch in ('MyNet', 5, None):
+        (path / 'config.json').write_text(json.dumps({'arch': arch}))
+        with pytest.raises(ValueError, match='config.json: arch must be the name of a network of spinsr, got'):
+            spinsr.load(path)
+    (path / 'config.json').write_text(config)
     (path / 'model.safetensors').unlink()
     with pytest.raises(FileNotFoundError, match='no model.safetensors'):
         SPIN.from_pretrained(path)

@@ -218,6 +218,14 @@ def test_bicubic_data_set_refuses_more_than_8_bits(place):
     assert 'must have 8 bits a channel, got more (and 1 more)' in seen.findings[0].message
 
 
+def test_data_set_of_several_scales_needs_room_for_the_largest(place):
+    wrong = {'type': 'MultiScaleDataset', 'scales': [2, 4], 'gt_size': 14}
+    assert said(options(place, base=TRAIN, **wrong)) == [
+        'error 0.png (24x24 HxW) is smaller than the HR patch at the largest of scales, 28 (and 2 more)'
+    ]
+    assert said(options(place, base=TRAIN, **{**wrong, 'gt_size': 12})) == []
+
+
 def test_single_images(place):
     changes = {'type': 'SingleImageDataset'}
     seen = look(options(place, **changes))

@@ -46,6 +46,7 @@ NIQE = {'niqe': {'type': 'calculate_niqe', 'crop_border': 0}}
 WITHOUT_HR = {'datasets:test_1:type': 'SingleImageDataset', 'val:metrics': NIQE}
 COSINE = {'type': 'CosineAnnealingRestartLR', 'periods': [4], 'restart_weights': [1], 'eta_min': 1e-7}
 
+SCALES = {'datasets:train:type': 'MultiScaleDataset', 'datasets:train:scales': [2, 4]}
 FREEZE = {'train:freeze_params': ['conv_first'], 'train:freeze_iters': 2}
 MUON = {'type': 'Muon', 'lr': 0.01, 'adam': {'lr': 1e-3, 'betas': [0.9, 0.99], 'params': ['conv_first', 'conv_last']}}
 
@@ -255,6 +256,9 @@ for changes, line, name in [
     ({'datasets:val:io_backend:path': 'x'}, "io_backend:path: disk has no key 'path'", 'backend-key'),
     ({'datasets:val:io_backend': {'type': 'lmdb'}}, 'must end with .lmdb, as io_backend:type is lmdb', 'no-lmdb'),
     ({'datasets:val:dataroot_gt': 'x.lmdb'}, 'must be a folder, no .lmdb', 'lmdb-on-disk'),
+    ({**SCALES, 'datasets:train:scales': [3, 4]}, 'scales: must contain the scale, got [3, 4] for scale 2', 'scales'),
+    ({**SCALES, 'datasets:train:scales': 2}, 'datasets:train:scales: must be a list, each item', 'scales-number'),
+    ({**SCALES, 'datasets:train:gt_sizes': [8]}, 'gt_sizes: must be left out with scales', 'scales-growth'),
     ({'datasets:train:gt_size': 15}, 'must be a multiple of the scale, got 15 for scale 2', 'gt_size'),
     (grows(iters=None), 'iters: must have a number for each of gt_sizes [8, 16], got None', 'growth-without-iters'),
     (grows(iters=[4]), 'iters: must have a number for each of gt_sizes [8, 16], got [4]', 'growth-of-other-length'),
@@ -529,6 +533,13 @@ def test_whole_floats_in_arguments_of_networks(network):
     wanted, *others = [key for key in network if key != 'type']
     assert '.' not in str(converted[wanted])
     assert all(str(converted[key]) == str(network[key]) for key in others)
+
+
+def test_a_key_is_shown_without_control_sequences():
+    (finding,) = [
+        finding for finding in quick(changed(GOOD, {'\x1b[2J\nkey': 1}), is_train=True) if 'key' in finding.key
+    ]
+    assert str(finding).startswith('\\x1b[2J\\nkey: ')
 
 
 def test_all_errors_are_found_at_once():

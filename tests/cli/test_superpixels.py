@@ -99,7 +99,7 @@ def test_usage_error(look, capfd, arguments, message):
 def test_pictures_that_do_not_fit_into_memory_are_one_line(look, capfd):
     assert look('a.png -o out --enlarge 1000000') == 1
     error = capfd.readouterr().err
-    assert error.startswith('spinsr superpixels: error: Unable to allocate ')
+    assert error.startswith('spinsr superpixels: error: out of memory')
     assert error.count('\n') == 1
     assert not os.path.exists('out')
 

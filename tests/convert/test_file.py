@@ -22,6 +22,7 @@ from spinsr.convert import (
     to_official,
     write_checkpoint,
 )
+from spinsr.convert.half import to_half
 
 from .touch import Touch
 
@@ -183,6 +184,13 @@ def test_what_is_written_loads_by_name(basicsr_file, tmp_path):
     arguments = {'num_feat': 16, 'num_block': 2, 'qk_dim': 8, 'mlp_dim': 24, 'stoken_size': (4, 6)}
     net = spinsr.load('SPIN', 4, tmp_path / 'ours.safetensors', **arguments)
     assert same(net.state_dict(), basicsr_file[1]['params_ema'])
+
+
+def test_a_half_type_names_what_it_cannot_hold_and_only_that():
+    assert to_half({'a': torch.full((16, 16), float('nan'))}, 'fp16')['a'].isnan().all()
+    for dtype, value, message in (('fp16', 7e4, '7e.04, which fp16 cannot; use bf16 or'), ('bf16', 1e300, 'use fp32')):
+        with pytest.raises(ValueError, match=message):
+            to_half({'a': torch.full((16, 16), value, dtype=torch.float64)}, dtype)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)

@@ -144,6 +144,7 @@ def test_presets_are_good_and_fields_are_overridden():
         ({'first': {'jpeg_range': [60.5, 95]}}, 'first:jpeg_range'),
         ({'second': {'jpeg_range': [0, 95]}}, 'second:jpeg_range'),
         ({'first': {'blur_sigma': [1, 1]}}, 'first:blur_sigma'),
+        ({'first': {'blur_sigma': [1, float('inf')]}}, 'first:blur_sigma'),
         ({'first': {'noise_range': [1]}}, 'first:noise_range'),
         ({'first': {'kernel_size': [6, 20]}}, 'first:kernel_size'),
         ({'first': {'kernel_prob': {'skew': 1}}}, 'first:kernel_prob'),

@@ -70,8 +70,18 @@ def test_metadata_reach_every_format(tmp_path, kind, ending):
 
 def test_orientation_of_exif_is_changed_in_place_and_the_thumbnail_unlinked():
     exif = b'MM\0*\0\0\0\x08' + struct.pack('>HHHIHHI', 1, 274, 3, 1, 6, 0, 26) + struct.pack('>HI', 0, 0) + b'notes'
-    found = photograph.metadata.of_output(Metadata(exif), 9, 9).exif
+    found = photograph.metadata.of_output(Metadata(exif), 9, 9, 'a.jpg').exif
     assert found == exif[:18] + b'\0\1' + exif[20:22] + bytes(4) + exif[26:]
+
+
+def test_exif_behind_the_pixels_of_a_png(tmp_path):
+    *others, end = (
+        whole for _, _, whole in png.chunks(photograph.encode(Photograph(np.zeros((4, 5), np.uint8)), 'PNG'))
+    )
+    exif = exif_of_a_camera().removeprefix(b'Exif\0\0')
+    (tmp_path / 'a.png').write_bytes(b''.join((png.SIGNATURE, *others, png._chunk(b'eXIf', exif), end)))
+    photo = photograph.read(tmp_path / 'a.png')
+    assert photo.pixels.shape == (5, 4) and photo.metadata.exif == exif
 
 
 @pytest.mark.parametrize('exif', [b'II*\0\xff\xff\xff\xff', b'II*\0\x08\0\0\0\xff\xff', b'Exif\0\0MM\0*', b'text'])
@@ -79,7 +89,7 @@ def test_damaged_exif_costs_no_image(tmp_path, caplog, exif):
     Image.new('RGB', (5, 4)).save(tmp_path / 'a.webp', exif=b'Exif\0\0' + exif)
     photograph.write(tmp_path / 'b.webp', photograph.read(tmp_path / 'a.webp'))
     assert photograph.read(tmp_path / 'b.webp').pixels.shape == (4, 5, 3)
-    assert caplog.messages == ['damaged EXIF is left out']
+    assert caplog.messages == [f'{tmp_path / "b.webp"}: damaged EXIF is left out']
 
 
 def test_the_description_of_tifffile_is_left_out(tmp_path):
@@ -91,10 +101,11 @@ def test_the_description_of_tifffile_is_left_out(tmp_path):
     ('name', 'metadata', 'said'),
     [
         ('a.bmp', Metadata(exif_of_a_camera().removeprefix(b'Exif\0\0'), XMP), 'BMP cannot hold EXIF, XMP'),
+        ('a.gif', Metadata(xmp=XMP), 'GIF cannot hold XMP'),
         ('a.jpg', Metadata(xmp=bytes(70000)), 'JPEG cannot hold long XMP'),
         ('a.jpg', Metadata(texts=((b'tEXt', b'a\0b'),)), 'JPEG cannot hold text'),
     ],
-    ids=['bmp', 'long', 'text'],
+    ids=['bmp', 'gif', 'long', 'text'],
 )
 def test_what_a_format_cannot_hold_is_named(tmp_path, caplog, name, metadata, said):
     photograph.write(tmp_path / name, Photograph(np.zeros((4, 5, 3), np.uint8), metadata=metadata))

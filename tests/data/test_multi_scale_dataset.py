@@ -65,11 +65,12 @@ def test_all_pairs_are_flipped_alike(tmp_path, image):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'scales': [2, 3]}, r'scale=4 among them, got \(2, 3\)'),
+        ({'scales': [2, 3]}, r'scale=4 among them, got \[2, 3\]'),
+        ({'scales': 4}, 'among them, got 4'),
         ({'scales': None}, 'among them'),
         ({'gt_size': 44}, '43x50'),
     ],
-    ids=['scale', 'none', 'small'],
+    ids=['scale', 'number', 'none', 'small'],
 )
 def test_bad_options_are_refused(tmp_path, image, changes, message):
     with pytest.raises(ValueError, match=message):

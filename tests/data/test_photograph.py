@@ -552,7 +552,9 @@ def test_a_format_without_profiles_gets_srgb(tmp_path):
         patch.setattr(ImageCms, 'profileToProfile', lambda *what: seen.append(1) or convert(*what))
         write(tmp_path / 'a.gif', Photograph(pixels, source))
         write(tmp_path / 'b.gif', Photograph(pixels, PROFILE))
-    assert seen == [1] and abs(read(tmp_path / 'a.gif').pixels.astype(int) - pixels).max() <= 2
+        write(tmp_path / 'a.bmp', Photograph(np.dstack([pixels, pixels[..., :1]]), source))
+    assert seen == [1, 1] and read(tmp_path / 'a.bmp').pixels[0, 0, 3] == 200
+    assert abs(read(tmp_path / 'a.gif').pixels.astype(int) - pixels).max() <= 2
 
 
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'TIFF', 'BMP', 'WEBP', 'MPO'])

@@ -70,5 +70,15 @@ def test_the_node_upscales_whole_images(nodes, loaded):
 
 def test_alpha_is_kept(nodes, loaded):
     _, model = loaded
-    (out,) = node_of(nodes)(model, torch.cat([torch.rand(1, 9, 11, 3), torch.ones(1, 9, 11, 1)], -1))
-    assert out.shape == (1, 18, 22, 4) and (out[..., 3] == 1).all()
+    alpha = torch.ones(1, 9, 11, 1)
+    alpha[:, :, :5] = 0
+    (out,) = node_of(nodes)(model, torch.cat([torch.rand(1, 9, 11, 3), alpha], -1))
+    assert out.shape == (1, 18, 22, 4) and 0 <= out.min() and out.max() <= 1
+    assert (out[:, :, :6, 3] == 0).all() and (out[:, :, 14:, 3] == 1).all()
+    assert 0 < out[0, 0, 9, 3] < out[0, 0, 10, 3] < 1  # smooth, as `spinsr upscale` enlarges it
+
+
+def test_networks_of_one_channel_take_colours(nodes):
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.Upsample(scale_factor=2))
+    (out,) = node_of(nodes)(SimpleNamespace(model=net, to=net.to), torch.rand(1, 9, 11, 3))
+    assert out.shape == (1, 18, 22, 3)

@@ -414,7 +414,7 @@ def test_command_writes_safetensors_in_half(checkpoint, tmp_path):
     ('name', 'flags', 'message'),
     [
         ('net.safetensors', ['--size', '9x14'], '--size is for ONNX'),
-        ('net.safetensors', ['--arch-args', 'num_heads=2'], '--arch-args is for ONNX'),
+        ('net.safetensors', ['--arch-args', 'num_heads=2'], '--arch-args is for ONNX and ncnn'),
         ('net.pth', [], 'OUT must end in .onnx, .param or .safetensors, got '),
         ('old.onnx', [], 'old.onnx exists; --overwrite replaces it'),
     ],

@@ -44,10 +44,13 @@ def by_simplejpeg(data: bytes) -> np.ndarray | None:
 
 def by_tifffile(data: bytes) -> np.ndarray | None:
     try:
-        image = tifffile.imread(io.BytesIO(data))
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            page = file.pages[0]
+            image, codes = page.asarray(), [tag.code for tag in page.tags]
     except Exception:  # it has no exception of its own for damage
         return None
-    return image if image.ndim == 3 else None
+    # Of two tags with one code it takes the first, other decoders the last.
+    return image if image.ndim == 3 and len(set(codes)) == len(codes) else None
 
 
 def unchanged(data: bytes) -> np.ndarray | None:

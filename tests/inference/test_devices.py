@@ -29,8 +29,10 @@ def test_a_device_that_is_not_here_is_an_error(name):
 
 def test_each_op_that_falls_back_is_said_once(caplog):
     with devices.said_once(torch.device('mps')):
-        for op in ('aten::frac', 'aten::sort', 'aten::frac'):
-            warnings.warn(f"The operator '{op}' is not supported and will fall back to the CPU", stacklevel=1)
+        for op, words in (('aten::frac', 'will fall'), ('aten::sort', 'is falling'), ('aten::frac', 'will fall')):
+            warnings.warn(f"The operator '{op}' is not supported and {words} back to the CPU", stacklevel=1)
+        assert torch.is_warn_always_enabled()  # else torch warns of the first op only
+    assert not torch.is_warn_always_enabled()
     assert caplog.messages == [
         'mps lacks aten::frac: this op runs on the CPU, which is slower',
         'mps lacks aten::sort: this op runs on the CPU, which is slower',

@@ -115,7 +115,7 @@ def test_sub_folders_keep_their_tree(photos, tmp_path):
         ('{stem}_{size}{ext}', OutputSize(outscale=1.5), 'b_x1.5.JPG'),
         ('{stem}_{size}{ext}', OutputSize(width=1920), 'b_w1920.JPG'),
         ('{stem}_{size}', OutputSize(max_side=99), 'b_max99.JPG'),
-        ('{scale}-{stem}.large.png', None, '2-b.large.png'),
+        ('{scale:02}-{stem}.large.png', None, '02-b.large.png'),
     ],
     ids=['outscale', 'width', 'max_side', 'ending'],
 )
@@ -420,14 +420,15 @@ def test_more_pixels_than_allowed_are_a_failure(photos, tmp_path):
     assert 'a.png must have at most 19 pixels' in report.failed[photos / 'a.png']
 
 
-def test_an_animation_goes_through_the_network_frame_by_frame(tmp_path):
+def test_an_animation_goes_through_the_network_frame_by_frame(tmp_path, caplog):
     images = [Image.new('RGB', (5, 4), colour) for colour in ((255, 0, 0), (0, 0, 255))]
     images[0].save(tmp_path / 'a.gif', save_all=True, append_images=images[1:], duration=[100, 200], loop=0)
-    size = OutputSize(outscale=1.5)
+    size = OutputSize(outscale=2.5)
     outputs = name_outputs([tmp_path / 'a.gif'], tmp_path, 2, size=size)
     (target,) = upscale_files(outputs, Twice(), size=size).done
+    assert len(caplog.messages) == 1 and '12x10 is more than x2' in caplog.text  # not one for each frame
     found = frames.read(target)
-    assert [frame.pixels.shape for frame in found] == [(6, 8, 3)] * 2
+    assert [frame.pixels.shape for frame in found] == [(10, 12, 3)] * 2
     assert found.timing == frames.read(tmp_path / 'a.gif').timing
     report = upscale_files({tmp_path / 'a.gif': tmp_path / 'b.jpg'}, Twice())
     assert 'JPEG cannot hold an animation' in report.failed[tmp_path / 'a.gif']

@@ -120,6 +120,13 @@ def test_the_check_finds_nothing_wrong_with_good_options():
     assert any(finding.key == 'train:net_d_iters' for finding in quick(net_d_iters, is_train=True))
 
 
+def test_a_state_of_another_discriminator_is_refused_by_its_name():
+    saved = [optimizer.state_dict() for optimizer in build(GAN).optimizers]
+    with pytest.raises(OptionError, match='network_d: must be that of the state'):
+        model = build(changed(GAN, {'network_d': {'type': 'VGGStyleDiscriminator', 'num_in_ch': 3, 'num_feat': 4}}))
+        model.resume_training({'optimizers': saved, 'schedulers': []})
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -14,7 +14,7 @@ from spinsr.utils.errors import OptionError
 register()
 
 
-def build(multi_scale=True, scales=(2, 3, 4)):
+def build(multi_scale=True, scales=(2, 3, 4), **dataset):
     return build_model(
         {
             'model_type': 'MultiScaleModel',
@@ -26,7 +26,7 @@ def build(multi_scale=True, scales=(2, 3, 4)):
             'scale': 4,
             'network_g': {'type': 'CARN', 'num_feat': 4, 'multi_scale': multi_scale, 'upscale': 4},
             'path': {},
-            'datasets': {'train': {'scales': list(scales), 'batch_size_per_gpu': 1}},
+            'datasets': {'train': {'scales': list(scales), 'batch_size_per_gpu': 1, **dataset}},
             'train': {
                 'optim_g': {'type': 'Adam', 'lr': 1e-3},
                 'scheduler': {'type': 'MultiStepLR', 'milestones': [9]},
@@ -65,3 +65,7 @@ def test_what_cannot_be_trained_so_is_refused():
         build(multi_scale=False)
     with pytest.raises(OptionError, match='datasets:train:scales'):
         build(scales=())
+    with pytest.raises(OptionError, match=r'among those of CARN, \(2, 3, 4\), got \(2, 8\)'):
+        build(scales=(2, 8))
+    with pytest.raises(OptionError, match='gt_sizes: must be left out with scales'):
+        build(gt_sizes=[8, 16])
