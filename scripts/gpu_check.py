@@ -22,6 +22,7 @@ import queue
 import signal
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -146,7 +147,7 @@ def _forward_backward(function: Callable[..., Tensor], inputs: Sequence[Tensor])
 def _error(found: Tensor, exact: Tensor) -> float:
     scale = max(1.0, exact.abs().max().item()) if exact.numel() else 1.0
     error = (found.double().cpu() - exact).abs().max().item() / scale if exact.numel() else 0.0
-    return error if math.isfinite(error) else math.inf
+    return error if math.isfinite(error) else sys.float_info.max  # JSON has no infinity
 
 
 # ---- The whole network -----------------------------------------------------------------------------------------------
@@ -315,15 +316,19 @@ def processes(device: torch.device, small: bool) -> Iterator[Row]:
     name = 'nccl' if device.type == 'cuda' else 'gloo'
     context = multiprocessing.get_context('spawn')
     answers = context.Queue()
-    workers = [context.Process(target=_all_reduce, args=(rank, count, name, answers)) for rank in range(count)]
-    for worker in workers:
-        worker.start()
-    try:
-        found = [answers.get(timeout=120) for _ in workers]
-    finally:
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = Path(folder, 'meeting').as_uri()
+        workers = [
+            context.Process(target=_all_reduce, args=(rank, count, name, meeting, answers)) for rank in range(count)
+        ]
         for worker in workers:
-            worker.join(10)
-            worker.kill()
+            worker.start()
+        try:
+            found = [answers.get(timeout=120) for _ in workers]
+        finally:
+            for worker in workers:
+                worker.join(10)
+                worker.kill()
     error = max(one['error'] for one in found)
     seconds = max(one['seconds'] for one in found)
     shape = f'{count} processes, {found[0]["bytes"] / 1e6:.0f} MB in {1e3 * seconds:.3g} ms'
@@ -337,16 +342,15 @@ def processes(device: torch.device, small: bool) -> Iterator[Row]:
     }
 
 
-def _all_reduce(rank: int, count: int, name: str, answers: Any) -> None:
+def _all_reduce(rank: int, count: int, name: str, meeting: str, answers: Any) -> None:
     import torch.distributed as dist
 
     on_gpu = name == 'nccl'
-    os.environ |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': '29513'}
     if on_gpu:
         torch.cuda.set_device(rank)
     # If the part is stopped, this process is not: without the others it must end by itself.
     limit = datetime.timedelta(seconds=60)
-    dist.init_process_group(name, rank=rank, world_size=count, timeout=limit)
+    dist.init_process_group(name, init_method=meeting, rank=rank, world_size=count, timeout=limit)
     x = torch.full((2**24 if on_gpu else 2**12,), float(rank + 1), device='cuda' if on_gpu else 'cpu')
     dist.all_reduce(x)
     error = (x - count * (count + 1) / 2).abs().max().item()
