@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -18,6 +19,9 @@ if not torch.cuda.is_available():
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # what cuBLAS needs to be deterministic
 
 PARITY = Path(__file__).parent / 'parity'
+
+CHROMIUM_FLAGS = """--headless=new --disable-gpu --no-first-run --disable-background-networking
+--disable-component-update --disable-sync --disable-dev-shm-usage --hide-scrollbars"""
 
 # Largest error, in units of the largest expected value where that is above 1.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 3e-6}
@@ -182,6 +186,26 @@ def write_photo(photo):
         return image
 
     return write
+
+
+@pytest.fixture(scope='module')
+def chromium(tmp_path_factory):
+    """Headless Chromium with logs of its console and network; skips where it is not installed."""
+    program = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+    driver = shutil.which('chromedriver')
+    if not (program and driver):
+        pytest.skip('needs chromium and chromedriver (Debian: chromium-driver)')
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    root = ['--no-sandbox'] if hasattr(os, 'geteuid') and os.geteuid() == 0 else []
+    for flag in [*CHROMIUM_FLAGS.split(), *root, f'--user-data-dir={tmp_path_factory.mktemp("chromium")}']:
+        options.add_argument(flag)
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
+    with webdriver.Chrome(options=options, service=Service(driver)) as browser:
+        yield browser
 
 
 @pytest.fixture

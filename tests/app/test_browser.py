@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,21 +11,13 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.wait import WebDriverWait
 
 from spinsr import cli
 from spinsr.data import photograph
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-DRIVER = shutil.which('chromedriver')
-FLAGS = """--headless=new --disable-gpu --no-first-run --disable-background-networking --disable-component-update
---disable-sync --disable-dev-shm-usage --hide-scrollbars"""
-
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason='needs chromium and chromedriver (Debian: chromium-driver)'),
     pytest.mark.skipif(not importlib.util.find_spec('gradio'), reason='needs gradio'),
 ]
 
@@ -48,18 +39,6 @@ def server(tmp_path_factory):
     yield process, line.split()[0], temporary
     process.kill()
     process.wait()
-
-
-@pytest.fixture(scope='module')
-def chromium(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    root = ['--no-sandbox'] if hasattr(os, 'geteuid') and os.geteuid() == 0 else []
-    for flag in [*FLAGS.split(), *root, f'--user-data-dir={tmp_path_factory.mktemp("chromium")}']:
-        options.add_argument(flag)
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
-    with webdriver.Chrome(options=options, service=Service(DRIVER)) as driver:
-        yield driver
 
 
 @pytest.fixture

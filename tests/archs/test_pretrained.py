@@ -117,7 +117,7 @@ def test_arguments_replace_those_of_the_file(folder):
 
 
 def test_huggingface_hubs_mixin_reads_the_folder(folder):
-    hub = pytest.importorskip('huggingface_hub')
+    hub = pytest.importorskip('huggingface_hub', reason='reads by its mixin: the extra hub')
     net, path = folder
 
     class Hub(hub.PyTorchModelHubMixin, SPIN):

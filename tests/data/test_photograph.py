@@ -527,7 +527,8 @@ def test_a_format_without_its_package_is_refused_with_the_extra(tmp_path, monkey
 @pytest.mark.parametrize('ending', ['.avif', '.gif', '.heic', '.jxl'])
 def test_further_formats_come_back_with_metadata(tmp_path, ending):
     if ending in ('.heic', '.jxl'):
-        pytest.importorskip({'.heic': 'pillow_heif', '.jxl': 'pillow_jxl'}[ending])
+        plugin = {'.heic': 'pillow_heif', '.jxl': 'pillow_jxl'}[ending]
+        pytest.importorskip(plugin, reason=f'Pillow reads {ending} by a plugin: the extra formats')
     elif ending == '.avif' and not features.check('avif'):
         pytest.skip('Pillow without AVIF')
     y, x = np.mgrid[:16, :24]

@@ -11,7 +11,7 @@ import torch
 
 from spinsr.archs.spin_arch import SPIN
 
-spandrel = pytest.importorskip('spandrel')
+spandrel = pytest.importorskip('spandrel', reason='needs spandrel: the extra spandrel')
 FOLDER = Path(__file__).parents[2] / 'integrations' / 'comfyui'
 SMALL = {'num_feat': 8, 'num_block': 1, 'stoken_size': (8,), 'qk_dim': 4, 'mlp_dim': 8, 'upscale': 2}
 

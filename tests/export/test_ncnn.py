@@ -9,8 +9,8 @@ from spinsr import cli
 from spinsr.archs import ARCH_REGISTRY
 from spinsr.export import ncnn as ncnn_export
 
-ncnn = pytest.importorskip('ncnn')
-pytest.importorskip('pnnx')
+ncnn = pytest.importorskip('ncnn', reason='runs what was exported by ncnn: the extra ncnn')
+pytest.importorskip('pnnx', reason='exports by pnnx: the extra ncnn')
 
 NETWORKS = {
     'RCAN_spinsr': {'num_feat': 8, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 4, 'upscale': 2},

@@ -1,12 +1,8 @@
 """The report in headless Chromium: the slider, the menus, sizes of window, colours, and silence."""
 
 import json
-import os
-import shutil
 
 import pytest
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.actions.pointer_input import PointerInput
@@ -20,18 +16,11 @@ from spinsr import report
 
 from ..tiny_benchmark import write_benchmark
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-DRIVER = shutil.which('chromedriver')
 SPIN = {'num_feat': 8, 'num_block': 1, 'qk_dim': 4, 'mlp_dim': 8, 'stoken_size': [4]}
 # A child's whole name, and one that would end an attribute or a tag.
 NAMES = {'a': (160, 240), 'b<i>"&': (90, 70)}
-FLAGS = """--headless=new --disable-gpu --no-first-run --disable-background-networking --disable-component-update
---disable-sync --disable-dev-shm-usage --hide-scrollbars"""
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason='needs chromium and chromedriver (Debian: chromium-driver)'),
-]
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope='module')
@@ -47,18 +36,6 @@ def page(tmp_path_factory):
         text = report.make_report(folder / 'Mine', spinsr.load('SPIN', 2, None, **SPIN), log=folder / 'log')
     path.write_text(text, encoding='utf-8')
     return path.as_uri()
-
-
-@pytest.fixture(scope='module')
-def chromium(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    root = ['--no-sandbox'] if hasattr(os, 'geteuid') and os.geteuid() == 0 else []
-    for flag in [*FLAGS.split(), *root, f'--user-data-dir={tmp_path_factory.mktemp("chromium")}']:
-        options.add_argument(flag)
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
-    with webdriver.Chrome(options=options, service=Service(DRIVER)) as driver:
-        yield driver
 
 
 @pytest.fixture
