@@ -190,14 +190,14 @@ def test_table():
     assert 'latency' in header and line.endswith('| 0.5 s   | 300 MB      |')
 
 
-@pytest.mark.parametrize('row', PUBLISHED, ids=lambda row: f'{row.name}_x{row.scale}')
-def test_published_rows(row):
-    assert row.source and 1e4 < row.parameters < 2e8
-    assert all(24 < x < 40 for x in row.psnr.values())
-    if row.psnr:
-        assert row.psnr['Set5'] > row.psnr['Set14'] > row.psnr['B100']
-    else:
-        assert 'no source' in row.source
+def test_published_rows_are_plausible():
+    def plausible(row):
+        psnr = list(row.psnr.values())
+        in_range = row.source and 1e4 < row.parameters < 2e8 and all(24 < value < 40 for value in psnr)
+        ordered = psnr[:3] == sorted(psnr[:3], reverse=True) if psnr else 'no source' in row.source
+        return in_range and ordered
+
+    assert [f'{row.name} x{row.scale}' for row in PUBLISHED if not plausible(row)] == []
 
 
 def picture(data):
@@ -227,7 +227,8 @@ def test_names_of_a_crowd_keep_off_each_other(monkeypatch):
     boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
     assert len(boxes) > 12
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
-    assert all(axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1) for box in boxes)
+    inside = axes.bbox.padded(0.5)  # half a pixel for rounding
+    assert all(inside.containsx(box.x0) and inside.containsx(box.x1) for box in boxes)
 
 
 def test_missing_libraries_are_named(monkeypatch):
