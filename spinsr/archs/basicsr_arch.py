@@ -182,7 +182,7 @@ def _without_mean(ours: dict[str, Tensor], official: Mapping[str, Tensor]) -> di
 
 
 _LARGE = {'num_feat': 256, 'num_block': 32, 'res_scale': 0.1}
-_ADDERNET = 'CVPRW 2017, as cited by github.com/huawei-noah/AdderNet; trained on DIV2K'
+_IPT = 'CVPRW 2017, as cited by github.com/huawei-noah/Pretrained-IPT; trained on DIV2K'
 _ESRGAN = 'CVPRW 2017, as cited by github.com/xinntao/ESRGAN; trained on DIV2K'
 _SRTRANSGAN = 'CVPRW 2017, as cited by github.com/nbaghel777/SRTransGAN; trained on DIV2K'
 _OMNISR = 'CVPRW 2017, as cited by Omni-SR, CVPR 2023; trained on DIV2K'
@@ -220,8 +220,8 @@ register_format(
             PublishedResult(2, 1_370_000, '37.99 33.57 32.16 31.98 -', _SRTRANSGAN, 'EDSR-baseline'),
             PublishedResult(3, 1_555_000, '34.37 30.28 29.09 28.15 33.45', _OMNISR, 'EDSR-baseline'),
             PublishedResult(4, 1_518_000, '32.09 28.58 27.57 26.04 30.35', _OMNISR, 'EDSR-baseline'),
-            PublishedResult(2, 40_700_000, '38.11 33.92 32.32 32.93 -', _ADDERNET, 'EDSR-large'),
-            PublishedResult(3, 43_700_000, '34.65 30.52 29.25 28.80 -', _ADDERNET, 'EDSR-large'),
+            PublishedResult(2, 40_700_000, '38.11 33.92 32.32 32.93 -', _IPT, 'EDSR-large'),
+            PublishedResult(3, 43_700_000, '34.65 30.52 29.25 28.80 -', _IPT, 'EDSR-large'),
             PublishedResult(4, 43_100_000, '32.46 28.80 27.71 26.64 31.02', _ESRGAN, 'EDSR-large'),
         ),
         recipe=Recipe(
@@ -309,6 +309,7 @@ register_format(
             'ACM MM 2021)',
             2021,
             'https://github.com/xindongzhang/ECBSR',
+            weights='none',
         ),
     )
 )

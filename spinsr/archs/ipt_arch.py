@@ -410,6 +410,7 @@ register_format(
             2021,
             'https://github.com/huawei-noah/Pretrained-IPT',
             'Apache-2.0',
+            weights='cloud drive',
         ),
     )
 )
