@@ -168,8 +168,7 @@ def find_superpixels(image: np.ndarray, net: nn.Module, block: int = 0) -> Super
         >>> found.shape, found.labels.shape
         ((2, 3), (24, 40))
     """
-    _check_network(net)
-    count = len(net.blocks)
+    count = len(_spin(net).blocks)
     if not 0 <= block < count:
         raise ValueError(f'the block must be 0 to {count - 1}, got {block}')
     try:
@@ -191,7 +190,7 @@ def each_block(image: np.ndarray, net: nn.Module) -> Iterator[Superpixels]:
     Raises:
         TypeError, ValueError: As there.
     """
-    _check_network(net)
+    net = _spin(net)
     image = np.asarray(image)
     colours, _ = separate_alpha(image)
     white = np.iinfo(colours.dtype).max
@@ -217,11 +216,12 @@ def each_block(image: np.ndarray, net: nn.Module) -> Iterator[Superpixels]:
             x = x + to_tokens(conv(to_image(block(x))))
 
 
-def _check_network(net: nn.Module) -> None:
+def _spin(net: nn.Module) -> SPIN:
     if not isinstance(net, SPIN):
         raise TypeError(f'superpixels need a SPIN, got {type(net).__name__}')
     if net.conv_first.in_channels != 3:
         raise ValueError(f'the network must accept RGB images, got one for {net.conv_first.in_channels} channels')
+    return net
 
 
 def draw(

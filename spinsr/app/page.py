@@ -71,8 +71,8 @@ def build(jobs: Jobs) -> gr.Blocks:
                 Path(source),
                 model,
                 scale,
-                tile=None if tile == WHOLE else tile,
-                block=None if block == NO_BLOCK else block,
+                tile=None if isinstance(tile, str) else tile,  # WHOLE
+                block=None if isinstance(block, str) else block,  # NO_BLOCK
                 report=lambda share, text: progress(share, desc=text),
             )
         return (

@@ -4,6 +4,7 @@ Upstream: https://github.com/ChaofWang/AWSRN (MIT; nothing is copied). Written f
 network: the same function in float64. Weights are converted by `spinsr.convert`.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,8 @@ class AdaptiveWeightedMultiScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, num_out_ch, scale*H, scale*W)."""
-        return F.pixel_shuffle(sum(self.scales[name] * conv(x) for name, conv in self.convs.items()), self.scale)
+        scaled = [self.scales[name] * conv(x) for name, conv in self.convs.items()]
+        return F.pixel_shuffle(functools.reduce(torch.add, scaled), self.scale)
 
 
 @ARCH_REGISTRY.register()
@@ -61,6 +63,8 @@ class AWSRN(nn.Module):
     Raises:
         ValueError: An argument breaks its rule.
     """
+
+    mean: Tensor
 
     def __init__(
         self,

@@ -71,14 +71,10 @@ class ETDS(nn.Module):
         self._start_as_nearest_upsampling(num_in_ch)
 
     def _start_as_nearest_upsampling(self, channels: int) -> None:
-        for conv in self.add_residual_convs:
-            nn.init.zeros_(conv.weight)
-            nn.init.zeros_(conv.bias)
-        for conv in (self.conv_residual_first, *self.residual_convs):
-            nn.init.dirac_(conv.weight)
-            nn.init.zeros_(conv.bias)
-        nn.init.zeros_(self.conv_residual_last.weight)
-        nn.init.zeros_(self.conv_residual_last.bias)
+        for parameter in (*self.add_residual_convs.parameters(), *self.conv_residual_last.parameters()):
+            nn.init.zeros_(parameter)
+        for parameter in (*self.conv_residual_first.parameters(), *self.residual_convs.parameters()):
+            (nn.init.dirac_ if parameter.ndim == 4 else nn.init.zeros_)(parameter)
         with torch.no_grad():
             for channel, taps in enumerate(self.conv_residual_last.weight.chunk(channels)):
                 taps[:, channel, 1, 1] = 1
@@ -134,7 +130,7 @@ class ETDSInference(nn.Module):
         nn.init.dirac_(self.conv_clip.weight)
         with torch.no_grad():
             self.conv_clip.weight.neg_()
-        nn.init.ones_(self.conv_clip.bias)
+        nn.init.ones_(self.conv_clip.get_parameter('bias'))
 
     def forward(self, x: Tensor) -> Tensor:
         """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W)."""
@@ -182,7 +178,7 @@ def to_inference(net: ETDS) -> ETDSInference:
 
 def _fill(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
     conv.weight.copy_(weight)
-    conv.bias.copy_(bias)
+    conv.get_parameter('bias').copy_(bias)
 
 
 def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ published network: the same function in float64, with the dictionary of 72 kerne
 and with images of any size from 1 x 1. Weights are converted by `spinsr.convert`.
 """
 
+import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -91,6 +93,9 @@ class LAPAR(nn.Module):
         ValueError: The arguments do not fit together.
     """
 
+    mean: Tensor
+    kernels: Tensor
+
     def __init__(
         self,
         num_in_ch: int = 3,
@@ -143,11 +148,12 @@ def _filtered(image: Tensor, filters: Tensor) -> Tensor:
     height, width = image.shape[2:]
     border = _KERNEL // 2
     image = F.pad(image, (border, border, border, border), mode='reflect')
-    result = 0
-    for tap, factor in enumerate(filters.unbind(1)):
+
+    def weighted(tap: int, factor: Tensor) -> Tensor:
         row, column = divmod(tap, _KERNEL)
-        result = result + factor[:, None] * image[:, :, row : row + height, column : column + width]
-    return result
+        return factor[:, None] * image[:, :, row : row + height, column : column + width]
+
+    return functools.reduce(torch.add, itertools.starmap(weighted, enumerate(filters.unbind(1))))
 
 
 def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:

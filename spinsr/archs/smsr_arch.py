@@ -8,8 +8,8 @@ outside the spatial masks, which the authors' inference skips, are computed all 
 few pixels are active. Weights are converted by `spinsr.convert`.
 """
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +85,7 @@ class SparseMaskConvolutions(nn.Module):
         dense = dense[..., None, None].unbind(2)  # (1, C, 1, 1) each
         results = [F.relu(self.convs[0](x) * _gate(dense[0], spatial))]
         for conv, before, now in zip(self.convs[1:], dense, dense[1:], strict=False):
-            known, sparse = self._convolve_apart(conv, results[-1], before)
+            known, sparse = self._convolve_apart(cast(nn.Conv2d, conv), results[-1], before)
             results.append(F.relu(known * _gate(now, spatial) + sparse * spatial))
         return self.fuse(torch.cat(results, 1)), sparsity
 
@@ -173,6 +173,8 @@ class SMSR(nn.Module):
 
     TRAINING_LOSSES: ClassVar[dict[str, tuple[str, ...]]] = {'sparsity_opt': ('sparsity', 'iteration')}
 
+    mean: Tensor
+
     def __init__(
         self,
         num_in_ch: int = 3,
@@ -213,7 +215,7 @@ class SMSR(nn.Module):
         """
         if temperature is None or temperature <= 0:
             raise ValueError(f'temperature must be a number above 0, got {temperature=}')
-        for block in self.body:
+        for block in cast(Iterable[SparseMaskModule], self.body):
             block.mask.temperature = temperature
 
     def forward(self, x: Tensor, auxiliary: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:

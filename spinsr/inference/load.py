@@ -122,7 +122,7 @@ def resolve(
     from spinsr import convert
     from spinsr.archs import pretrained
 
-    if pretrained.is_folder(arch) and (isinstance(arch, os.PathLike) or not convert.find_format(arch)):
+    if arch is not None and pretrained.is_folder(arch) and (not isinstance(arch, str) or not convert.find_format(arch)):
         if not (isinstance(weights, str) and weights == 'default'):
             raise ValueError(f'{printable(os.fspath(arch))} has weights of its own; leave weights out')
         folder, config = arch, pretrained.read_config(arch)
@@ -142,8 +142,8 @@ def resolve(
         if weights is None:
             return network
         # The weights of SPIN serve its variants, too.
-        format = convert.find_format(network.cls.__base__) or convert.find_format(network.cls)
-        weights = default_weights(format.name if format else arch, scale)
+        format = convert.find_format(network.cls.__base__ or nn.Module) or convert.find_format(network.cls)
+        weights = default_weights(format.name if format else str(arch), scale)
     source = 'the state dict' if isinstance(weights, Mapping) else printable(os.fspath(weights))
     if arch is not None:
         _named(arch, scale or DEFAULT_SCALE, arch_args)  # a misspelt name or argument shows before the file is read
@@ -158,7 +158,7 @@ def resolve(
         raise ValueError(f'{source}{wanted}: {_reason(error)}') from error
 
 
-def _named(arch: str, scale: int, arch_args: Mapping[str, Any], weighted: bool = True) -> Network:
+def _named(arch: str | os.PathLike, scale: int, arch_args: Mapping[str, Any], weighted: bool = True) -> Network:
     """A network without weights; `weighted` says whether it will get some."""
     from spinsr import compat
     from spinsr.archs import ARCH_REGISTRY

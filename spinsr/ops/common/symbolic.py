@@ -5,6 +5,8 @@ they are comparisons and sums over one side of the image, which every runtime kn
 at least the window: below it the number of selected pixels and the shape of the windows depend on the size.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ def number(value: int, least: int) -> int:
     """
     symbol = torch.full((1,), value, dtype=torch.int64).item()
     torch._check(symbol >= least)
-    return symbol
+    return cast(int, symbol)
 
 
 def cell_of(side: int, cells: int, device: torch.device) -> Tensor:
