@@ -18,7 +18,6 @@ from torch import Tensor
 
 import spinsr
 from spinsr import ops
-from spinsr.archs import ARCH_REGISTRY
 from spinsr.archs.spin_arch import SPIN, SuperpixelInteractionBlock
 from spinsr.data import image_file
 
@@ -60,7 +59,8 @@ def main() -> None:
     if not paths:
         parser.error(f'there are no images {args.folder}/LR_bicubic/X4/*.png')
     torch.manual_seed(0)
-    net = spinsr.load('SPIN', weights=args.weights) if args.weights else ARCH_REGISTRY.get('SPIN')().eval()
+    net = spinsr.load('SPIN', weights=args.weights) if args.weights else SPIN().eval()
+    assert isinstance(net, SPIN)
     for backend in args.backends.split(','):
         total, swapped, gap = 0, 0, 0.0
         for path in paths:

@@ -6,7 +6,7 @@ benchmarks of super-resolution have none.
 
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from skimage import feature, measure, morphology, segmentation
@@ -129,7 +129,7 @@ def evaluate(image: np.ndarray, labels: np.ndarray) -> Quality:
     return Quality(
         len(np.unique(labels)),
         # Label 0 would be taken for the background.
-        int(np.max(measure.label(labels + 1, connectivity=1))),
+        int(np.max(np.asarray(measure.label(labels + 1, connectivity=1)))),
         explained_variation(image, labels),
         boundary_contrast(image, labels),
         contour_recall(image, labels),
@@ -198,6 +198,6 @@ def compare(image: np.ndarray, net: nn.Module) -> Iterator[dict[str, Any]]:
             'slic, free': divided(regions, connected=False),
             'spin': found.labels,
         }
-        cell = net.blocks[found.block].aggregation.stoken_size
+        cell = cast(Any, net).blocks[found.block].aggregation.stoken_size
         for method, labels in maps.items():
             yield {'block': found.block, 'cell': cell, 'method': method, **evaluate(image, labels)._asdict()}

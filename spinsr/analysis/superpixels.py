@@ -7,8 +7,9 @@ R x C superpixels is numbered row by row. See Sections 3.2 and 3.3 of the paper,
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -201,7 +202,8 @@ def each_block(image: np.ndarray, net: nn.Module) -> Iterator[Superpixels]:
     with torch.inference_mode():
         x = torch.from_numpy(colours).permute(2, 0, 1).unsqueeze(0).to(parameter.device, parameter.dtype)
         x = to_tokens(net.conv_first(x))
-    for index, (block, conv) in enumerate(zip(net.blocks, net.convs, strict=True)):
+    blocks = cast(Iterable[Any], net.blocks)
+    for index, (block, conv) in enumerate(zip(blocks, net.convs, strict=True)):
         if not x.isfinite().all():
             raise ValueError(f'network output contains NaN or infinity before block={index}')
         with torch.inference_mode():

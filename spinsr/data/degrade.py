@@ -16,7 +16,7 @@ from spinsr import compat
 
 compat.install()
 
-from basicsr.data import degradations as basicsr  # noqa: E402
+import basicsr.data.degradations as basicsr  # noqa: E402
 
 from spinsr.data.degradation import LARGEST_KERNEL, Degradation, Stage  # noqa: E402
 from spinsr.utils.random_state import seeded  # noqa: E402

@@ -136,6 +136,7 @@ def resolve(
         # The file tells the scale; another one that is asked for is compared with it.
         config.pop(format.scale_keyword, None)
         arch_args = config | arch_args
+    arch = os.fspath(arch) if isinstance(arch, os.PathLike) else arch
     if weights is None or (isinstance(weights, str) and weights == 'default'):
         arch, scale = arch or DEFAULT_ARCH, scale or DEFAULT_SCALE
         network = _named(arch, scale, arch_args, weighted=weights is not None)
@@ -143,7 +144,7 @@ def resolve(
             return network
         # The weights of SPIN serve its variants, too.
         format = convert.find_format(network.cls.__base__ or nn.Module) or convert.find_format(network.cls)
-        weights = default_weights(format.name if format else str(arch), scale)
+        weights = default_weights(format.name if format else arch, scale)
     source = 'the state dict' if isinstance(weights, Mapping) else printable(os.fspath(weights))
     if arch is not None:
         _named(arch, scale or DEFAULT_SCALE, arch_args)  # a misspelt name or argument shows before the file is read
@@ -158,7 +159,7 @@ def resolve(
         raise ValueError(f'{source}{wanted}: {_reason(error)}') from error
 
 
-def _named(arch: str | os.PathLike, scale: int, arch_args: Mapping[str, Any], weighted: bool = True) -> Network:
+def _named(arch: str, scale: int, arch_args: Mapping[str, Any], weighted: bool = True) -> Network:
     """A network without weights; `weighted` says whether it will get some."""
     from spinsr import compat
     from spinsr.archs import ARCH_REGISTRY
