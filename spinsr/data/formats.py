@@ -300,7 +300,8 @@ def from_cmyk(image: Image.Image, profile: bytes | None, name: object) -> Image.
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            return _converted(image, source, 'RGB')
+            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile('sRGB'), outputMode='RGB')
+            return cast(Image.Image, converted)  # not in place
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
             logger.warning('%s: the colour profile cannot be used: %s', printable(name), printable(error))
     return image.convert('RGB')
@@ -312,16 +313,10 @@ def to_srgb(image: Image.Image, profile: bytes, name: object) -> Image.Image:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if cast(Any, source.profile).xcolor_space.strip() != 'RGB' or 'sRGB' in ImageCms.getProfileDescription(source):
             return image
-        return _converted(image, source)
+        return cast(Image.Image, ImageCms.profileToProfile(image, source, ImageCms.createProfile('sRGB')))
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
         logger.warning('%s: the colour profile cannot be used: %s', printable(name), printable(error))
         return image
-
-
-def _converted(image: Image.Image, source: ImageCms.ImageCmsProfile, mode: Any = None) -> Image.Image:
-    converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile('sRGB'), outputMode=mode)
-    assert converted is not None
-    return converted
 
 
 def _not_taken(kind: str, more: bool) -> str:
