@@ -4,7 +4,6 @@ Upstream: https://github.com/ChaofWang/AWSRN (MIT; nothing is copied). Written f
 network: the same function in float64. Weights are converted by `spinsr.convert`.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,8 +41,10 @@ class AdaptiveWeightedMultiScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, num_out_ch, scale*H, scale*W)."""
-        scaled = [self.scales[name] * conv(x) for name, conv in self.convs.items()]
-        return F.pixel_shuffle(functools.reduce(torch.add, scaled), self.scale)
+        total = x.new_zeros(())
+        for name, conv in self.convs.items():
+            total = total + self.scales[name] * conv(x)
+        return F.pixel_shuffle(total, self.scale)
 
 
 @ARCH_REGISTRY.register()

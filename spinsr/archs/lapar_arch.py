@@ -5,8 +5,6 @@ published network: the same function in float64, with the dictionary of 72 kerne
 and with images of any size from 1 x 1. Weights are converted by `spinsr.convert`.
 """
 
-import functools
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -148,12 +146,11 @@ def _filtered(image: Tensor, filters: Tensor) -> Tensor:
     height, width = image.shape[2:]
     border = _KERNEL // 2
     image = F.pad(image, (border, border, border, border), mode='reflect')
-
-    def weighted(tap: int, factor: Tensor) -> Tensor:
+    result = image.new_zeros(())
+    for tap, factor in enumerate(filters.unbind(1)):
         row, column = divmod(tap, _KERNEL)
-        return factor[:, None] * image[:, :, row : row + height, column : column + width]
-
-    return functools.reduce(torch.add, itertools.starmap(weighted, enumerate(filters.unbind(1))))
+        result = result + factor[:, None] * image[:, :, row : row + height, column : column + width]
+    return result
 
 
 def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:

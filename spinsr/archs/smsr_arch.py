@@ -9,7 +9,7 @@ few pixels are active. Weights are converted by `spinsr.convert`.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -85,11 +85,11 @@ class SparseMaskConvolutions(nn.Module):
         dense = dense[..., None, None].unbind(2)  # (1, C, 1, 1) each
         results = [F.relu(self.convs[0](x) * _gate(dense[0], spatial))]
         for conv, before, now in zip(self.convs[1:], dense, dense[1:], strict=False):
-            known, sparse = self._convolve_apart(cast(nn.Conv2d, conv), results[-1], before)
+            known, sparse = self._convolve_apart(conv, results[-1], before)
             results.append(F.relu(known * _gate(now, spatial) + sparse * spatial))
         return self.fuse(torch.cat(results, 1)), sparsity
 
-    def _convolve_apart(self, conv: nn.Conv2d, x: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+    def _convolve_apart(self, conv: Any, x: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
         """The convolutions of x D and of x (1 - D), with D of shape (1, C, 1, 1).
 
         Without gradients each is computed from its own channels alone, so that both together cost what one does.

@@ -1,12 +1,11 @@
 """SRModel for long trainings: mixed precision, clipping, accumulation, checkpoints that a crash cannot spoil."""
 
 import contextlib
-import functools
 import inspect
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from basicsr.losses import build_loss
@@ -412,7 +411,7 @@ class SpinsrModel(SRModel):
                 output, more = output if self.auxiliary else (output, {})
                 more = {name: value.float() for name, value in more.items()}
                 losses = self._losses({'output': output.float(), **more, **part}, current_iter)
-                self.scaler.scale(functools.reduce(torch.add, losses.values())).backward()
+                self.scaler.scale(cast(Tensor, sum(losses.values()))).backward()
             for name, loss in losses.items():
                 total[name] = total.get(name, 0) + loss.detach()
         self.output = output.detach()
@@ -423,8 +422,7 @@ class SpinsrModel(SRModel):
         losses, train = {}, self.opt['train']
         output, gt, lq = given['output'], given.get('gt'), given['lq']
         if distillation.compares_with_hr(train, current_iter):
-            assert gt is not None
-            losses['l_pix'] = self._pixel_loss(output, gt, lq) * self._share(self.cri_pix)
+            losses['l_pix'] = self._pixel_loss(output, given['gt'], lq) * self._share(self.cri_pix)
         if self.cri_perceptual:
             share = self._share(self.cri_perceptual)
             for name, loss in zip(('l_percep', 'l_style'), self.cri_perceptual(output, gt), strict=True):

@@ -5,8 +5,6 @@ they are comparisons and sums over one side of the image, which every runtime kn
 at least the window: below it the number of selected pixels and the shape of the windows depend on the size.
 """
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
@@ -27,7 +25,7 @@ def number(value: int, least: int) -> int:
     """
     symbol = torch.full((1,), value, dtype=torch.int64).item()
     torch._check(symbol >= least)
-    return cast(int, symbol)
+    return symbol  # pyright: ignore[reportReturnType]  # an int, as the tensor's type says
 
 
 def cell_of(side: int, cells: int, device: torch.device) -> Tensor:
