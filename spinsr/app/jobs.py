@@ -277,6 +277,7 @@ class _Watched:
         if time.monotonic() - self._last < _REPORT_INTERVAL:
             return
         self._last = time.monotonic()
+        assert self._count_tiles is not None and self._size is not None
         tiles = max(self._count_tiles(max(self._size)), self._tile)
         share = (self._tile - 1 + min(self._steps / self._steps_of_tile, 1)) / tiles
         self._report(share, f'Tile {self._tile} of {tiles}' if tiles > 1 else 'Upscaling')

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.themes import Base, Default
 
 from spinsr.app.jobs import Cancelled, Jobs
 from spinsr.data import photograph
@@ -63,17 +64,20 @@ def build(jobs: Jobs) -> gr.Blocks:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
+        def report(share: float, text: str) -> None:
+            progress(share, desc=text)
+
         if source is None:
             raise gr.Error('Choose an image first.', print_exception=False)
         with _errors():
             result = jobs.run(
-                request.session_hash,
+                request.session_hash or '',
                 Path(source),
                 model,
                 scale,
-                tile=None if tile == WHOLE else tile,
-                block=None if block == NO_BLOCK else block,
-                report=lambda share, text: progress(share, desc=text),
+                tile=None if isinstance(tile, str) else tile,  # WHOLE
+                block=None if isinstance(block, str) else block,  # NO_BLOCK
+                report=report,
             )
         return (
             (result.before, result.after),
@@ -83,10 +87,10 @@ def build(jobs: Jobs) -> gr.Blocks:
         )
 
     def cancel(request: gr.Request) -> None:
-        jobs.cancel(request.session_hash)
+        jobs.cancel(request.session_hash or '')
 
     def forget(request: gr.Request) -> None:
-        jobs.forget(request.session_hash)
+        jobs.forget(request.session_hash or '')
 
     with gr.Blocks(title='spinsr', analytics_enabled=False, delete_cache=(DELETE_EVERY, DELETE_AFTER)) as page:
         gr.Markdown(INTRODUCTION)
@@ -137,7 +141,7 @@ def build(jobs: Jobs) -> gr.Blocks:
                     buttons=['fullscreen'],
                     elem_id='superpixels',
                 )
-        private = {'api_visibility': 'private'}
+        private: dict[str, Any] = {'api_visibility': 'private'}
         model.input(choose, [model, scale], [scale, block], **private)
         changed = source.change(
             clear, None, [preview, summary, start, slider, download, superpixels], show_progress='hidden', **private
@@ -157,9 +161,9 @@ def build(jobs: Jobs) -> gr.Blocks:
     return page
 
 
-def theme() -> gr.themes.Base:
+def theme() -> Base:
     """The look: fonts of the system, so that nothing is asked of another host."""
-    return gr.themes.Default(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])
+    return Default(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])
 
 
 @contextlib.contextmanager

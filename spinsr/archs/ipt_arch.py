@@ -58,8 +58,9 @@ class MultiHeadAttention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Three of (B, N, D) -> (B, N, D)."""
         projected = (F.linear(x, w) for x, w in zip((q, k, v), self.in_proj.weight.chunk(3), strict=True))
-        heads = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in projected)  # (B, heads, N, D / heads)
-        return self.out_proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+        # (B, heads, N, D / heads)
+        q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in projected)
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class EncoderLayer(nn.Module):
@@ -189,6 +190,8 @@ class IPT(nn.Module):
     Raises:
         ValueError: An argument breaks its rule.
     """
+
+    mean: Tensor
 
     def __init__(
         self,

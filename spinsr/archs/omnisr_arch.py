@@ -75,8 +75,10 @@ class PixelAttention(nn.Module):
         size = self.window_size
         tokens = to_windows(x, size, size, self.dilated).flatten(2).transpose(1, 2)  # (windows, size^2, C)
         bias = None if self.bias is None else self.bias()[None]
-        tokens = self.proj(merge_heads(attend(*split_heads(self.qkv(tokens), 3, _HEADS), self.scale, bias)))
-        return from_windows(tokens.transpose(1, 2).unflatten(2, (size, size)), *x.shape[2:], self.dilated)
+        q, k, v = split_heads(self.qkv(tokens), 3, _HEADS)
+        tokens = self.proj(merge_heads(attend(q, k, v, self.scale, bias)))
+        height, width = x.shape[2:]
+        return from_windows(tokens.transpose(1, 2).unflatten(2, (size, size)), height, width, self.dilated)
 
 
 class ChannelSelfAttention(TransposedAttention):

@@ -8,8 +8,8 @@ sparse channels are moreover computed only at the pixels in the mask, as in the 
 few that gathering them pays (`SparseMaskConvolutions`). Weights are converted by `spinsr.convert`.
 """
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +98,7 @@ class SparseMaskConvolutions(nn.Module):
             results.append(F.relu(known * _gate(now, spatial) + sparse * spatial))
         return self.fuse(torch.cat(results, 1)), sparsity
 
-    def _convolve_apart(self, conv: nn.Conv2d, x: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+    def _convolve_apart(self, conv: Any, x: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
         """The convolutions of x D and of x (1 - D), with D of shape (1, C, 1, 1).
 
         Without gradients each is computed from its own channels alone, so that both together cost what one does.
@@ -215,6 +215,8 @@ class SMSR(nn.Module):
 
     TRAINING_LOSSES: ClassVar[dict[str, tuple[str, ...]]] = {'sparsity_opt': ('sparsity', 'iteration')}
 
+    mean: Tensor
+
     def __init__(
         self,
         num_in_ch: int = 3,
@@ -255,7 +257,7 @@ class SMSR(nn.Module):
         """
         if temperature is None or temperature <= 0:
             raise ValueError(f'temperature must be a number above 0, got {temperature=}')
-        for block in self.body:
+        for block in cast(Iterable[SparseMaskModule], self.body):
             block.mask.temperature = temperature
 
     def forward(self, x: Tensor, auxiliary: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:

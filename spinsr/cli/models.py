@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         }
         for row in rows
     ]
-    print(markdown_table([list(table[0]), *(line.values() for line in table)]), end='')
+    print(markdown_table([list(table[0]), *(list(line.values()) for line in table)]), end='')
     return 0
 
 

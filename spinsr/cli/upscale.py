@@ -4,7 +4,7 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from spinsr.cli import arguments, network
 from spinsr.utils.text import printable
@@ -208,7 +208,7 @@ def _compiled(net: Any, precision: str) -> Any:
     from spinsr.inference.upscale import super_resolve
 
     # Sizes differ from image to image; without `dynamic` the second one would be compiled again.
-    compiled = torch.compile(net, dynamic=True)
+    compiled = cast('torch.nn.Module', torch.compile(net, dynamic=True))
     try:
         super_resolve(torch.zeros(1, 3, 8, 8), compiled, precision=precision)
     except RuntimeError as error:

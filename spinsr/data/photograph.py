@@ -178,7 +178,8 @@ def write(path: Path, photograph: Photograph) -> None:
     if photograph.png_chunks and kind != 'PNG':
         names = ', '.join(name.decode() for name, _ in photograph.png_chunks)
         logger.warning('%s: %s cannot hold %s, which say what the colours mean', printable(path), kind, names)
-    kept = metadata.of_output(photograph.metadata, *photograph.pixels.shape[:2], path)
+    height, width = photograph.pixels.shape[:2]
+    kept = metadata.of_output(photograph.metadata, height, width, path)
     kept = metadata.for_format(kept, kind, path)
     with atomic_write.open_file(path) as file:
         _write(file, photograph._replace(metadata=kept), kind)
@@ -226,7 +227,7 @@ def to_pillow(photograph: Photograph, kind: str) -> Image.Image:
         image = formats.to_srgb(image, photograph.icc_profile, kind)
     if kind == 'GIF' and image.mode in ('LA', 'RGBA'):
         image = image.convert('RGBA')
-        image.putalpha(image.getchannel('A').point(lambda alpha: 255 * (alpha >= 128)))
+        image.putalpha(image.getchannel('A').point([255 * (alpha >= 128) for alpha in range(256)]))
     return image
 
 
@@ -259,15 +260,16 @@ def _refusal(opened: formats.Opened) -> str | None:
     if image.format not in (*FORMATS.values(), *_NAMES.values(), 'MPO'):
         return f'must be one of {", ".join(dict.fromkeys(FORMATS.values()))}, is {image.format}'
     # Telephones write MPO and HEIC with more pictures, of which the first, or the main one, is the photograph.
-    if getattr(image, 'n_frames', 1) > 1 and image.format not in ('MPO', 'HEIF'):
-        return f'must hold one image, has {image.n_frames} (an animation, or pages)'
+    frames = getattr(image, 'n_frames', 1)
+    if frames > 1 and image.format not in ('MPO', 'HEIF'):
+        return f'must hold one image, has {frames} (an animation, or pages)'
     depth = formats.bit_depth(image, opened.data)
     if image.mode == 'LAB' or (image.mode == 'CMYK' and depth > 8):
         return f'must be grey, RGB or 8-bit CMYK, is {image.mode} of {depth} bits'
     if depth not in (1, 2, 4, 8, 16) or image.mode == 'F':
         return f'must have integers of 8 or 16 bits, has {depth} bits'
     if depth == 16 and image.format == 'TIFF':
-        if image.tag_v2.get(formats.PLANES) == 2 or 1 in formats.extra_samples(image):
+        if formats.tiff_tags(image).get(formats.PLANES) == 2 or 1 in formats.extra_samples(image):
             return 'is a 16-bit TIFF with separate planes or premultiplied alpha, which cannot be read'
     return None
 
@@ -278,7 +280,7 @@ def _pixels(opened: formats.Opened, path: Path) -> np.ndarray:
     is_tiff = image.format == 'TIFF'
     # JPEG XL has an orientation of its own, which the decoder has followed already.
     orientation = 1 if is_tiff or image.format == 'JXL' else formats.orientation(image)
-    is_inverted = is_tiff and image.tag_v2.get(formats.PHOTOMETRIC) == 0
+    is_inverted = is_tiff and formats.tiff_tags(image).get(formats.PHOTOMETRIC) == 0
     extra = formats.extra_samples(image) if is_tiff else ()
     has_alpha = bool(extra) and extra[0] in (1, 2)
     if len(extra) > has_alpha:

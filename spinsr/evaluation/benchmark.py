@@ -7,6 +7,7 @@ precision, too.
 """
 
 import csv
+import functools
 import importlib
 import inspect
 import io
@@ -195,10 +196,11 @@ def evaluate(
             if files is not None:
                 jobs.append((dataset, scale, files))
     results = []
-    for job in jobs:
-        entry = attempt(*job[:2], lambda job=job: _evaluate_set(*job, upscaler, protocols, metrics or {}))
+    for dataset, scale, files in jobs:
+        evaluated = functools.partial(_evaluate_set, dataset, scale, files, upscaler, protocols, metrics or {})
+        entry = attempt(dataset, scale, evaluated)
         if entry is not None:
-            results.append({'dataset': job[0], 'scale': job[1], 'method': method, **entry})
+            results.append({'dataset': dataset, 'scale': scale, 'method': method, **entry})
     return results
 
 

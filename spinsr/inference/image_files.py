@@ -250,12 +250,13 @@ def upscale_files(
             several = frames.read(source, max_pixels)
             photo = several.first if several else photograph.read(source, max_pixels)
             shape = photo.pixels.shape[:2]
-            height, width = size.of(*shape, scale) if size else (scale * side for side in shape)
+            height, width = size.of(shape[0], shape[1], scale) if size else (scale * side for side in shape)
             work = _Work(net, scale, size, strip, source, target, options, set())
             if several:
                 frames.check_room(target, several, height, width)
                 if several.timing:  # whose encoders hold all frames
-                    upscaling.check_result(*shape, several.count * height * width * photo.pixels[0, 0].nbytes)
+                    result = several.count * height * width * photo.pixels[0, 0].nbytes
+                    upscaling.check_result(shape[0], shape[1], result)
                 frames.write(target, (work.enlarged(frame) for frame in several), several.timing)
             else:
                 photograph.check_room(target, height, width, photo.pixels)

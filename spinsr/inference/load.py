@@ -122,7 +122,7 @@ def resolve(
     from spinsr import convert
     from spinsr.archs import pretrained
 
-    if pretrained.is_folder(arch) and (isinstance(arch, os.PathLike) or not convert.find_format(arch)):
+    if arch is not None and pretrained.is_folder(arch) and (not isinstance(arch, str) or not convert.find_format(arch)):
         if not (isinstance(weights, str) and weights == 'default'):
             raise ValueError(f'{printable(os.fspath(arch))} has weights of its own; leave weights out')
         folder, config = arch, pretrained.read_config(arch)
@@ -136,13 +136,14 @@ def resolve(
         # The file tells the scale; another one that is asked for is compared with it.
         config.pop(format.scale_keyword, None)
         arch_args = config | arch_args
+    arch = os.fspath(arch) if isinstance(arch, os.PathLike) else arch
     if weights is None or (isinstance(weights, str) and weights == 'default'):
         arch, scale = arch or DEFAULT_ARCH, scale or DEFAULT_SCALE
         network = _named(arch, scale, arch_args, weighted=weights is not None)
         if weights is None:
             return network
         # The weights of SPIN serve its variants, too.
-        format = convert.find_format(network.cls.__base__) or convert.find_format(network.cls)
+        format = convert.find_format(network.cls.__base__ or nn.Module) or convert.find_format(network.cls)
         weights = default_weights(format.name if format else arch, scale)
     source = 'the state dict' if isinstance(weights, Mapping) else printable(os.fspath(weights))
     if arch is not None:

@@ -13,6 +13,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+# torch annotates its operations on lists of tensors as not for others.
+# pyright: reportPrivateImportUsage=false
 import torch
 from torch import Tensor, nn
 
@@ -114,7 +116,7 @@ class Muon(torch.optim.Optimizer):
 
     def _step_muon(self, params: list[Tensor], group: Mapping[str, Any]) -> None:
         lr, momentum = group['lr'], group['momentum']
-        grads = [p.grad for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
         buffers = self._state_of(params, 'momentum_buffer')
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         updates = torch._foreach_lerp(grads, buffers, momentum) if group['nesterov'] else buffers
@@ -137,7 +139,7 @@ class Muon(torch.optim.Optimizer):
             self.state[p]['step'] = step = self.state[p].get('step', 0) + 1
             alike[step].append(p)
         for step, part in alike.items():
-            grads = [p.grad for p in part]
+            grads = [p.grad for p in part if p.grad is not None]
             means, squares = self._state_of(part, 'exp_avg'), self._state_of(part, 'exp_avg_sq')
             torch._foreach_lerp_(means, grads, 1 - beta1)
             torch._foreach_mul_(squares, beta2)
