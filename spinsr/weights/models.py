@@ -91,5 +91,6 @@ def find_model(name: str, scale: int | None = None) -> Model:
     if scale is None:
         scale = next(iter(same)) if len(same) == 1 else DEFAULT_SCALE
     if scale not in same:
-        raise ValueError(f'the model {name} has the scales {", ".join(map(str, same))}, got {scale}')
+        known = f'the scales {", ".join(map(str, same))}' if len(same) > 1 else f'only the scale {next(iter(same))}'
+        raise ValueError(f'the model {name} has {known}, got {scale}')
     return same[scale]
