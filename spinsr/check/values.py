@@ -380,7 +380,7 @@ def _grows(options: Mapping[str, Any]) -> bool:
 def _problem(options: Mapping[str, Any]) -> tuple[str, str] | None:
     dataset = section(options, 'datasets', 'train')
     numbers = options.get('scale') or dataset.get('scale'), section(options, 'train').get('accumulate')
-    # What is no number is found elsewhere.
+    # Values that are not numbers are reported elsewhere.
     return progressive_learning.problem(
         dataset, *(number if is_whole(number) and number > 0 else 1 for number in numbers)
     )
@@ -468,7 +468,7 @@ def _loading(options: Mapping[str, Any], key: str, dataset: Mapping[str, Any]) -
     if dataset.get('persistent_workers') is True and (
         dataset.get('num_worker_per_gpu') == 0 or key.partition(':')[2].partition('_')[0] != 'train'
     ):
-        yield error(f'{key}:persistent_workers', 'needs workers, and there are none')
+        yield error(f'{key}:persistent_workers', 'needs num_worker_per_gpu above 0 and a training set')
     on_gpu = options.get('num_gpu') != 0 and torch.cuda.is_available()
     if dataset.get('prefetch_mode') == 'cuda' and on_gpu and dataset.get('pin_memory') is not True:
         yield error(f'{key}:prefetch_mode', 'cuda needs pin_memory: true')

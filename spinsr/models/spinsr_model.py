@@ -37,12 +37,12 @@ _PICTURES = 4
 
 @MODEL_REGISTRY.register()
 class SpinsrModel(SRModel):
-    """BasicSR's SRModel, with what a training of days needs. Without further options it computes what SRModel does.
+    """BasicSR's SRModel, with what a training of several days needs. By default it computes what SRModel computes.
 
-    But for one thing: where a file leaves tensors out (`strict_load_g: false`) the EMA begins with the network's;
-    SRModel's begins with other random numbers, and keeps a part of them for thousands of iterations.
+    One exception: tensors that a file leaves out (`strict_load_g: false`) start with the same values in the EMA as in
+    the network. SRModel's EMA starts with other random numbers and keeps part of them for thousands of iterations.
 
-    Options beside SRModel's, each with its default:
+    Options in addition to SRModel's, with their defaults:
 
     - `train: precision: fp32`: bf16 or fp16 (with loss scaling) by autocast; weights and loss stay in float32.
     - `train: grad_clip: ~`: the largest norm of the gradient of all weights together.
@@ -251,7 +251,7 @@ class SpinsrModel(SRModel):
             param_key: Which state dict of BasicSR's file; 'params' if the file has none of this name.
 
         Raises:
-            OptionError: If the file is no checkpoint of this network.
+            OptionError: The file is not a checkpoint of this network.
         """
         bare = self.get_bare_model(net)
         arch = type(bare).__name__
@@ -285,7 +285,7 @@ class SpinsrModel(SRModel):
         if blocks and net.conv_first.in_channels != 3:
             raise OptionError(f'val:superpixels must be of RGB images, got num_in_ch {net.conv_first.in_channels}')
         if self.superpixels >= blocks:
-            has = f'has blocks 0 to {blocks - 1}' if blocks else 'is no SPIN'
+            has = f'has blocks 0 to {blocks - 1}' if blocks else 'is not a SPIN'
             raise OptionError(
                 f'val:superpixels must be a block of SPIN, got {self.superpixels}: {type(net).__name__} {has}'
             )
@@ -613,7 +613,7 @@ def loss_problem(model: type, name: str, loss: type[nn.Module], network: type | 
     places = [p for p in wanted if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     needed = [p.name for p in places if p.default is p.empty]
     takes_any = any(p.kind is p.VAR_POSITIONAL for p in wanted)
-    # What is no result and no target goes to nobody who did not ask for it: it could be taken for a weight.
+    # Only results and targets are passed on without being asked for: anything else could be mistaken for a weight.
     enough = len(needed) if len(given) > 2 else len(places)
     if takes_any or len(needed) <= len(given) <= enough:
         return ''

@@ -23,7 +23,7 @@ from spinsr.utils.validation import FLAG, NAMES, SECTION, Rule, is_number
 # Of the polynomial a x + b x^3 + c x^5, which moves every singular value in (0, 1] towards 1 in a few steps.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _STEPS = 5
-# The smallest norm that a matrix is divided by.
+# Smaller norms are replaced by this one before the division.
 _SMALLEST_NORM = 1e-7
 _MUON = {'lr': 0.01, 'momentum': 0.95, 'nesterov': True, 'weight_decay': 0.0}
 _ADAM = {'lr': 0.001, 'betas': (0.9, 0.99), 'eps': 1e-8, 'weight_decay': 0.0}

@@ -258,7 +258,7 @@ def test_resume_with_other_workers_gives_the_same_bits(project, monkeypatch, cap
 
 
 def test_seed_of_the_state_orders_the_samples(project, monkeypatch):
-    """manual_seed that was left out is drawn anew at every start."""
+    """Without manual_seed every start draws a new seed."""
     assert train.main(['-opt', options(project, 'whole', {'manual_seed': 7})]) == 0
     with monkeypatch.context() as patch:
         crash(patch, SpinsrModel, 'optimize_parameters', 8)
