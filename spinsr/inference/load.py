@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spinsr.utils.text import SIMILAR_NAME, nearest, printable
 from spinsr.weights import DEFAULT_ARCH, DEFAULT_SCALE, default_weights
+from spinsr.weights.models import find_model
 
 logger = logging.getLogger('spinsr')
 
@@ -72,6 +73,8 @@ def load(
     scale: int | None = None,
     weights: str | os.PathLike | Mapping | None = 'default',
     device: str | torch.device = 'cpu',
+    *,
+    model: str | None = None,
     **arch_args: Any,
 ) -> nn.Module:
     """Builds a network, with weights, ready for `upscale`.
@@ -87,6 +90,7 @@ def load(
             or the authors' own, which is converted. 'default' takes those that spinsr ships; None leaves the random
             initialisation.
         device: Where the network goes.
+        model: A network with weights that spinsr ships, as `spinsr models` lists them, instead of `weights`.
         **arch_args: Further arguments of the arch. For a network of spinsr only those that the shapes in the weights do
             not tell are needed.
 
@@ -94,7 +98,8 @@ def load(
         The network in eval mode.
 
     Raises:
-        ValueError: Unknown arch or scale, weights that do not fit, or no default weights for this arch and scale.
+        ValueError: Unknown arch, scale or model, weights that do not fit, or no default weights for this arch and
+            scale.
         TypeError: The arch does not have an argument of this name.
         FileNotFoundError: The weights file does not exist.
 
@@ -105,6 +110,10 @@ def load(
         >>> load(weights=net.state_dict()).upscale
         2
     """
+    if model is not None:
+        if not (isinstance(weights, str) and weights == 'default'):
+            raise ValueError(f'the model {model} has weights of its own; leave weights out')
+        weights = find_model(model, scale).path
     return resolve(arch, scale, weights, **arch_args).build(device)
 
 
