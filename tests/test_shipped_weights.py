@@ -40,6 +40,7 @@ def test_file_names_its_network_and_holds_finite_float32(path):
     assert path.stat().st_size < 3e6
 
 
+@pytest.mark.slow
 @every_file
 def test_is_clearly_better_than_bicubic(path):
     net, scale = load(path)
@@ -48,6 +49,7 @@ def test_is_clearly_better_than_bicubic(path):
     assert psnr(spinsr.upscale(lr, net), hr) > psnr(upsample(lr, scale), hr) + 0.8
 
 
+@pytest.mark.slow
 @every_file
 def test_adds_no_colour_and_no_shift(path):
     net, scale = load(path)
