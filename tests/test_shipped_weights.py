@@ -42,6 +42,7 @@ def test_file_names_its_network_and_holds_finite_float32(model):
     assert model.path.stat().st_size < 3e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'model', [model for model in MODELS if model.trained_for == CLEAN], ids=lambda model: model.file
 )
@@ -52,6 +53,7 @@ def test_is_clearly_better_than_bicubic(model):
     assert psnr(spinsr.upscale(lr, net), hr) > psnr(upsample(lr, scale), hr) + 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(PHOTO not in MODELS, reason='the weights for photographs are not in this version')
 def test_photo_is_better_than_spin_on_a_jpeg():
     hr = data.coffee()[100:300, 200:400]
@@ -62,6 +64,7 @@ def test_photo_is_better_than_spin_on_a_jpeg():
     assert photo > max(spin, psnr(upsample(lr, PHOTO.scale), hr)) + 0.2
 
 
+@pytest.mark.slow
 @every_model
 def test_adds_no_colour_and_no_shift(model):
     net, scale = load(model), model.scale

@@ -161,12 +161,14 @@ def test_a_network_that_does_not_run_is_said_in_one_line():
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.slow
 def test_measured_in_a_process():
     row = measure('SPIN', 2, 9, 13, runs=3, arch_args=SPIN)
     assert len(row['seconds']) == 3 and row['latency'] == sorted(row['seconds'])[1] > 0
     assert row['peak_memory'] >= row['base_memory'] > 50e6
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_says_why():
     with pytest.raises(ValueError, match='SPIN x2 cannot be measured: .*nowhere'):
         measure('SPIN', 2, 9, 13, device='nowhere')
@@ -204,6 +206,7 @@ def picture(data):
     return Image.open(io.BytesIO(data)).convert('RGB')
 
 
+@pytest.mark.slow
 def test_points_are_in_the_picture():
     pytest.importorskip('adjustText', reason='plots need adjustText: the extra plot')
     point = plot.Point('here', 555_000, 30.0, ours=True)
@@ -243,6 +246,7 @@ def test_points_without_a_place_are_refused(points):
         plot.draw(points, 'title')
 
 
+@pytest.mark.slow
 def test_command_writes_table_numbers_and_picture(here, capsys):
     name = scores(here / 's.json')
     files = ['--markdown', 'o/t.md', '--json', 'o/t.json', '--plot', 'o/p.png', '--scores', name]
