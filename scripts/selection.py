@@ -57,7 +57,7 @@ def main() -> None:
     args = parser.parse_args()
     paths = sorted((args.folder / 'LR_bicubic' / 'X4').glob('*.png'))
     if not paths:
-        parser.error(f'there are no images {args.folder}/LR_bicubic/X4/*.png')
+        parser.error(f'no images found: {args.folder}/LR_bicubic/X4/*.png')
     torch.manual_seed(0)
     net = spinsr.load('SPIN', weights=args.weights) if args.weights else SPIN().eval()
     assert isinstance(net, SPIN)

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     images = args.folder / ('HR' if args.input == 'HR' else f'LR_bicubic/X{args.scale}')
     paths = sorted(images.glob('*.png'))
     if not paths:
-        parser.error(f'there are no images {images}/*.png')
+        parser.error(f'no images found: {images}/*.png')
     outputs = [path for path in (args.markdown, args.json) if path]
     try:
         check_outputs(outputs, args.overwrite)

@@ -124,7 +124,7 @@ def structure(options: Mapping[str, Any], *, is_train: bool) -> Iterator[Finding
         if is_train:
             yield from _missing(options['datasets'], ('train',), 'datasets')
         elif not options['datasets']:
-            yield error('datasets', 'there is no data set (datasets:test_1)')
+            yield error('datasets', 'no data set found; add one as datasets:test_1')
 
 
 def _missing(part: Mapping[str, Any], keys: tuple[str, ...], where: str = '') -> Iterator[Finding]:
@@ -132,7 +132,7 @@ def _missing(part: Mapping[str, Any], keys: tuple[str, ...], where: str = '') ->
         if key not in part:
             others = [other for other in part if other not in keys]
             hint = f'; {nearest(key, others)}' if others else ''
-            yield error(where, f'{"there is" if where else "the option file has"} no key {key!r}{hint}')
+            yield error(where, f'key {key!r} is missing{"" if where else " from the option file"}{hint}')
 
 
 def unknown(options: Mapping[str, Any]) -> Iterator[Finding]:

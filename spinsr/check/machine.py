@@ -95,7 +95,7 @@ def _vgg(part: Mapping[str, Any]) -> Iterator[Finding]:
     if PurePosixPath(VGG_PRETRAIN_PATH).name == name:
         places.append(Path(VGG_PRETRAIN_PATH))
     if not any(place.is_file() for place in places):
-        reason = f'torchvision downloads {url} when training starts, for it is not here'
+        reason = f'torchvision downloads {url} when training starts: the file is missing'
         yield warning('train:perceptual_opt', f'{reason} ({" or ".join(map(str, places))})')
 
 

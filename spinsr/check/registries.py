@@ -70,7 +70,7 @@ def _registered(registry: str, name: Any, where: str) -> Iterator[Finding]:
 
 def _typed(registry: str, part: Mapping[str, Any], where: str) -> Iterator[Finding]:
     if 'type' not in part:
-        yield error(where, "there is no key 'type'")
+        yield error(where, "key 'type' is missing")
     else:
         yield from _registered(registry, part['type'], f'{where}:type')
 
@@ -188,7 +188,7 @@ def _losses(options: Mapping[str, Any]) -> Iterator[Finding]:
     if train and model is not None and model.__name__ in ('SRModel', 'SpinsrModel'):
         enough = ('pixel_opt', 'perceptual_opt', *(('distill_opt',) if model.__name__ == 'SpinsrModel' else ()))
         if not any(train.get(name) for name in enough):
-            yield error('train', f'there is no loss: none of {", ".join(enough)}')
+            yield error('train', f'no loss found; set one of {", ".join(enough)}')
 
 
 def _tried(build: Callable, where: str, *args: Any, **kwargs: Any) -> Iterator[Finding]:

@@ -362,10 +362,10 @@ def _distillation(options: Mapping[str, Any]) -> Iterator[Finding]:
         return
     distills = cls.__name__ == 'DistillationDataset'
     if train.get('distill_opt') and not distills:
-        reason = f'datasets:train:type is {cls.__name__}, which has none: take DistillationDataset'
+        reason = f'datasets:train:type is {cls.__name__}, which has none: use DistillationDataset'
         yield error('train:distill_opt', f'needs the outputs of a teacher; {reason}')
     elif distills and not train.get('distill_opt'):
-        yield warning('datasets:train', 'the outputs of the teacher are not used: there is no train:distill_opt')
+        yield warning('datasets:train', 'the outputs of the teacher are not used: train:distill_opt is missing')
     if distills and dataset.get('read_gt') is False:
         for name, needs in {**calls, 'perceptual_opt': ('gt',)}.items():
             if train.get(name) and 'gt' in needs:
@@ -410,9 +410,9 @@ def _datasets(options: Mapping[str, Any], is_train: bool) -> Iterator[Finding]:
         yield from _loading(options, key, dataset)
     validated = [key for key, phase, _ in datasets(options) if phase == 'val']
     if is_train and section(options, 'val') and not validated:
-        yield warning('val', 'there is no data set to validate on (datasets:val)')
+        yield warning('val', 'no data set to validate on: datasets:val is missing')
     if is_train and validated and options.get('val') is None:
-        yield warning(validated[0], 'is never used: there is no section val')
+        yield warning(validated[0], 'is never used: the section val is missing')
 
 
 def reference_metrics(options: Mapping[str, Any]) -> list[str]:

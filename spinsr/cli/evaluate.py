@@ -73,7 +73,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--no-gt',
         action='store_true',
-        help='there are no HR images: the folders of --benchmark hold LR images, or --sr DIR the images to score',
+        help='no HR images: the folders of --benchmark hold LR images, or --sr DIR the images to score',
     )
     parser.add_argument(
         '--self-ensemble', action='store_true', help='mean over the 8 dihedral transforms (marked with a +)'

@@ -35,7 +35,7 @@ class BicubicImageDataset(Dataset):
             ones, in the order of their names).
 
     Raises:
-        ValueError: An option is missing or has a value that is not allowed; there are no images.
+        ValueError: An option is missing or has a value that is not allowed; no images are found.
     """
 
     OPTIONS = ('dataroot_gt', 'meta_info_file', 'max_images', 'gt_size', 'use_hflip', 'use_rot')

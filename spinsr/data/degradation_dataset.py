@@ -38,7 +38,7 @@ class DegradationDataset(BicubicImageDataset):
             LR is made of it.
 
     Raises:
-        ValueError: An option is missing or has a value that is not allowed; there are no images.
+        ValueError: An option is missing or has a value that is not allowed; no images are found.
     """
 
     OPTIONS = (*BicubicImageDataset.OPTIONS, 'degradation', 'gt_usm')

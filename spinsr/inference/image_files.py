@@ -77,8 +77,8 @@ def find_images(inputs: Iterable[Path], out: Path, *, recursive: bool = False) -
         Resolved path -> image, in the order of the inputs and by name in a folder.
 
     Raises:
-        ValueError: A file does not exist, is not a regular file, or does not end as an image does; a folder holds no
-            image; `out` is among the inputs, is a file that does not end as an image does, or names one file for
+        ValueError: A file does not exist, is not a regular file, or does not have the ending of an image; a folder
+            holds no image; `out` is among the inputs, is a file without the ending of an image, or names one file for
             several images.
     """
     if out.exists() and not out.is_dir() and not is_file_name(out):

@@ -43,8 +43,8 @@ def prepare_teacher(dataset: Path, net: nn.Module, teacher: Teacher, out: Path |
         The LMDB.
 
     Raises:
-        ValueError: There is no LR, or HR does not fit it; an image is missing or damaged; the output is of another
-            teacher or of other images; or the network gives NaN, infinity or another scale.
+        ValueError: LR is missing, or HR does not fit it; an image is missing or damaged; the output is of another
+            teacher or of other images; or the network returns NaN, infinity or another scale.
         MemoryError: An image does not fit into memory, whole, or in tiles where `teacher.tile` asks for them.
         OSError: The output cannot be written.
     """

@@ -218,7 +218,7 @@ def test_script_writes_the_means_and_every_image(script, place, capsys):
     [
         (['Two', '--weights', 'none.pth'], 1, 'none.pth'),
         (['Two', '--weights', 'net.pth', '--json', 'net.pth'], 1, 'net.pth exists; --overwrite replaces it'),
-        (['Two', '--weights', 'net.pth', '--scale', '2'], 2, 'there are no images Two/LR_bicubic/X2/*.png'),
+        (['Two', '--weights', 'net.pth', '--scale', '2'], 2, 'no images found: Two/LR_bicubic/X2/*.png'),
     ],
     ids=['no-weights', 'file-is-there', 'no-images'],
 )

@@ -168,14 +168,14 @@ def test_a_shipped_file_has_no_finding(path):
 
 
 ERRORS = [
-    pytest.param(without(GOOD, 'datasets'), "the option file has no key 'datasets'", id='no-datasets'),
+    pytest.param(without(GOOD, 'datasets'), "key 'datasets' is missing from the option file", id='no-datasets'),
     pytest.param(changed(without(GOOD, 'network_g'), {'network_q': {}}), "mean 'network_q'?", id='misspelt-section'),
-    pytest.param(without(GOOD, 'train:total_iter'), "train: there is no key 'total_iter'", id='no-total'),
-    pytest.param(without(GOOD, 'datasets:train'), "datasets: there is no key 'train'", id='no-training-set'),
-    pytest.param(without(GOOD, 'val:save_img'), "val: there is no key 'save_img'", id='no-save_img'),
-    pytest.param(without(GOOD, 'train:scheduler:type'), "scheduler: there is no key 'type'", id='no-scheduler-type'),
-    pytest.param(without(GOOD, 'datasets:train:gt_size'), "there is no key 'gt_size'", id='no-gt_size'),
-    pytest.param(without(GOOD, 'datasets:val:dataroot_lq'), "there is no key 'dataroot_lq'", id='no-dataroot'),
+    pytest.param(without(GOOD, 'train:total_iter'), "train: key 'total_iter' is missing", id='no-total'),
+    pytest.param(without(GOOD, 'datasets:train'), "datasets: key 'train' is missing", id='no-training-set'),
+    pytest.param(without(GOOD, 'val:save_img'), "val: key 'save_img' is missing", id='no-save_img'),
+    pytest.param(without(GOOD, 'train:scheduler:type'), "scheduler: key 'type' is missing", id='no-scheduler-type'),
+    pytest.param(without(GOOD, 'datasets:train:gt_size'), "key 'gt_size' is missing", id='no-gt_size'),
+    pytest.param(without(GOOD, 'datasets:val:dataroot_lq'), "key 'dataroot_lq' is missing", id='no-dataroot'),
     pytest.param(changed(GOOD, {'train': None}), 'train: the section must not be empty', id='empty-section'),
     pytest.param(changed(GOOD, {'path': 'here'}), 'path: must be a section', id='no-section'),
     pytest.param(changed(GOOD, {'datasets:test': {}}), 'begin with one of train, val', id='phase'),
@@ -198,7 +198,7 @@ for changes, line, name in [
     ({'train:pixel_opt:loss_wieght': 1.0}, "has no keyword 'loss_wieght'; did you mean 'loss_weight'", 'loss-key'),
     ({'train:pixel_opt:loss_weight': '1'}, 'train:pixel_opt:loss_weight: must be a number', 'loss-kind'),
     ({'train:pixel_opt:reduction': 'average'}, 'train:pixel_opt: ', 'loss-value'),
-    ({'train:pixel_opt': None}, 'train: there is no loss', 'no-loss'),
+    ({'train:pixel_opt': None}, 'train: no loss found', 'no-loss'),
     (
         {'model_type': 'SpinsrModel', 'train:pixel_opt': {'type': 'UncertaintyDrivenLoss'}},
         'train:pixel_opt: UncertaintyDrivenLoss needs pred, target, log_scale, but SpinsrModel gives it output, gt',
@@ -350,7 +350,7 @@ for changes, line, name in [
 ERRORS.append(
     pytest.param(
         without(changed(GOOD, DISTILLATION), 'datasets:train:dataroot_teacher'),
-        "datasets:train: there is no key 'dataroot_teacher'",
+        "datasets:train: key 'dataroot_teacher' is missing",
         id='no-dataroot_teacher',
     )
 )
@@ -400,7 +400,7 @@ def test_error(capsys, options, line):
         ),
         pytest.param(
             {**DISTILLATION, 'model_type': 'SpinsrModel', 'train:distill_opt': None},
-            'datasets:train: the outputs of the teacher are not used: there is no train:distill_opt',
+            'datasets:train: the outputs of the teacher are not used: train:distill_opt is missing',
             id='teacher-without-a-loss',
         ),
         pytest.param({'datasets:train:iters': [4]}, "datasets:train:iters: nothing reads the key 'iters'", id='iters'),
