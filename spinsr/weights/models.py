@@ -67,7 +67,7 @@ PHOTO = Model(
 )
 MODELS = (
     _spin(2, 497_275, 593.9e9, 37.283, 32.962),
-    _spin(3, 569_475, 174.4e9, 33.535, 29.794),
+    _spin(3, 569_475, 174.4e9, 33.5354, 29.794),
     _spin(4, 555_035, 88.7e9, 31.43, 28.11),
     *(model for model in (PHOTO,) if model.path.is_file()),  # TODO: a plain PHOTO when the file is here
 )
@@ -85,9 +85,8 @@ def find_model(name: str, scale: int | None = None) -> Model:
     """
     same = {model.scale: model for model in MODELS if model.name == name}
     if not same:
-        names = sorted({model.name for model in MODELS})
-        known, hint = ', '.join(names), nearest(name, names)
-        raise ValueError(f'model must be one of {known}, got {printable(repr(name))}; {hint}')
+        hint = nearest(name, sorted({model.name for model in MODELS}))
+        raise ValueError(f'unknown model {printable(repr(name))}; {hint}')
     if scale is None:
         scale = next(iter(same)) if len(same) == 1 else DEFAULT_SCALE
     if scale not in same:

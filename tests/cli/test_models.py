@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,15 @@ def test_table_has_a_row_for_each(capsys):
     header, _, *rows = (re.split(r' *\| *', line)[1:-1] for line in capsys.readouterr().out.splitlines())
     assert header[:4] == ['model', 'scale', 'network', 'parameters']
     assert [row[:3] for row in rows] == [[model.name, f'x{model.scale}', model.arch] for model in MODELS]
+
+
+def test_scores_of_spin_are_those_of_the_readme(capsys):
+    readme = (Path(__file__).parents[2] / 'README.md').read_text(encoding='utf-8')
+    published = re.findall(r'(\d+\.\d+) /', re.search(r'^\| SPIN, shipped .*$', readme, re.MULTILINE)[0])
+    assert main(['models']) == 0
+    header, _, *rows = (re.split(r' *\| *', line)[1:-1] for line in capsys.readouterr().out.splitlines())
+    spin = [row for row in rows if row[0] == 'spin']
+    assert [row[header.index(dataset)] for dataset in ('Set5', 'Set14') for row in spin] == published
 
 
 def test_what_was_not_measured_is_left_open(monkeypatch, capsys):
@@ -71,7 +81,7 @@ def test_upscale_takes_a_model(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
-        (['--model', 'spinn'], "got 'spinn'; did you mean 'spin'?"),
+        (['--model', 'spinn'], "unknown model 'spinn'; did you mean 'spin'?"),
         (['--model', 'spin', '--scale', '8'], 'the model spin has the scales 2, 3, 4, got 8'),
         (['--model', 'spin', '--arch', 'SAN'], 'SPIN'),
     ],
