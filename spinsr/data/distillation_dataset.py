@@ -105,7 +105,7 @@ class DistillationDataset(PairedImageDataset):
         data = np.frombuffer(self.file_client.get(path, side), np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_COLOR | depth)
         if image is None:
-            raise ValueError(f'{path} ({side}) is no image')
+            raise ValueError(f'{path} ({side}) is not an image')
         return image
 
 
