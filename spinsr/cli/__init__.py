@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         # The command's own parser: its usage shows the flags that there are.
-        commands.choices[args.command].error(f'unrecognized arguments: {" ".join(unknown)}')
+        commands.choices[args.command].error(f'unrecognized arguments: {printable(" ".join(unknown))}')
     devices.allow_fallback()
     try:
         if args.command not in WITHOUT_TORCH:
