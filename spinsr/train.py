@@ -210,6 +210,7 @@ class _Run:
 
         def test_image(*args: Any, **keywords: Any) -> Any:
             nonlocal longest
+            assert test is not None
             if not self.validating:
                 return test(*args, **keywords)
             begin = time.monotonic()

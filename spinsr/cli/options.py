@@ -69,7 +69,8 @@ def _selected(names: list[str], scales: set[int]) -> dict[str, Callable[[], byte
     files = {name: path.read_bytes for name, path in option_files.shipped().items()}
     for name, file in option_files.generated().items():
         files[name] = lambda file=file: file.text().encode()
-    of_network = {name: re.fullmatch(r'(?:train|test)_(.+?)_x(\d+)(?:_\w+)?\.yml', Path(name).name) for name in files}
+    pattern = re.compile(r'(?:train|test)_(.+?)_x(\d+)(?:_\w+)?\.yml')
+    of_network = {name: match for name in files if (match := pattern.fullmatch(Path(name).name))}
     known = {match[1] for match in of_network.values()}
     for name in names:
         if name not in known and _file_name(name) not in files:

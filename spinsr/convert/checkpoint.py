@@ -254,7 +254,8 @@ def _torch_load(path: str | os.PathLike) -> Any:
     scalar = np.float64(0).__reduce__()[0]
     names = [(scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')]
     types = [np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
-    with torch.serialization.safe_globals(names + types), warnings.catch_warnings():
+    safe: list[Any] = [*names, *types]
+    with torch.serialization.safe_globals(safe), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # about pickles of another kind; the result is an error or a checkpoint
         return torch.load(path, map_location='cpu', weights_only=True)
 

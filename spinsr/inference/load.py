@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spinsr.utils.text import SIMILAR_NAME, nearest, printable
 from spinsr.weights import DEFAULT_ARCH, DEFAULT_SCALE, default_weights
+from spinsr.weights.models import find_model
 
 logger = logging.getLogger('spinsr')
 
@@ -76,6 +77,8 @@ def load(
     scale: int | None = None,
     weights: str | os.PathLike | Mapping | None = 'default',
     device: str | torch.device = 'cpu',
+    *,
+    model: str | None = None,
     **arch_args: Any,
 ) -> nn.Module:
     """Builds a network, with weights, ready for `upscale`.
@@ -91,6 +94,7 @@ def load(
             or the authors' own, which is converted. 'default' takes those that spinsr ships; None leaves the random
             initialisation.
         device: Where the network goes.
+        model: A network with weights that spinsr ships, as `spinsr models` lists them, instead of `weights`.
         **arch_args: Further arguments of the arch. For a network of spinsr only those that the shapes in the weights do
             not tell are needed.
 
@@ -98,7 +102,8 @@ def load(
         The network in eval mode.
 
     Raises:
-        ValueError: Unknown arch or scale, weights that do not fit, or no default weights for this arch and scale.
+        ValueError: Unknown arch, scale or model, weights that do not fit, or no default weights for this arch and
+            scale.
         TypeError: The arch does not have an argument of this name.
         FileNotFoundError: The weights file does not exist.
 
@@ -109,6 +114,10 @@ def load(
         >>> load(weights=net.state_dict()).upscale
         2
     """
+    if model is not None:
+        if not (isinstance(weights, str) and weights == 'default'):
+            raise ValueError(f'the model {model} has weights of its own; leave weights out')
+        weights = find_model(model, scale).path
     return resolve(arch, scale, weights, **arch_args).build(device)
 
 
@@ -126,7 +135,7 @@ def resolve(
     from spinsr import convert
     from spinsr.archs import pretrained
 
-    if pretrained.is_folder(arch) and (isinstance(arch, os.PathLike) or not convert.find_format(arch)):
+    if arch is not None and pretrained.is_folder(arch) and (not isinstance(arch, str) or not convert.find_format(arch)):
         if not (isinstance(weights, str) and weights == 'default'):
             raise ValueError(f'{printable(os.fspath(arch))} has weights of its own; leave weights out')
         folder, config = arch, pretrained.read_config(arch)
@@ -140,13 +149,14 @@ def resolve(
         # The file tells the scale; another one that is asked for is compared with it.
         config.pop(format.scale_keyword, None)
         arch_args = config | arch_args
+    arch = os.fspath(arch) if isinstance(arch, os.PathLike) else arch
     if weights is None or (isinstance(weights, str) and weights == 'default'):
         arch, scale = arch or DEFAULT_ARCH, scale or DEFAULT_SCALE
         network = _named(arch, scale, arch_args, weighted=weights is not None)
         if weights is None:
             return network
         # The weights of SPIN serve its variants, too.
-        format = convert.find_format(network.cls.__base__) or convert.find_format(network.cls)
+        format = convert.find_format(network.cls.__base__ or nn.Module) or convert.find_format(network.cls)
         weights = default_weights(format.name if format else arch, scale)
     source = 'the state dict' if isinstance(weights, Mapping) else printable(os.fspath(weights))
     if arch is not None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from spinsr.ops.association import Association, DenseAssociation, MixtureAssociation
+from spinsr.ops.association import Association, DenseAssociation, MixtureAssociation, SparseAssociation
 from spinsr.ops.common.grid import gather_incoming, patches
 
 
@@ -43,6 +43,7 @@ def top_n(association: Association, n: int | None = None) -> Tensor:
         return _top_n_reference(association.log_odds, n)
     if isinstance(association, MixtureAssociation):
         return _top_n_mixture(association, n)
+    assert isinstance(association, SparseAssociation)
     candidates = association.log_odds  # (B, K, M, P)
     if grid.is_pixel is not None:
         candidates = candidates.masked_fill(~grid.is_pixel[:, None], float('-inf'))
@@ -69,21 +70,22 @@ def _top_n_reference(log_odds: Tensor, n: int) -> Tensor:
 
 def _top_n_mixture(association: MixtureAssociation, n: int) -> Tensor:
     """The best of the pixels so far and of the next chunk, chunk by chunk."""
-    best = None
+    best: tuple[Tensor, Tensor] | Tensor | None = None  # log-odds and pixels, or keys
     for chunk in association.chunks():
         log_odds = association.log_odds_of(chunk).transpose(1, 2)  # (B, K, pixels)
         pixels = torch.arange(chunk.start, chunk.stop, device=log_odds.device)
         if _must_sort(log_odds):
             pixels = pixels.expand_as(log_odds)
-            if best is not None:
+            if isinstance(best, tuple):
                 log_odds, pixels = torch.cat([best[0], log_odds], -1), torch.cat([best[1], pixels], -1)
             # Of equals, those so far come first, in the order of their pixels.
             log_odds, order = log_odds.sort(dim=-1, descending=True, stable=True)
             best = log_odds[..., :n], pixels.gather(-1, order[..., :n])
         else:
             keys = _keys(log_odds, pixels)
-            keys = keys if best is None else torch.cat([best, keys], -1)
+            keys = torch.cat([best, keys], -1) if isinstance(best, Tensor) else keys
             best = keys.topk(min(n, keys.shape[-1]), -1, sorted=False).values
+    assert best is not None
     return best[1].sort(-1).values if isinstance(best, tuple) else _pixels_of(best)
 
 

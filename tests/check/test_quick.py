@@ -250,7 +250,7 @@ for changes, line, name in [
     ({'datasets:train:num_worker_per_gpu': True}, 'at least 0, got True', 'bool-for-int'),
     ({'datasets:train:use_hflip': 'yes'}, "use_hflip: must be true or false, got 'yes'", 'flag'),
     ({'datasets:train:prefetch_mode': 'gpu'}, 'must be cpu, cuda or ~', 'prefetch'),
-    ({'datasets:train:persistent_workers': True}, 'needs workers, and there are none', 'persistent'),
+    ({'datasets:train:persistent_workers': True}, 'needs num_worker_per_gpu above 0 and a training set', 'persistent'),
     ({'datasets:val:filename_tmpl': 'x4'}, 'must be text with {} in it', 'template'),
     ({'datasets:val:io_backend': {'type': 'lmbd'}}, "disk, lmdb or memcached, got 'lmbd'", 'backend'),
     ({'datasets:val:io_backend:path': 'x'}, "io_backend:path: disk has no key 'path'", 'backend-key'),

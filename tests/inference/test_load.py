@@ -243,3 +243,12 @@ def test_a_published_configuration_has_a_name():
     assert spinsr.load('RLFN-S', 2, None, num_block=1).conv_first.out_channels == 48
     with pytest.raises(ValueError, match='RLFN-S'):
         spinsr.load('RLFN-T', 2, None)
+
+
+def test_a_model_is_loaded_by_its_name():
+    net = spinsr.load(model='spin', scale=2)
+    assert (type(net).__name__, net.upscale) == ('SPIN', 2)
+    with pytest.raises(ValueError, match='leave weights out'):
+        spinsr.load(model='spin', weights=None)
+    with pytest.raises(ValueError, match="got 'spinn'; did you mean 'spin'"):
+        spinsr.load(model='spinn')

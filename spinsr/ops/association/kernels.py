@@ -4,6 +4,9 @@ A round computes the 9 logits of each pixel, their softmax, and what the cell se
 sums of A[k, n] (x_n, 1) over its pixels n. Weights and logits are stored in the last round only.
 """
 
+# Triton's annotations of min, max and sum leave the tensor out.
+# pyright: reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false
+
 import torch
 import triton
 import triton.language as tl

@@ -190,5 +190,6 @@ def window_attention(
     else:
         windows = windows_of(specialize_int(h), specialize_int(w), window, overlap, v.device)
     rows = batch_rows(windows.rows, h * w, b)
-    total = chunked.add_attended_rows(*(x.flatten(0, 2) for x in (q, k, v)), rows, num_heads, start=False)
+    q_rows, k_rows, v_rows = (x.flatten(0, 2) for x in (q, k, v))
+    total = chunked.add_attended_rows(q_rows, k_rows, v_rows, rows, num_heads, start=False)
     return total.unflatten(0, (b, h * w)).div(windows.count.to(v.dtype)).view(v.shape)

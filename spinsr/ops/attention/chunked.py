@@ -38,8 +38,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Te
         return recompute_in_chunks(attend, b_q, (b_k, b_v), rows).unflatten(0, q.shape[:2]).to(v.dtype)
     # The fused kernels take one width for q, k and v; zeros appended to the narrower change nothing.
     width = max(q.shape[-1], v.shape[-1])
-    padded = (F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (q, k, v))
-    return F.scaled_dot_product_attention(*padded, scale=scale)[..., : v.shape[-1]]
+    wide_q, wide_k, wide_v = (F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (q, k, v))
+    return F.scaled_dot_product_attention(wide_q, wide_k, wide_v, scale=scale)[..., : v.shape[-1]]
 
 
 def cross_attention(q: Tensor, k: Tensor, v: Tensor, tokens: Tensor, num_heads: int) -> Tensor:
@@ -109,8 +109,8 @@ def add_attended_rows(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, num_heads: 
     check_heads(num_heads, q, k, v)
     if on_cpu(q):
         return _AddAttendedRows.apply(q, k, v, rows, num_heads, start)
-    inside = (split_heads(_take(x, rows, x.dtype), num_heads) for x in (q, k, v))
-    out = merge_heads(attention(*inside))  # (G, T, C)
+    q_in, k_in, v_in = (split_heads(_take(x, rows, x.dtype), num_heads) for x in (q, k, v))
+    out = merge_heads(attention(q_in, k_in, v_in))  # (G, T, C)
     return (v if start else torch.zeros_like(v)).index_add(0, rows.flatten(), out.flatten(0, 1).to(v.dtype))
 
 
@@ -125,8 +125,9 @@ class _AddAttendedRows(torch.autograd.Function):
         out = v.to(full, memory_format=torch.contiguous_format, copy=True) if start else torch.zeros_like(v, dtype=full)
         with no_autocast('cpu'):
             for place in chunks(len(rows), _chunk_of(num_heads * rows.shape[1] ** 2)):
-                inside = (_take(x, rows[place], full) for x in (q, k, v))
-                out.index_add_(0, rows[place].flatten(), attend_heads(*inside, num_heads).flatten(0, 1))
+                q_in, k_in, v_in = (_take(x, rows[place], full) for x in (q, k, v))
+                attended = attend_heads(q_in, k_in, v_in, num_heads)
+                out.index_add_(0, rows[place].flatten(), attended.flatten(0, 1))
         return out.to(v.dtype)
 
     @staticmethod
@@ -140,7 +141,7 @@ class _AddAttendedRows(torch.autograd.Function):
             for place in chunks(len(rows), _chunk_of(ctx.num_heads * rows.shape[1] ** 2)):
                 inside = [_take(x, rows[place], full).requires_grad_() for x in (q, k, v)]
                 with torch.enable_grad():
-                    out = attend_heads(*inside, ctx.num_heads)
+                    out = attend_heads(*inside, num_heads=ctx.num_heads)
                 found = torch.autograd.grad(out, inside, _take(grad, rows[place], full))
                 grads.index_add_(0, rows[place].flatten(), torch.cat(found, 2).flatten(0, 1))
         d_q, d_k, d_v = grads.to(v.dtype).split(widths, 1)

@@ -82,7 +82,7 @@ def add_rows_fwd_kernel(
     b_start = tl.load(p_starts + o_r, mask=m_r, other=0)
     b_count = tl.load(p_starts + o_r + 1, mask=m_r, other=0) - b_start
     b_out = tl.full((BLOCK_R, BLOCK_C), 0, dtype=TYPE)
-    for i in range(0, tl.max(b_count, 0)):
+    for i in range(0, tl.max(b_count, 0)):  # pyright: ignore[reportArgumentType]  # a scalar of Triton
         m_i = i < b_count
         b_place = tl.load(p_places + b_start + i, mask=m_i, other=0)
         b_out += load_rows(p_x + o_channel, b_place, m_i, s_x, C - o_channel, BLOCK_C).to(TYPE)

@@ -216,7 +216,8 @@ def attend_rows_backward(
     at_places = [lse.new_empty(rows.numel(), x.shape[1]) for x in (q, k, v)]
     qkv = [rows_of(x) for x in (q, k, v)]
     _launch(attend_rows_bwd_kernel, num_heads, qkv, rows, lse, grad, delta, *at_places)
-    return tuple(sum_of_rows(x, places, starts).to(one.dtype) for x, one in zip(at_places, (q, k, v), strict=True))
+    d_q, d_k, d_v = (sum_of_rows(x, places, starts).to(one.dtype) for x, one in zip(at_places, (q, k, v), strict=True))
+    return d_q, d_k, d_v
 
 
 @attend_rows_backward.register_fake
@@ -256,5 +257,6 @@ def intra_superpixel_attention(
 def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, overlap: int, num_heads: int) -> Tensor:
     """Attention of features (B, H, W, heads * D) and (B, H, W, C) in windows, averaged: (B, H, W, C)."""
     row_map = window_map(*map(specialize_int, v.shape[:3]), window, overlap, v.device)
-    total = _attended_sums(*(x.flatten(0, 2) for x in (q, k, v)), row_map, num_heads)
+    q_rows, k_rows, v_rows = (x.flatten(0, 2) for x in (q, k, v))
+    total = _attended_sums(q_rows, k_rows, v_rows, row_map, num_heads)
     return (total / counts(row_map)).to(v.dtype).view(v.shape)

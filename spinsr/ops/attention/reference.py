@@ -17,7 +17,8 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor, scale: float | None = N
 
 def attend_heads(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
     """`attention_reference` by head: (G, L, heads * D), (G, S, heads * D), (G, S, C) -> (G, L, C)."""
-    return merge_heads(attention_reference(*(split_heads(x, num_heads) for x in (q, k, v))))
+    q, k, v = (split_heads(x, num_heads) for x in (q, k, v))
+    return merge_heads(attention_reference(q, k, v))
 
 
 def superpixel_cross_attention(q: Tensor, k: Tensor, v: Tensor, tokens: Tensor, num_heads: int) -> Tensor:
@@ -33,7 +34,8 @@ def intra_superpixel_attention(
     for x in (q, k, v):
         index = indices.unsqueeze(-1).expand(-1, -1, -1, x.shape[2])  # (B, K, T, C)
         inside.append(x.unsqueeze(1).expand(-1, indices.shape[1], -1, -1).gather(2, index).flatten(0, 1))
-    out = attend_heads(*inside, num_heads).unflatten(0, indices.shape[:2]).flatten(1, 2).to(v.dtype)  # (B, K T, C)
+    out = attend_heads(*inside, num_heads=num_heads).unflatten(0, indices.shape[:2]).flatten(1, 2)
+    out = out.to(v.dtype)  # (B, K T, C)
     index = indices.flatten(1).unsqueeze(-1).expand_as(out)
     count = torch.full_like(v, own_values == 'all').scatter_add(1, index, torch.ones_like(out))
     if own_values == 'ignored':
@@ -54,7 +56,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, overlap: int,
         x = x.index_select(1, rows.flatten()).index_select(2, columns.flatten())
         x = x.unflatten(1, rows.shape).unflatten(3, columns.shape).transpose(2, 3)  # (B, R, L, height, width, C)
         inside.append(x.flatten(3, 4).flatten(0, 2))
-    out = attend_heads(*inside, num_heads)  # (B * windows, T, C)
+    out = attend_heads(*inside, num_heads=num_heads)  # (B * windows, T, C)
     out = out.view(b, len(rows), len(columns), rows.shape[1], columns.shape[1], c).transpose(2, 3)
     out = out.flatten(1, 2).flatten(2, 3)  # (B, R * height, L * width, C)
     total = v.new_zeros(b, h, columns.numel(), c).index_add(1, rows.flatten(), out)

@@ -5,6 +5,7 @@ only the inputs are kept; the backward pass computes each chunk once more.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -34,7 +35,12 @@ def chunks(rows: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, rows))
 
 
-def recompute_in_chunks(fn: Callable, x: Tensor | Sequence[Tensor], weights: Sequence[Tensor], rows: int) -> Tensor:
+Result = TypeVar('Result', Tensor, tuple[Tensor, ...])
+
+
+def recompute_in_chunks(
+    fn: Callable[..., Result], x: Tensor | Sequence[Tensor], weights: Sequence[Tensor], rows: int
+) -> Result:
     """fn(x, *weights) for an `fn` that treats every row by itself; differentiable once.
 
     Args:

@@ -25,7 +25,7 @@ def number(value: int, least: int) -> int:
     """
     symbol = torch.full((1,), value, dtype=torch.int64).item()
     torch._check(symbol >= least)
-    return symbol
+    return symbol  # pyright: ignore[reportReturnType]  # an int, as the tensor's type says
 
 
 def cell_of(side: int, cells: int, device: torch.device) -> Tensor:

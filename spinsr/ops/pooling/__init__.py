@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from spinsr.ops.association import Association, DenseAssociation, MixtureAssociation, mixture
+from spinsr.ops.association import Association, DenseAssociation, MixtureAssociation, SparseAssociation, mixture
 from spinsr.ops.common.backend import check_floating, check_no_tangents, resolve_backend
 from spinsr.ops.common.precision import no_autocast
 from spinsr.ops.pooling import reference, sparse
@@ -46,7 +46,7 @@ def pool(x: Tensor, association: Association, *, backend: str | None = None) -> 
     if isinstance(association, (DenseAssociation, MixtureAssociation)) or grid.reach != 1:
         form = f'{type(association).__name__} of reach {grid.reach}'
         no_kernel = f'pool has Triton kernels for a SparseAssociation of reach 1 only, got a {form}'
-    elif association.weights.requires_grad:
+    elif isinstance(association, SparseAssociation) and association.weights.requires_grad:
         no_kernel = 'the Triton kernels of pool have no gradient to a differentiable association'
     backend = resolve_backend(backend, x.device, no_kernel=no_kernel)
     with no_autocast(x.device.type):
@@ -54,6 +54,7 @@ def pool(x: Tensor, association: Association, *, backend: str | None = None) -> 
             return mixture.pool(x.flatten(1, 2).to(association.dtype), association)
         if isinstance(association, DenseAssociation):
             return reference.pool(x, association)
+        assert isinstance(association, SparseAssociation)
         if backend == 'triton':
             from spinsr.ops.pooling.kernels import pool as pool_triton
 
