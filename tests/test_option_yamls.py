@@ -457,6 +457,7 @@ def test_starts_from_scratch(name):
     assert load(OPTIONS / f'{name}.yml')['path']['pretrain_network_g'] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('scale', 'afresh'),
     [

@@ -33,6 +33,9 @@ def build(jobs: Jobs) -> gr.Blocks:
     scales = {
         name: [model.scale for model in MODELS if model.name == name] for name in sorted({m.name for m in MODELS})
     }
+    # A single model leaves no choice to explain.
+    purposes = {model.name: model.trained_for for model in MODELS}
+    purpose = '; '.join(f'{name}: {text}' for name, text in purposes.items()) if len(purposes) > 1 else None
     first = MODELS[0].name
     first_scale = DEFAULT_SCALE if DEFAULT_SCALE in scales[first] else scales[first][0]
 
@@ -104,7 +107,7 @@ def build(jobs: Jobs) -> gr.Blocks:
                     elem_id='source',
                 )
                 preview = gr.Image(label='Input', interactive=False, visible=False, height=220, buttons=[])
-                model = gr.Dropdown(list(scales), value=first, label='Model', elem_id='model')
+                model = gr.Dropdown(list(scales), value=first, label='Model', info=purpose, elem_id='model')
                 scale = gr.Dropdown(scales[first], value=first_scale, label='Scale', elem_id='scale')
                 tile = gr.Dropdown(
                     [WHOLE, *TILES],

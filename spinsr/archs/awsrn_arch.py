@@ -175,7 +175,7 @@ register_format(
             2019,
             'https://github.com/ChaofWang/AWSRN',
             'MIT',
-            weights='none',
+            weights='cloud drive',
         ),
     )
 )

@@ -226,7 +226,7 @@ register_format(
             2020,
             'https://github.com/dvlab-research/Simple-SR',
             'MIT',
-            weights='not in the repository',
+            weights='cloud drive',
         ),
     )
 )

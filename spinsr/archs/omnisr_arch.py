@@ -305,6 +305,7 @@ register_format(
             PublishedResult(3, 780_000, '34.70 30.57 29.28 28.84 34.22', _PUBLISHED, 'Omni-SR'),
             PublishedResult(4, 792_000, '32.49 28.78 27.71 26.64 31.02', _PUBLISHED, 'Omni-SR'),
             PublishedResult(2, 772_000, '38.29 34.27 32.41 33.30 39.53', _DF2K, 'Omni-SR (DF2K)'),
+            PublishedResult(3, 780_000, '34.77 30.70 29.33 29.12 34.64', _DF2K, 'Omni-SR (DF2K)'),
             PublishedResult(4, 792_000, '32.57 28.95 27.81 26.95 31.50', _DF2K, 'Omni-SR (DF2K)'),
         ),
         recipe=Recipe(

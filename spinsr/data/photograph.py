@@ -17,7 +17,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from spinsr.data import formats, image_file, metadata, png
+from spinsr.data import formats, image_file, jpeg, metadata, png
 from spinsr.data.formats import MAX_PIXELS, RefusedError
 from spinsr.data.metadata import Metadata
 from spinsr.utils import atomic_write
@@ -70,12 +70,14 @@ class Photograph(NamedTuple):
         icc_profile: What the colours mean; None where the file does not say.
         png_chunks: Name and content of the chunks of a PNG that say what its colours mean (gAMA, cHRM, cICP, …).
         metadata: EXIF, XMP, resolution, texts.
+        jpeg_quality: Of a JPEG file that was read, by `jpeg.estimate_quality`; None for other formats.
     """
 
     pixels: np.ndarray
     icc_profile: bytes | None = None
     png_chunks: tuple[png.Chunk, ...] = ()
     metadata: Metadata = Metadata()
+    jpeg_quality: int | None = None
 
 
 def read(path: Path, max_pixels: int = MAX_PIXELS) -> Photograph:
@@ -116,7 +118,8 @@ def from_bytes(data: bytes, path: Path, max_pixels: int = MAX_PIXELS) -> Photogr
                     logger.warning('%s: %d bits a channel are reduced to 8', printable(path), bits)
                 profile = None if opened.image.mode == 'CMYK' else opened.icc_profile
                 found = metadata.read(opened.image, opened.texts)
-                return Photograph(_pixels(opened, path), profile, opened.chunks, found)
+                quality = jpeg.estimate_quality(opened.image)
+                return Photograph(_pixels(opened, path), profile, opened.chunks, found, quality)
     except formats.DAMAGE as error:
         raise image_file.unreadable(path, error) from error
 
@@ -198,7 +201,7 @@ def encode(photograph: Photograph, kind: str) -> bytes:
 
 
 def _write(file: BinaryIO, photograph: Photograph, kind: str) -> None:
-    pixels, profile, chunks, more = photograph
+    pixels, profile, chunks, more, _ = photograph
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     if kind == 'PNG':
         png.write(file, pixels, profile, [*chunks, *metadata.png_chunks(more)])
@@ -235,7 +238,7 @@ def write_pages(file: BinaryIO, photographs: Iterable[Photograph]) -> None:
     """Writes a TIFF of one page or more; only one at a time is held."""
     tags = []
     with tifffile.TiffWriter(file, byteorder='<') as writer:
-        for pixels, profile, _, more in photographs:
+        for pixels, profile, _, more, _ in photographs:
             channels = 1 if pixels.ndim == 2 else pixels.shape[2]
             tags.append(metadata.TiffTags(more))
             writer.write(
@@ -258,7 +261,7 @@ def _refusal(opened: formats.Opened) -> str | None:
     """Why an image that could be decoded is not taken."""
     image = opened.image
     if image.format not in (*FORMATS.values(), *_NAMES.values(), 'MPO'):
-        return f'must be one of {", ".join(dict.fromkeys(FORMATS.values()))}, is {image.format}'
+        return formats.not_taken(image.format, more=True)
     # Telephones write MPO and HEIC with more pictures, of which the first, or the main one, is the photograph.
     frames = getattr(image, 'n_frames', 1)
     if frames > 1 and image.format not in ('MPO', 'HEIF'):

@@ -319,7 +319,9 @@ def load_metrics(
             metrics[name] = pyiqa.create_metric(name, device=torch.device(device))
         # An unknown name is an AssertionError or a KeyError, by version; a download of weights fails in many ways.
         except Exception as error:
-            raise ValueError(f'pyiqa cannot make the metric {name!r}: {str(error) or type(error).__name__}') from error
+            download = '; it downloads its weights or parameters at the first use' if isinstance(error, OSError) else ''
+            reason = str(error) or type(error).__name__
+            raise ValueError(f'pyiqa cannot make the metric {name!r}: {reason}{download}') from error
         mode, wanted = metrics[name].metric_mode, 'FR' if reference else 'NR'
         if mode != wanted:
             kind = 'full-reference (FR)' if reference else 'no-reference (NR)'

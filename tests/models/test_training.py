@@ -141,6 +141,7 @@ def test_patches_grow(log):
     ]
 
 
+@pytest.mark.slow
 def test_the_place_of_a_small_patch_is_random_and_that_of_its_iteration():
     changes = growing(gt_sizes=[10], iters=[100], mini_batch_sizes=None)
     whole, patches = seen_of(build(**changes), range(1, 101))
