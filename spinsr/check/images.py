@@ -8,6 +8,7 @@ sub-images by the ten thousand take seconds.
 import contextlib
 import io
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -191,7 +192,7 @@ def _look(
     roots = {side: os.path.expanduser(dataset[f'dataroot_{side}']) for side in _SIDES[dataset['type']]}
     sources = {side: _Source(root, is_lmdb) for side, root in roots.items()}
     names = _names(dataset, sources, problems)
-    if not names and not problems.findings():
+    if not names and not problems.findings() and not _bad_list(dataset, is_lmdb):
         problems.add('error', 'empty', f'no image found in {next(iter(sources.values())).root}')
     largest: tuple[int, int] | None = None
     bar = tqdm(names, desc=where, unit='image', leave=False, disable=None if progress else True)
@@ -218,11 +219,14 @@ def _names(dataset: Mapping[str, Any], sources: dict[str, _Source], problems: _P
     """The names of each item, by side, as the data set of this class pairs them."""
     side = next(reversed(sources))
     listed = dataset.get('meta_info_file') if not sources[side].is_lmdb else None
-    if listed and os.path.isfile(os.path.expanduser(listed)) and list_problem(listed):  # `files` says it
+    if _bad_list(dataset, sources[side].is_lmdb):
         return []
     if listed:
         with open(os.path.expanduser(listed), encoding='utf-8') as file:
             first = [line.strip().split(' ')[0] for line in file if line.strip()]
+        for name, count in Counter(first).items():
+            if count > 1:
+                problems.add('warning', 'twice', f'{listed} has {name} {count} times: it counts {count} times')
     elif dataset['type'] in _MAKE_LR and not sources['gt'].is_lmdb:
         from spinsr.data.image_file import EXTENSIONS
 
@@ -255,6 +259,12 @@ def _names(dataset: Mapping[str, Any], sources: dict[str, _Source], problems: _P
     if not listed:
         _unpaired(there - {pair['lq'] for pair in pairs}, sources['lq'], sources['gt'], problems)
     return _with_outputs(pairs, sources, problems) if 'teacher' in sources else pairs
+
+
+def _bad_list(dataset: Mapping[str, Any], is_lmdb: bool) -> bool:
+    """Whether something is wrong with the list of images; `files` says what."""
+    listed = dataset.get('meta_info_file')
+    return bool(listed and not is_lmdb and os.path.isfile(os.path.expanduser(listed)) and list_problem(listed))
 
 
 def _with_outputs(

@@ -8,7 +8,7 @@ from pathlib import Path
 from spinsr.cli import arguments, network
 from spinsr.training import imports, option_files
 from spinsr.utils import atomic_write
-from spinsr.utils.text import nearest
+from spinsr.utils.text import nearest, printable
 
 _EPILOG = """examples:
   spinsr options                             all names
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     files = _selected(args.names, {scale for group in args.scale for scale in group})
     if args.out is not None:
         _write({args.out / name: content() for name, content in files.items()}, args.overwrite)
-        print(f'{len(files)} option files in {args.out}')
+        print(f'{len(files)} option files in {printable(args.out)}')
     elif len(args.names) == 1 and list(files) == [_file_name(args.names[0])]:
         (content,) = files.values()
         print(content().decode(), end='')

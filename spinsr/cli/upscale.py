@@ -141,6 +141,7 @@ def run(args: argparse.Namespace) -> int:
     outputs = name_outputs(found, args.out, described.scale, size=size, template=args.name or NAME_TEMPLATE)
     device = network.device(args.device)
     net = described.build(device)
+    _check_scale(described, net)
     if args.compile:
         net = _compiled(net, args.precision)
 
@@ -168,6 +169,15 @@ def run(args: argparse.Namespace) -> int:
         where = '' if args.out == Path() else f'{printable(args.out)}: '
         print(f'{where}{len(report.done)} done, {skipped}, {len(report.failed)} failed')
     return 1 if report.failed else 0
+
+
+def _check_scale(described: Any, net: Any) -> None:
+    """Refuses a scale that a network takes and does not have, as BasicSR's RRDBNet does with 3 and 8."""
+    from spinsr.convert import find_format
+    from spinsr.inference.upscale import scale_of
+
+    if find_format(described.cls) is None and (actual := scale_of(net)) != described.scale:
+        raise ValueError(f'{described.arch} x{described.scale} enlarges {actual} times: pass --scale {actual}')
 
 
 def _factor(text: str) -> float:

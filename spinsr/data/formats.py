@@ -110,12 +110,12 @@ def identify(head: bytes, more: bool = False) -> str:
         name = _BRANDS[head[8:12]]
         if more and name in MORE:
             return name
-        raise RefusedError(_not_taken(name, more))
+        raise RefusedError(not_taken(name, more))
     for name, starts in _OTHERS.items():
         if head.startswith(starts):
             if more and name in MORE:
                 return name
-            raise RefusedError(_not_taken(name, more))
+            raise RefusedError(not_taken(name, more))
     raise RefusedError('is not an image, or its start is damaged')
 
 
@@ -319,7 +319,8 @@ def to_srgb(image: Image.Image, profile: bytes, name: object) -> Image.Image:
         return image
 
 
-def _not_taken(kind: str, more: bool) -> str:
+def not_taken(kind: str, more: bool) -> str:
+    """Why a file of another format is refused, as the end of a line that begins with its name."""
     if more:
         return f'must be AVIF, BMP, GIF, HEIC, JPEG, JPEG XL, PNG, TIFF or WebP, is {kind}'
     return f'must be BMP, JPEG, PGM, PNG, PPM, TIFF or WebP, is {kind}'

@@ -61,10 +61,14 @@ class Network:
             if torch.device(device).type != 'meta':  # where nothing has values
                 logger.warning('%s has no weights: the network is untrained', self.arch)
         else:
+            from spinsr.convert.checkpoint import without_outer_prefix
+
+            names = net.state_dict().keys()
             try:
-                net.load_state_dict(self.state_dict)
+                net.load_state_dict(without_outer_prefix(self.state_dict, names.__eq__))
             except RuntimeError as error:
-                raise ValueError(f'{self.source} does not fit {self.arch} x{self.scale}: {_reason(error)}') from error
+                reason = _rrdbnet(self.state_dict) or _reason(error)
+                raise ValueError(f'{self.source} does not fit {self.arch} x{self.scale}: {reason}') from error
         return net.to(device).eval()
 
 
@@ -165,7 +169,7 @@ def resolve(
         return _with_weights(network, state_dict, scale)
     except (ValueError, TypeError) as error:
         wanted = '' if arch is None else f' does not fit {arch}' + f' x{scale}' * (scale is not None)
-        raise ValueError(f'{source}{wanted}: {_reason(error)}') from error
+        raise ValueError(f'{source}{wanted}: {_rrdbnet(checkpoint) or _reason(error)}') from error
 
 
 def _named(arch: str, scale: int, arch_args: Mapping[str, Any], weighted: bool = True) -> Network:
@@ -242,6 +246,29 @@ def _other_network(state_dict: dict[str, Tensor], arch: str) -> str:
     except ValueError:
         return ''
     return f'the file holds {found} x{told[convert.get_format(found).scale_keyword]} weights'
+
+
+def _rrdbnet(checkpoint: Mapping) -> str:
+    """With which arguments BasicSR's RRDBNet takes weights, '' for those of another network.
+
+    It has no `ArchFormat`; of its scales only 1 and 2 show in the shapes, the others all enlarge 4 times.
+    """
+    from spinsr import convert
+    from spinsr.convert import shapes
+
+    try:
+        weights = convert.unwrap(checkpoint)
+    except (ValueError, TypeError):
+        return ''
+    first, growth = (weights.get(f'{name}.weight') for name in ('conv_first', 'body.0.rdb1.conv1'))
+    if first is None or growth is None or 'conv_last.weight' not in weights:
+        return ''
+    channels = len(weights['conv_last.weight'])
+    scale = {4 * channels: 2, 16 * channels: 1}.get(first.shape[1], 4)
+    sizes = {'num_feat': len(first), 'num_block': shapes.count(weights, 'body.{}.'), 'num_grow_ch': len(growth)}
+    sizes |= {} if channels == 3 else {'num_in_ch': channels, 'num_out_ch': channels}
+    arguments = ' '.join(f'{key}={value}' for key, value in sizes.items())
+    return f'the file holds RRDBNet x{scale} weights; pass --arch RRDBNet --scale {scale} --arch-args {arguments}'
 
 
 def _check_keywords(cls: type, arch: str, arch_args: Mapping[str, Any]) -> None:

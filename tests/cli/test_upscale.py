@@ -113,6 +113,14 @@ def test_bad_input_is_one_line_and_exit_status_1(upscale, capfd, arguments, mess
     assert not os.path.exists('out')
 
 
+def test_a_scale_that_the_network_takes_and_does_not_have(upscale, capfd):
+    sizes = {'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4}
+    torch.save(spinsr.load('RRDBNet', 4, None, **sizes).state_dict(), 'net.pth')
+    arguments = [*'upscale photos --weights net.pth --arch RRDBNet --scale 8 --arch-args'.split()]
+    assert main(arguments + [f'{key}={value}' for key, value in sizes.items()]) == 1
+    assert capfd.readouterr().err.endswith('RRDBNet x8 enlarges 4 times: pass --scale 4\n')
+
+
 def test_misspelt_keyword_of_the_network_has_its_nearest(upscale, capfd):
     assert main(['upscale', 'photos', '-o', 'out', '--weights', 'net.pth', '--arch-args', 'num_blok=1']) == 1
     assert capfd.readouterr().err == (
