@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from spinsr._version import __version__
 from spinsr.inference import devices
 from spinsr.utils import memory
-from spinsr.utils.text import printable
+from spinsr.utils.text import nearest, printable
 
 COMMANDS = (
     'app',
@@ -29,6 +29,8 @@ COMMANDS = (
     'upscale',
     'zoo',
 )
+# Run by python -m; a beginner looks for them among the commands.
+MODULES = ('train', 'test')
 # Those that skip what an earlier run of theirs has done.
 CONTINUING = ('prepare', 'upscale')
 WITHOUT_TORCH = ('install-basicsr', 'options')
@@ -41,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest='command', required=True, metavar='command')
     for name in COMMANDS:
         importlib.import_module(f'spinsr.cli.{name.replace("-", "_")}').add_parser(commands)
+    words = sys.argv[1:] if argv is None else argv
+    if words and not words[0].startswith('-') and words[0] not in COMMANDS:
+        parser.error(f'unknown command {printable(repr(words[0]))}; {_instead(words[0])}')
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         # The command's own parser: its usage shows the flags that there are.
@@ -68,3 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         continues = '; run the same command again to continue' if args.command in CONTINUING else ''
         print(f'spinsr {args.command}: interrupted{continues}', file=sys.stderr)
         return 1
+
+
+def _instead(name: str) -> str:
+    return f'use python -m spinsr.{name} -opt FILE' if name in MODULES else nearest(name, COMMANDS)

@@ -29,6 +29,8 @@ print(json.dumps(results))
 """
 # What is typed -> what the error says.
 LINES = {
+    'train -opt my.yml': "unknown command 'train'; use python -m spinsr.train -opt FILE",
+    'upscal a.png': "unknown command 'upscal'; did you mean 'upscale'?",
     'app --port 0': 'argument --port: must be an integer from 1 to 65535',
     'upscale missing.png': 'missing.png is missing',
     'upscale a.png -o script.py': 'output path is not a directory: script.py',
