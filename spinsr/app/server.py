@@ -66,7 +66,8 @@ def serve(
         started: Called with the URL once the page can be opened.
 
     Raises:
-        OSError: The address cannot be served, or the temporary folder cannot be written.
+        OSError: The address cannot be served, the server does not start in time, or the temporary folder cannot be
+            written.
     """
     with (
         _interrupted_by_sigterm(),
@@ -79,28 +80,41 @@ def serve(
         jobs = Jobs(Path(folder) / 'results', device, max_bytes, max_pixels)
         blocks = page.build(jobs)
         try:
-            _, url, _ = blocks.launch(
-                server_name=host,
-                server_port=port,
-                inbrowser=open_browser,
-                prevent_thread_lock=True,
-                quiet=True,
-                share=False,
-                max_file_size=HARD_LIMIT * max_bytes,
-                enable_monitoring=False,
-                run_history=False,
-                footer_links=[],
-                ssr_mode=False,
-                mcp_server=False,
-                theme=page.theme(),
-                css=page.CSS,
-            )
+            with _start_error(host, port):
+                _, url, _ = blocks.launch(
+                    server_name=host,
+                    server_port=port,
+                    inbrowser=open_browser,
+                    prevent_thread_lock=True,
+                    quiet=True,
+                    share=False,
+                    max_file_size=HARD_LIMIT * max_bytes,
+                    enable_monitoring=False,
+                    run_history=False,
+                    footer_links=[],
+                    ssr_mode=False,
+                    mcp_server=False,
+                    theme=page.theme(),
+                    css=page.CSS,
+                )
             started(url)
             with contextlib.suppress(KeyboardInterrupt):
                 threading.Event().wait()
         finally:
             jobs.close()
             blocks.close(verbose=False)
+
+
+@contextlib.contextmanager
+def _start_error(host: str, port: int) -> Iterator[None]:
+    """Replaces the error of Gradio, which takes a server that did not start in 5 s for a busy port."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f'cannot serve on {host}, port {port}: the port is in use, or the server did not start within 5 seconds; '
+            'try again, or choose another --port'
+        ) from error
 
 
 @contextlib.contextmanager

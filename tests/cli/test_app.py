@@ -2,14 +2,17 @@
 
 import importlib.util
 import socket
+import sys
+import types
 
 import pytest
 
+import spinsr.app
 from spinsr import cli
 
 
 def test_busy_port(capsys, monkeypatch):
-    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
+    monkeypatch.setattr('spinsr.app.server.check_gradio', lambda: None)
     with socket.socket() as busy:
         busy.bind(('127.0.0.1', 0))
         busy.listen()
@@ -25,6 +28,22 @@ def test_without_gradio(capsys, monkeypatch):
     assert cli.main(['app']) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "pip install 'spinsr[app]'" in line
+
+
+def test_server_that_does_not_start(capsys, monkeypatch):
+    def launch(**settings):
+        raise OSError('Cannot find empty port in range: 7860-7860.')
+
+    blocks = types.SimpleNamespace(launch=launch, close=lambda verbose: None)
+    page = types.SimpleNamespace(build=lambda jobs: blocks, theme=lambda: None, CSS='')
+    monkeypatch.setattr('spinsr.app.server.check_gradio', lambda: None)
+    monkeypatch.setattr('spinsr.app.server.check_address', lambda host, port: None)
+    monkeypatch.setattr(spinsr.app, 'page', page, raising=False)
+    monkeypatch.setitem(sys.modules, 'spinsr.app.page', page)
+    assert cli.main(['app', '--device', 'cpu']) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert '127.0.0.1, port 7860' in line
+    assert 'did not start within 5 seconds' in line
 
 
 @pytest.mark.parametrize('host', ['127.0.0.1', '0.0.0.0'])
