@@ -46,28 +46,21 @@ def recompute_in_chunks(fn: Callable, x: Tensor | Sequence[Tensor], weights: Seq
     Returns:
         (B, N, D), or the tuple of them.
     """
-    return _apply(fn, x, weights, rows, False)
+    x = (x,) if isinstance(x, Tensor) else x
+    return _Chunks.apply(fn, len(x), rows, False, *x, *weights)
 
 
-def sum_in_chunks(
-    fn: Callable, x: Tensor | Sequence[Tensor], weights: Sequence[Tensor], rows: int, value: Tensor | None = None
-) -> Tensor:
-    """Sum of fn(x, *weights) over the chunks, each of the same shape; `value` is that sum where it is known already."""
-    return _apply(fn, x, weights, rows, True, value)
-
-
-def _apply(fn, x, weights, rows, is_sum, value=None):
-    x = (x,) if isinstance(x, Tensor) else tuple(x)
-    return _Chunks.apply(fn, len(x), max(1, rows), is_sum, value, *x, *weights)
+def sum_in_chunks(fn: Callable, x: Tensor | Sequence[Tensor], weights: Sequence[Tensor], rows: int) -> Tensor:
+    """Sum of fn(x, *weights) over the chunks, each of the same shape."""
+    x = (x,) if isinstance(x, Tensor) else x
+    return _Chunks.apply(fn, len(x), rows, True, *x, *weights)
 
 
 class _Chunks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, fn, num_x, rows, is_sum, value, *tensors):
+    def forward(ctx, fn, num_x, rows, is_sum, *tensors):
         ctx.save_for_backward(*tensors)
         ctx.arguments = fn, num_x, rows, is_sum
-        if value is not None:
-            return value.clone()
         x, weights = tensors[:num_x], tensors[num_x:]
         out: list[Tensor] = []
         with no_autocast('cpu'):
@@ -86,7 +79,7 @@ class _Chunks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads):
         fn, num_x, rows, is_sum = ctx.arguments
-        needed = ctx.needs_input_grad[5:]
+        needed = ctx.needs_input_grad[4:]
         tensors = ctx.saved_tensors
         sums = [
             (torch.empty_like(t, memory_format=torch.contiguous_format) if i < num_x else torch.zeros_like(t))
@@ -108,4 +101,4 @@ class _Chunks(torch.autograd.Function):
                         total[:, place] = next(found)
                     elif total is not None:
                         total += next(found)
-        return None, None, None, None, None, *sums
+        return None, None, None, None, *sums
