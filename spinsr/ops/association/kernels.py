@@ -145,8 +145,8 @@ def associate_rounds(
             total = received.where(is_sent, 0).sum(2)  # (B, K, C + 1)
             # The sum was taken over x - mean; what the eps adds to the denominator must not pull it to the mean.
             centroids = (total[..., :-1] - MASS_EPS * mean.unsqueeze(1)) / (total[..., -1:] + MASS_EPS)
-        maps = centroids.contiguous(), neighbors
-        _launch(associate_fwd_kernel, x, pixels, mean, *maps, sums, weights, logits, IS_LAST=i == num_iter - 1)
+        inputs, is_last = (x, pixels, mean, centroids.contiguous(), neighbors), i == num_iter - 1
+        _launch(associate_fwd_kernel, *inputs, sums, weights, logits, IS_LAST=is_last)
     return weights, logits
 
 

@@ -124,7 +124,8 @@ def intra_superpixel_attention(
         from spinsr.ops.attention import kernels
 
         check_no_tangents(q, k, v)
-        total = kernels.add_attended_rows(q, k, v, kernels.row_map(rows, b * n), num_heads, start)
+        total = kernels.attend_rows(q, k, v, *kernels.row_map(rows, b * n), num_heads)[0]
+        total = total + v if start else total
     else:
         total = IMPLEMENTATIONS[backend].add_attended_rows(q, k, v, rows, num_heads, start)
     rows = rows.flatten()
@@ -183,7 +184,7 @@ def window_attention(
 
         check_no_tangents(q, k, v)
         row_map = kernels.window_map(*map(specialize_int, (b, h, w)), window, overlap, v.device)
-        total = kernels.add_attended_rows(*flat, row_map, num_heads, start=False)
+        total = kernels.attend_rows(*flat, *row_map, num_heads)[0]
     else:
         rows = batch_rows(rows, h * w, b)
         total = IMPLEMENTATIONS[backend].add_attended_rows(*flat, rows, num_heads, start=False)

@@ -9,6 +9,7 @@ adds its own in their order, without atomics and so the same every time.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from torch import Tensor
 from spinsr.ops.attention.windows import batch_rows, windows_of
 from spinsr.ops.common.cache import cached_table
 from spinsr.ops.common.precision import full_type
-from spinsr.ops.common.triton_launch import at_a_time, block_of, launch, load_rows, rows_of, store_rows
+from spinsr.ops.common.triton_launch import at_a_time, block_of, launch, load_rows, store_rows
 
 BLOCK_T = at_a_time(32)  # queries, and keys
 
@@ -174,7 +175,8 @@ def attend_rows_bwd_kernel(
     store_rows(p_grad_v, o_place, m_t, E, b_grad_v, E, BLOCK_E)
 
 
-def _launch(kernel, num_heads: int, qkv: list[Tensor], rows: Tensor, *tensors: Tensor) -> None:
+def _launch(kernel, num_heads: int, qkv: Sequence[Tensor], rows: Tensor, *tensors: Tensor) -> None:
+    qkv = [x if x.stride(-1) == 1 else x.contiguous() for x in qkv]  # all that the kernels ask of rows
     d, e, t = qkv[0].shape[1] // num_heads, qkv[2].shape[1] // num_heads, rows.shape[1]
     blocks = {'BLOCK_T': min(BLOCK_T, block_of(t)), 'BLOCK_D': block_of(d), 'BLOCK_E': block_of(e)}
     grid, strides = (len(rows) * -(-t // blocks['BLOCK_T']), num_heads), (x.stride(0) for x in qkv)
@@ -204,7 +206,7 @@ def attend_rows(
     """
     out = v.new_empty(rows.numel(), v.shape[1], dtype=full_type(v.dtype))
     lse = out.new_empty(rows.numel(), num_heads)
-    _launch(attend_rows_fwd_kernel, num_heads, [rows_of(x) for x in (q, k, v)], rows, out, lse)
+    _launch(attend_rows_fwd_kernel, num_heads, (q, k, v), rows, out, lse)
     return _sum_of_rows(out, places, starts), out, lse
 
 
@@ -230,8 +232,7 @@ def attend_rows_backward(
     num_heads, grad = lse.shape[1], grad.index_select(0, rows.flatten())  # (G T, C)
     delta = (grad * out).unflatten(1, (num_heads, -1)).sum(2)  # (G T, heads)
     at_places = [lse.new_empty(rows.numel(), x.shape[1]) for x in (q, k, v)]
-    qkv = [rows_of(x) for x in (q, k, v)]
-    _launch(attend_rows_bwd_kernel, num_heads, qkv, rows, lse, grad, delta, *at_places)
+    _launch(attend_rows_bwd_kernel, num_heads, (q, k, v), rows, lse, grad, delta, *at_places)
     return tuple(_sum_of_rows(x, places, starts).to(one.dtype) for x, one in zip(at_places, (q, k, v), strict=True))
 
 
@@ -250,11 +251,3 @@ def _backward(ctx, grad: Tensor, *_):
 
 
 attend_rows.register_autograd(_backward, setup_context=_save)
-
-
-def add_attended_rows(
-    q: Tensor, k: Tensor, v: Tensor, row_map: tuple[Tensor, Tensor, Tensor], num_heads: int, start: bool
-) -> Tensor:
-    """See `spinsr.ops.attention.reference.add_attended_rows`; the sum is float32 or float64."""
-    total = attend_rows(q, k, v, *row_map, num_heads)[0]
-    return total + v if start else total

@@ -73,8 +73,3 @@ def launch(kernel: triton.JITFunction, grid: tuple[int, ...], *arguments: Tensor
     if math.prod(grid):
         with torch.cuda.device(device) if device.type == 'cuda' else contextlib.nullcontext():
             kernel[grid](*arguments, num_warps=NUM_WARPS, **constants)
-
-
-def rows_of(x: Tensor) -> Tensor:
-    """`x` with its last dimension contiguous, which is all that the kernels ask of rows."""
-    return x if x.stride(-1) == 1 else x.contiguous()
