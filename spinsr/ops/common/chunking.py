@@ -76,8 +76,10 @@ class _Chunks(torch.autograd.Function):
         (fn, rows, is_sum), needed = ctx.arguments, ctx.needs_input_grad[3:]
         x, *weights = ctx.saved_tensors
         sums = [
-            torch.zeros_like(t, memory_format=torch.contiguous_format) if need else None
-            for t, need in zip((x, *weights), needed, strict=True)
+            (torch.zeros_like if i else torch.empty_like)(t, memory_format=torch.contiguous_format)
+            if needed[i]
+            else None
+            for i, t in enumerate((x, *weights))
         ]
         with no_autocast('cpu'):
             for place in chunks(x.shape[1], rows):
@@ -87,6 +89,8 @@ class _Chunks(torch.autograd.Function):
                 upstream = grads if is_sum else [grad[:, place] for grad in grads]
                 found = iter(torch.autograd.grad(out, [leaf for leaf in leaves if leaf.requires_grad], upstream))
                 for i, total in enumerate(sums):
-                    if total is not None:
-                        (total if i else total[:, place]).add_(next(found))
+                    if total is not None and i:
+                        total += next(found)
+                    elif total is not None:
+                        total[:, place] = next(found)
         return None, None, None, *sums
