@@ -25,7 +25,7 @@ help:
 	@echo 'make demo    train SPIN x4 on a few photographs, test it, draw a picture (some minutes on two cores)'
 	@echo 'make test    the fast tests'
 	@echo 'make slow    the slow tests'
-	@echo 'make lint    ruff (rules, format) and import-linter (which package may import which)'
+	@echo 'make lint    ruff (rules, format), import-linter (which package may import which) and pyright (types)'
 	@echo 'make docs    the documentation as a site, in site/'
 	@echo 'make setup   only install (into $(VENV))'
 	@echo 'make clean   remove the environment, builds and caches; datasets, experiments and results stay'
@@ -87,6 +87,7 @@ lint: setup
 	"$(BIN)/python" -m ruff check .
 	"$(BIN)/python" -m ruff format --check .
 	"$(BIN)/lint-imports" --no-cache
+	"$(BIN)/python" -m pyright --pythonpath "$(BIN)/python"
 
 docs: setup
 	$(PIP) install --quiet --no-build-isolation -e '.[docs]'

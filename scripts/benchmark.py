@@ -57,7 +57,7 @@ class WorkerError(Exception):
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog='See docs/performance.md.')
+    parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0], epilog='See docs/performance.md.')
     add = parser.add_argument
     add('--arch', default='SPIN', help="SPIN, SAN, RCAN, or another name in BasicSR's registry (default: SPIN)")
     add('--scale', type=positive, default=4, help='upscaling factor (default: 4)')
@@ -215,6 +215,7 @@ class Worker:
         except (EOFError, OSError) as error:
             self.process.join()
             code = self.process.exitcode
+            assert code is not None
             hint = ': out of memory?' if code == -signal.SIGKILL else ''
             raise WorkerError(f'killed by signal {-code}{hint}' if code < 0 else f'ended with status {code}') from error
         if isinstance(answer, WorkerError):
@@ -244,7 +245,7 @@ def differences(base: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray],
     if sizes:
         least = 1e-2 * float(measure(list(sizes.values()))) or 1.0
         relative = {name: distance(name) / max(own, least) for name, own in sizes.items()}
-        worst = max(relative, key=relative.get)
+        worst = max(relative, key=lambda name: relative[name])
         values[f'{worst}, relative'] = relative[worst]
     rules = zip(values.items(), LIMITS[dtype], strict=False)
     return [
@@ -330,7 +331,7 @@ def matmul_rate(args: argparse.Namespace) -> float:
     seconds = []
     for _ in range(6):
         with timed(device) as clock:
-            a @ b
+            torch.matmul(a, b)
         seconds.append(clock[0])
     return side**3 / statistics.median(seconds[1:])
 
@@ -342,7 +343,8 @@ def print_report(report: Mapping[str, Any]) -> None:
     print(f'{report["arch"]} x{report["scale"]}, LR {height}x{width}, {mode}, batch {report["batch"]}', end=', ')
     print(f'{report["dtype"]}, {report["repeats"]} runs each in turns')
     print(f'{report["machine"]}, {report["threads"]} threads, {report["device"]}, torch {report["torch"]}\n')
-    rows = [('backend', 'median', 'IQR', 'peak memory', 'before the run', 'multiply-adds', 'times the floor')]
+    head = ('backend', 'median', 'IQR', 'peak memory', 'before the run', 'multiply-adds', 'times the floor')
+    rows: list[tuple[str, ...]] = [head]
     notes = [f'backend {name} failed: {reason}' for name, reason in report['failed'].items()]
     for name, result in report['results'].items():
         if result is None:

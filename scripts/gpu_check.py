@@ -12,6 +12,7 @@ Exit status: 0 all checks hold, 1 one fails, was not done, or cannot run, 2 wron
 import argparse
 import contextlib
 import datetime
+import functools
 import json
 import logging
 import math
@@ -126,10 +127,12 @@ def _call(op: str, shape: Shape, widths: tuple[int, int]) -> tuple[Callable, lis
 
         return pool, [v]
     if op == 'window_attention':
-        return lambda backend, device: lambda *x: ops.window_attention(*x, shape.cell, 1, 1, backend=backend), [q, k, v]
+        window = functools.partial(ops.window_attention, window=shape.cell, overlap=1)
+        return lambda backend, device: functools.partial(window, backend=backend), [q, k, v]
     indices = ops.top_n(ops.associate(features, shape.cell, backend='torch'))
+    attention = ops.intra_superpixel_attention
     return (
-        lambda backend, device: lambda *x: ops.intra_superpixel_attention(*x, indices.to(device), 1, backend=backend),
+        lambda backend, device: functools.partial(attention, indices=indices.to(device), backend=backend),
         [x.flatten(1, 2) for x in (q, k, v)],
     )
 
@@ -252,7 +255,7 @@ def _image_and_gradients(net: nn.Module, lr: Tensor, backend: str) -> list[Tenso
     with _using(backend):
         image = net(lr)
         F.l1_loss(image, torch.full_like(image, 0.4)).backward()
-    return [image.detach(), *(p.grad for p in net.parameters())]
+    return [image.detach(), *(p.grad for p in net.parameters() if p.grad is not None)]
 
 
 # ---- Timings ---------------------------------------------------------------------------------------------------------
@@ -397,7 +400,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
     parser.add_argument('--minutes', type=float, default=5, metavar='M', help='stop after so many (default: 5)')
     parser.add_argument('--device', default='cuda', help='cuda, or cpu for small sizes and interpreted kernels')
     parser.add_argument('-o', '--output', type=Path, default=Path('gpu_check'), metavar='FILE', help='without suffix')
@@ -453,6 +456,7 @@ def _run_part(name: str, device: str, small: bool, seconds: float) -> dict[str, 
                 if process.is_alive() or not rows.empty():
                     continue
                 code = process.exitcode
+                assert code is not None
                 result['problem'] = f'killed by signal {-code}' if code < 0 else f'ended with status {code}'
                 break
             if kind == 'end':

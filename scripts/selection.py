@@ -9,23 +9,25 @@ one that it replaced is printed beside the counts. TRITON_INTERPRET=1 runs the T
 """
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import spinsr
 from spinsr import ops
-from spinsr.archs import ARCH_REGISTRY
+from spinsr.archs.spin_arch import SPIN, SuperpixelInteractionBlock
 from spinsr.data import image_file
 
 
-def block_features(net: nn.Module, image: Tensor) -> list[tuple[int, Tensor]]:
+def block_features(net: SPIN, image: Tensor) -> list[tuple[int, Tensor]]:
     """Cell size and input features (1, H, W, C) of each block."""
     features = []
     hooks = [
         block.aggregation.register_forward_hook(lambda module, args, _: features.append((module.stoken_size, args[0])))
-        for block in net.blocks
+        for block in cast(Iterable[SuperpixelInteractionBlock], net.blocks)
     ]
     with torch.no_grad():
         net(image)
@@ -38,11 +40,12 @@ def compare(x: Tensor, cell: int, backend: str) -> tuple[int, int, float]:
     """Selected pixels, those that `reference` does not select, and the largest gap in log-odds among them."""
     exact = ops.associate(x, cell, backend='reference')
     chosen, expected = ops.top_n(ops.associate(x, cell, backend=backend)), ops.top_n(exact)
-    shape = exact.log_odds.shape
+    log_odds = exact.dense_log_odds()
+    shape = log_odds.shape
     is_chosen, is_expected = (torch.zeros(shape, dtype=torch.bool).scatter_(2, i, True) for i in (chosen, expected))
     extra = is_chosen & ~is_expected
-    last = exact.log_odds.masked_fill(~is_expected, float('inf')).amin(2, keepdim=True)  # the weakest that belongs
-    gap = (last - exact.log_odds)[extra]
+    last = log_odds.masked_fill(~is_expected, float('inf')).amin(2, keepdim=True)  # the weakest that belongs
+    gap = (last - log_odds)[extra]
     return chosen.numel(), int(extra.sum()), gap.max().item() if len(gap) else 0.0
 
 
@@ -56,7 +59,8 @@ def main() -> None:
     if not paths:
         parser.error(f'there are no images {args.folder}/LR_bicubic/X4/*.png')
     torch.manual_seed(0)
-    net = spinsr.load('SPIN', weights=args.weights) if args.weights else ARCH_REGISTRY.get('SPIN')().eval()
+    net = spinsr.load('SPIN', weights=args.weights) if args.weights else SPIN().eval()
+    assert isinstance(net, SPIN)
     for backend in args.backends.split(','):
         total, swapped, gap = 0, 0, 0.0
         for path in paths:

@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
     parser.add_argument('-opt', default='train_SPIN_x4_sample.yml', help='an option file, or the name of a shipped one')
     parser.add_argument('--variant', nargs='+', choices=VARIANTS, default=list(VARIANTS), metavar='NAME')
     parser.add_argument('--rounds', type=int, default=5, help='turns of each variant (default: %(default)s)')

@@ -55,7 +55,7 @@ def main() -> int:
         f'inference of {image.shape[2]}x{image.shape[3]}, training step on {patch.shape[2]}x{patch.shape[3]},', end=' '
     )
     print(f'{args.threads} CPU thread(s), torch {torch.__version__}, Python {platform.python_version()}\n')
-    rows = [('option file', 'parameters', 'inference', 'training step', 'kept for the gradient')]
+    rows: list[tuple[str, ...]] = [('option file', 'parameters', 'inference', 'training step', 'kept for the gradient')]
     for name, net in nets.items():
         parameters = sum(p.numel() for p in net.parameters())
         times = [cell(one, name, args.default) for one in (inference, training)]

@@ -4,7 +4,13 @@
 package alone pulls in neither torch nor BasicSR.
 """
 
+from typing import TYPE_CHECKING
+
 from spinsr._version import __version__
+
+if TYPE_CHECKING:
+    from spinsr.inference.load import load
+    from spinsr.inference.upscale import upscale
 
 __all__ = ['__version__', 'load', 'upscale']
 

@@ -74,10 +74,12 @@ def registries() -> ModuleType | None:
     if not is_installed():
         return None
     if 'basicsr' not in sys.modules:
-        for folder in importlib.util.find_spec('basicsr').submodule_search_locations or ():
+        package = importlib.util.find_spec('basicsr')
+        for folder in (package and package.submodule_search_locations) or ():
             path = Path(folder, 'utils', 'registry.py')
             if path.is_file():
                 spec = importlib.util.spec_from_file_location(name, path)
+                assert spec is not None and spec.loader is not None
                 module = importlib.util.module_from_spec(spec)
                 spec.loader.exec_module(module)
                 sys.meta_path.insert(0, _Provided(module))
@@ -91,6 +93,7 @@ class _Provided(MetaPathFinder, Loader):
     def __init__(self, module: ModuleType) -> None:
         self.module = module
         # The import system gives the module another spec; this is its own.
+        assert module.__spec__ is not None
         self.spec = module.__spec__
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
@@ -165,7 +168,7 @@ def provide_functional_tensor() -> None:
 
     module = _new_module(name, 'Stands in for the module that torchvision removed; made by spinsr.compat.')
     module.rgb_to_grayscale = torchvision.transforms.functional.rgb_to_grayscale
-    torchvision.transforms.functional_tensor = module
+    torchvision.transforms.functional_tensor = module  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def provide_distutils_version() -> None:
@@ -227,7 +230,7 @@ def _as_version(other: object) -> LooseVersion:
     return other if isinstance(other, LooseVersion) else LooseVersion(str(other))
 
 
-def _new_module(name: str, doc: str) -> ModuleType:
+def _new_module(name: str, doc: str) -> Any:
     module = ModuleType(name, doc)
     # With a spec, importlib.util.find_spec answers for it, and a second install() leaves it alone.
     module.__spec__ = ModuleSpec(name, loader=None)
@@ -246,9 +249,9 @@ def resume_without_cuda() -> None:
     around_import('basicsr.train', after=_replace_load_resume_state)
 
 
-def _replace_load_resume_state(train: ModuleType) -> None:
+def _replace_load_resume_state(train: Any) -> None:
     own = getattr(train, 'load_resume_state', None)
-    if getattr(own, '__module__', None) != 'basicsr.train':
+    if own is None or getattr(own, '__module__', None) != 'basicsr.train':
         return
 
     def load_resume_state_anywhere(opt: MutableMapping[str, Any]) -> dict[str, Any] | None:

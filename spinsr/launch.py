@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -54,8 +54,9 @@ def launch(
             register()
             import_modules(args.imports)
         file, options = option_files.load(args.opt, args.force_yml or ())
-        args.opt = file.name if (generated := option_files.origin(file)) else str(file)
-        args.opt_text = file.text() if generated else None  # None: read the file
+        generated = option_files.origin(file)
+        args.opt = str(file) if isinstance(file, Path) else file.name
+        args.opt_text = None if isinstance(file, Path) else file.text()  # None: read the file
         if not NAME.holds(options.get('name')):
             # Also without checks: BasicSR moves aside whatever has this name.
             raise OptionError(f'name must be {NAME.wanted}, got {options.get("name")!r}')
@@ -131,7 +132,7 @@ def _reason(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), '') or type(error).__name__
 
 
-def _is_lost_worker(error: BaseException | None) -> bool:
+def _is_lost_worker(error: BaseException | None) -> TypeGuard[RuntimeError]:
     return isinstance(error, RuntimeError) and str(error).startswith('DataLoader worker')
 
 

@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from spinsr.training import time_limit
+from spinsr.utils import memory
 
 if __name__ == '__main__':
     time_limit.end_at_ctrl_c('spinsr.test')  # the imports below take seconds
+    try:
+        memory.require_for_torch()
+    except MemoryError as error:
+        sys.exit(f'spinsr.test: {error}')
 
 from spinsr import compat
 from spinsr.check import targets

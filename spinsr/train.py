@@ -22,10 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from spinsr.training import time_limit
+from spinsr.utils import memory
 
 if __name__ == '__main__':
     time_limit.end_at_sigterm('spinsr.train')  # the imports below take seconds
     time_limit.end_at_ctrl_c('spinsr.train')
+    try:
+        memory.require_for_torch()
+    except MemoryError as error:
+        sys.exit(f'spinsr.train: {error}')
 
 from spinsr import compat
 from spinsr.check import targets
@@ -205,6 +210,7 @@ class _Run:
 
         def test_image(*args: Any, **keywords: Any) -> Any:
             nonlocal longest
+            assert test is not None
             if not self.validating:
                 return test(*args, **keywords)
             begin = time.monotonic()

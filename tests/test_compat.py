@@ -32,6 +32,7 @@ def python(code, folder, **environment):
     )
 
 
+@pytest.mark.slow
 def test_install_is_silent_and_leaves_basicsr_alone(tmp_path):
     code = (
         'import importlib.util, sys\n'
@@ -57,6 +58,7 @@ def test_install_is_silent_and_leaves_basicsr_alone(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
 
 
+@pytest.mark.slow
 def test_broken_torchvision_is_named(tmp_path):
     package = tmp_path / 'torchvision'
     package.mkdir()

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from .tiny_project import TEST, TRAIN, changed, write_images, write_options
 
 PIPELINES = """
@@ -78,6 +80,7 @@ def run(folder, code):
     )
 
 
+@pytest.mark.slow
 def test_basicsrs_own_pipelines_train_resume_and_test(tmp_path):
     write_images(tmp_path, 4)
     write_options(tmp_path / 'train.yml', changed(TRAIN, {'model_type': 'SRModel'}))
@@ -92,6 +95,7 @@ def test_basicsrs_own_pipelines_train_resume_and_test(tmp_path):
     assert len(list((tmp_path / 'results' / 'tiny_test' / 'visualization' / 'pairs').iterdir())) == 4
 
 
+@pytest.mark.slow
 def test_next_to_another_plugin(tmp_path):
     package = tmp_path / 'other_plugin'
     package.mkdir()

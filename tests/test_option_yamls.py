@@ -423,7 +423,7 @@ def test_release_of_another_scale_is_the_one_of_x4_from_its_weights(name):
 
 
 def test_perceptual_loss_builds(monkeypatch):
-    """But for the weights, which torchvision would download."""
+    """Except the weights, which torchvision would download."""
     wanted = []
     vgg19 = vgg_arch.vgg.vgg19
     monkeypatch.setattr(vgg_arch.vgg, 'vgg19', lambda pretrained: wanted.append(pretrained) or vgg19(weights=None))
@@ -457,6 +457,7 @@ def test_starts_from_scratch(name):
     assert load(OPTIONS / f'{name}.yml')['path']['pretrain_network_g'] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('scale', 'afresh'),
     [

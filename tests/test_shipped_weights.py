@@ -1,22 +1,24 @@
 """The weights that travel in the wheel, and what they are worth."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from skimage import data
 
 import spinsr
 from spinsr import weights
 from spinsr.data.bicubic import downsample, mod_crop, upsample
+from spinsr.weights.models import CLEAN, MODELS, PHOTO
 
-FILES = list(weights.shipped().values())
-every_file = pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+every_model = pytest.mark.parametrize('model', MODELS, ids=lambda model: model.file.split('.')[0])
 
 
-def load(path):
-    arch, scale = path.stem.split('_x')
-    return spinsr.load(arch, int(scale)), int(scale)
+def load(model):
+    return spinsr.load(model=model.name, scale=model.scale)
 
 
 def psnr(image, hr):
@@ -25,32 +27,47 @@ def psnr(image, hr):
 
 def test_spin_x4_is_the_default():
     assert weights.default_weights() == weights.FOLDER / 'SPIN_x4.safetensors'
-    assert weights.default_weights() in FILES
+    assert weights.default_weights() in [model.path for model in MODELS]
 
 
-@every_file
-def test_file_names_its_network_and_holds_finite_float32(path):
-    _, scale = load(path)
-    with safe_open(path, 'pt') as file:
+@every_model
+def test_file_names_its_network_and_holds_finite_float32(model):
+    load(model)
+    with safe_open(model.path, 'pt') as file:
         about = file.metadata()
         values = [file.get_tensor(key) for key in file.keys()]
-    assert (about['arch'], about['scale']) == (path.stem.split('_x')[0], str(scale))
+    assert (about['arch'], about['scale']) == (model.arch, str(model.scale))
     assert about['source_key'] == 'params_ema'
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in values)
-    assert path.stat().st_size < 3e6
+    assert model.path.stat().st_size < 3e6
 
 
-@every_file
-def test_is_clearly_better_than_bicubic(path):
-    net, scale = load(path)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'model', [model for model in MODELS if model.trained_for == CLEAN], ids=lambda model: model.file
+)
+def test_is_clearly_better_than_bicubic(model):
+    net, scale = load(model), model.scale
     hr = mod_crop(data.coffee()[100:300, 200:400], scale)
     lr = downsample(hr, scale)
     assert psnr(spinsr.upscale(lr, net), hr) > psnr(upsample(lr, scale), hr) + 0.8
 
 
-@every_file
-def test_adds_no_colour_and_no_shift(path):
-    net, scale = load(path)
+@pytest.mark.slow
+@pytest.mark.skipif(PHOTO not in MODELS, reason='the weights for photographs are not in this version')
+def test_photo_is_better_than_spin_on_a_jpeg():
+    hr = data.coffee()[100:300, 200:400]
+    file = io.BytesIO()
+    Image.fromarray(downsample(hr, PHOTO.scale)).save(file, 'JPEG', quality=60)
+    lr = np.asarray(Image.open(file))
+    photo, spin = (psnr(spinsr.upscale(lr, spinsr.load(model=name)), hr) for name in ('photo', 'spin'))
+    assert photo > max(spin, psnr(upsample(lr, PHOTO.scale), hr)) + 0.2
+
+
+@pytest.mark.slow
+@every_model
+def test_adds_no_colour_and_no_shift(model):
+    net, scale = load(model), model.scale
     grey = np.full((20, 30, 3), 128, np.uint8)
     assert np.abs(spinsr.upscale(grey, net).astype(int) - 128).max() <= 2
     lr = downsample(mod_crop(data.chelsea()[:200, 50:300], scale), scale)

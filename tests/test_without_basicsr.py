@@ -83,6 +83,7 @@ def results(tmp_path_factory):
     return json.loads((folder / 'results.json').read_text())
 
 
+@pytest.mark.slow
 def test_networks_register_and_run(results):
     ours = sorted(name for name, cls in ARCH_REGISTRY if cls.__module__.startswith('spinsr.archs.'))
     assert results['registered'] == ours

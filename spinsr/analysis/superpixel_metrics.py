@@ -6,7 +6,7 @@ benchmarks of super-resolution have none.
 
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from skimage import feature, measure, morphology, segmentation
@@ -129,7 +129,7 @@ def evaluate(image: np.ndarray, labels: np.ndarray) -> Quality:
     return Quality(
         len(np.unique(labels)),
         # Label 0 would be taken for the background.
-        int(measure.label(labels + 1, connectivity=1).max()),
+        int(np.max(np.asarray(measure.label(labels + 1, connectivity=1)))),
         explained_variation(image, labels),
         boundary_contrast(image, labels),
         contour_recall(image, labels),
@@ -165,6 +165,7 @@ def slic(image: np.ndarray, regions: int, connected: bool = True) -> np.ndarray:
         if least is None or abs(excess) < least:
             best, least = labels, abs(excess)
         low, high = (low, asked - 1) if excess > 0 else (asked + 1, high)
+    assert best is not None
     return best
 
 
@@ -192,11 +193,11 @@ def compare(image: np.ndarray, net: nn.Module) -> Iterator[dict[str, Any]]:
     for found in each_block(image, net):
         regions = len(np.unique(found.labels))
         maps = {
-            'grid': grid(*image.shape[:2], *found.shape),
+            'grid': grid(image.shape[0], image.shape[1], *found.shape),
             'slic': divided(regions),
             'slic, free': divided(regions, connected=False),
             'spin': found.labels,
         }
-        cell = net.blocks[found.block].aggregation.stoken_size
+        cell = cast(Any, net).blocks[found.block].aggregation.stoken_size
         for method, labels in maps.items():
             yield {'block': found.block, 'cell': cell, 'method': method, **evaluate(image, labels)._asdict()}

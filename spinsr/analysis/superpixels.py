@@ -7,8 +7,9 @@ R x C superpixels is numbered row by row. See Sections 3.2 and 3.3 of the paper,
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -168,8 +169,7 @@ def find_superpixels(image: np.ndarray, net: nn.Module, block: int = 0) -> Super
         >>> found.shape, found.labels.shape
         ((2, 3), (24, 40))
     """
-    _check_network(net)
-    count = len(net.blocks)
+    count = len(_spin(net).blocks)
     if not 0 <= block < count:
         raise ValueError(f'the block must be 0 to {count - 1}, got {block}')
     try:
@@ -191,7 +191,7 @@ def each_block(image: np.ndarray, net: nn.Module) -> Iterator[Superpixels]:
     Raises:
         TypeError, ValueError: As there.
     """
-    _check_network(net)
+    net = _spin(net)
     image = np.asarray(image)
     colours, _ = separate_alpha(image)
     white = np.iinfo(colours.dtype).max
@@ -202,7 +202,8 @@ def each_block(image: np.ndarray, net: nn.Module) -> Iterator[Superpixels]:
     with torch.inference_mode():
         x = torch.from_numpy(colours).permute(2, 0, 1).unsqueeze(0).to(parameter.device, parameter.dtype)
         x = to_tokens(net.conv_first(x))
-    for index, (block, conv) in enumerate(zip(net.blocks, net.convs, strict=True)):
+    blocks = cast(Iterable[Any], net.blocks)
+    for index, (block, conv) in enumerate(zip(blocks, net.convs, strict=True)):
         if not x.isfinite().all():
             raise ValueError(f'network output contains NaN or infinity before block={index}')
         with torch.inference_mode():
@@ -217,11 +218,12 @@ def each_block(image: np.ndarray, net: nn.Module) -> Iterator[Superpixels]:
             x = x + to_tokens(conv(to_image(block(x))))
 
 
-def _check_network(net: nn.Module) -> None:
+def _spin(net: nn.Module) -> SPIN:
     if not isinstance(net, SPIN):
         raise TypeError(f'superpixels need a SPIN, got {type(net).__name__}')
     if net.conv_first.in_channels != 3:
         raise ValueError(f'the network must accept RGB images, got one for {net.conv_first.in_channels} channels')
+    return net
 
 
 def draw(

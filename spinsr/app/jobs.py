@@ -25,7 +25,7 @@ from spinsr.data.photograph import Photograph
 from spinsr.inference import upscale as upscaling
 from spinsr.inference.image_files import name_outputs, upscale_files
 from spinsr.inference.load import load
-from spinsr.weights.models import find_model
+from spinsr.weights.models import MODELS, PHOTO, find_model
 
 # A browser shows larger pictures slowly, or not at all; in pixels.
 SHOWN_SIDE = 4096
@@ -177,7 +177,14 @@ class Jobs:
             upscaling.limited_memory() if on_cpu else contextlib.nullcontext(),
         ):
             with network.watched(functools.partial(_count_tiles, height, width), cancelled, report):
-                done = upscale_files(outputs, network.net, tile=tile, overwrite=True, max_pixels=self._max_pixels)
+                done = upscale_files(
+                    outputs,
+                    network.net,
+                    tile=tile,
+                    overwrite=True,
+                    max_pixels=self._max_pixels,
+                    jpeg_advice=_advice(model),
+                )
             if done.failed:
                 raise ValueError(done.failed[source])
             (file,) = done.done
@@ -277,9 +284,17 @@ class _Watched:
         if time.monotonic() - self._last < _REPORT_INTERVAL:
             return
         self._last = time.monotonic()
+        assert self._count_tiles is not None and self._size is not None
         tiles = max(self._count_tiles(max(self._size)), self._tile)
         share = (self._tile - 1 + min(self._steps / self._steps_of_tile, 1)) / tiles
         self._report(share, f'Tile {self._tile} of {tiles}' if tiles > 1 else 'Upscaling')
+
+
+def _advice(model: str) -> str | None:
+    """What to say about JPEGs of low quality."""
+    if PHOTO not in MODELS or model == PHOTO.name:
+        return None
+    return f'the model {PHOTO.name} (x{PHOTO.scale}) may do better'
 
 
 def _count_tiles(height: int, width: int, side: int) -> int:

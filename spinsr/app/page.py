@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.themes import Base, Default
 
 from spinsr.app.jobs import Cancelled, Jobs
 from spinsr.data import photograph
@@ -32,6 +33,9 @@ def build(jobs: Jobs) -> gr.Blocks:
     scales = {
         name: [model.scale for model in MODELS if model.name == name] for name in sorted({m.name for m in MODELS})
     }
+    # A single model leaves no choice to explain.
+    purposes = {model.name: model.trained_for for model in MODELS}
+    purpose = '; '.join(f'{name}: {text}' for name, text in purposes.items()) if len(purposes) > 1 else None
     first = MODELS[0].name
     first_scale = DEFAULT_SCALE if DEFAULT_SCALE in scales[first] else scales[first][0]
 
@@ -63,17 +67,20 @@ def build(jobs: Jobs) -> gr.Blocks:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
+        def report(share: float, text: str) -> None:
+            progress(share, desc=text)
+
         if source is None:
             raise gr.Error('Choose an image first.', print_exception=False)
         with _errors():
             result = jobs.run(
-                request.session_hash,
+                request.session_hash or '',
                 Path(source),
                 model,
                 scale,
-                tile=None if tile == WHOLE else tile,
-                block=None if block == NO_BLOCK else block,
-                report=lambda share, text: progress(share, desc=text),
+                tile=None if isinstance(tile, str) else tile,  # WHOLE
+                block=None if isinstance(block, str) else block,  # NO_BLOCK
+                report=report,
             )
         return (
             (result.before, result.after),
@@ -83,10 +90,10 @@ def build(jobs: Jobs) -> gr.Blocks:
         )
 
     def cancel(request: gr.Request) -> None:
-        jobs.cancel(request.session_hash)
+        jobs.cancel(request.session_hash or '')
 
     def forget(request: gr.Request) -> None:
-        jobs.forget(request.session_hash)
+        jobs.forget(request.session_hash or '')
 
     with gr.Blocks(title='spinsr', analytics_enabled=False, delete_cache=(DELETE_EVERY, DELETE_AFTER)) as page:
         gr.Markdown(INTRODUCTION)
@@ -100,7 +107,7 @@ def build(jobs: Jobs) -> gr.Blocks:
                     elem_id='source',
                 )
                 preview = gr.Image(label='Input', interactive=False, visible=False, height=220, buttons=[])
-                model = gr.Dropdown(list(scales), value=first, label='Model', elem_id='model')
+                model = gr.Dropdown(list(scales), value=first, label='Model', info=purpose, elem_id='model')
                 scale = gr.Dropdown(scales[first], value=first_scale, label='Scale', elem_id='scale')
                 tile = gr.Dropdown(
                     [WHOLE, *TILES],
@@ -137,7 +144,7 @@ def build(jobs: Jobs) -> gr.Blocks:
                     buttons=['fullscreen'],
                     elem_id='superpixels',
                 )
-        private = {'api_visibility': 'private'}
+        private: dict[str, Any] = {'api_visibility': 'private'}
         model.input(choose, [model, scale], [scale, block], **private)
         changed = source.change(
             clear, None, [preview, summary, start, slider, download, superpixels], show_progress='hidden', **private
@@ -157,9 +164,9 @@ def build(jobs: Jobs) -> gr.Blocks:
     return page
 
 
-def theme() -> gr.themes.Base:
+def theme() -> Base:
     """The look: fonts of the system, so that nothing is asked of another host."""
-    return gr.themes.Default(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])
+    return Default(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])
 
 
 @contextlib.contextmanager

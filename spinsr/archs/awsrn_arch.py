@@ -41,7 +41,10 @@ class AdaptiveWeightedMultiScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, num_out_ch, scale*H, scale*W)."""
-        return F.pixel_shuffle(sum(self.scales[name] * conv(x) for name, conv in self.convs.items()), self.scale)
+        total = x.new_zeros(())
+        for name, conv in self.convs.items():
+            total = total + self.scales[name] * conv(x)
+        return F.pixel_shuffle(total, self.scale)
 
 
 @ARCH_REGISTRY.register()
@@ -61,6 +64,8 @@ class AWSRN(nn.Module):
     Raises:
         ValueError: An argument breaks its rule.
     """
+
+    mean: Tensor
 
     def __init__(
         self,
@@ -170,7 +175,7 @@ register_format(
             2019,
             'https://github.com/ChaofWang/AWSRN',
             'MIT',
-            weights='none',
+            weights='cloud drive',
         ),
     )
 )

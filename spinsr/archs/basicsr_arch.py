@@ -126,7 +126,11 @@ register_format(
             PublishedResult(2, 878_000, '38.14 33.86 32.31 32.76 39.12', _ICCVW, 'SwinIR-light'),
             PublishedResult(3, 886_000, '34.62 30.54 29.20 28.66 33.98', _ICCVW, 'SwinIR-light'),
             PublishedResult(4, 897_000, '32.44 28.77 27.69 26.47 30.92', _ICCVW, 'SwinIR-light'),
+            PublishedResult(2, 11_800_000, '38.35 34.14 32.44 33.40 39.60', _ICCVW),
+            PublishedResult(3, 11_800_000, '34.89 30.77 29.37 29.29 34.74', _ICCVW),
             PublishedResult(4, 11_800_000, '32.72 28.94 27.83 27.07 31.67', _ICCVW),
+            PublishedResult(2, 11_800_000, '38.42 34.46 32.53 33.81 39.92', _ICCVW_DF2K, 'SwinIR (DF2K)', 'SwinIR'),
+            PublishedResult(3, 11_800_000, '34.97 30.93 29.46 29.75 35.12', _ICCVW_DF2K, 'SwinIR (DF2K)', 'SwinIR'),
             PublishedResult(4, 11_800_000, '32.92 29.09 27.92 27.45 32.03', _ICCVW_DF2K, 'SwinIR (DF2K)', 'SwinIR'),
         ),
         recipe=Recipe(
@@ -178,6 +182,10 @@ def _without_mean(ours: dict[str, Tensor], official: Mapping[str, Tensor]) -> di
 
 
 _LARGE = {'num_feat': 256, 'num_block': 32, 'res_scale': 0.1}
+_IPT = 'CVPRW 2017, as cited by github.com/huawei-noah/Pretrained-IPT; trained on DIV2K'
+_ESRGAN = 'CVPRW 2017, as cited by github.com/xinntao/ESRGAN; trained on DIV2K'
+_SRTRANSGAN = 'CVPRW 2017, as cited by github.com/nbaghel777/SRTransGAN; trained on DIV2K'
+_OMNISR = 'CVPRW 2017, as cited by Omni-SR, CVPR 2023; trained on DIV2K'
 
 register_format(
     ArchFormat(
@@ -208,6 +216,14 @@ register_format(
         to_official=mean_shift.unfold_div2k,
         layout=bare,
         onnx=Onnx(sides=(2, None)),  # torch.export makes a constant of a side of 1
+        published=(
+            PublishedResult(2, 1_370_000, '37.99 33.57 32.16 31.98 -', _SRTRANSGAN, 'EDSR-baseline'),
+            PublishedResult(3, 1_555_000, '34.37 30.28 29.09 28.15 33.45', _OMNISR, 'EDSR-baseline'),
+            PublishedResult(4, 1_518_000, '32.09 28.58 27.57 26.04 30.35', _OMNISR, 'EDSR-baseline'),
+            PublishedResult(2, 40_700_000, '38.11 33.92 32.32 32.93 -', _IPT, 'EDSR-large'),
+            PublishedResult(3, 43_700_000, '34.65 30.52 29.25 28.80 -', _IPT, 'EDSR-large'),
+            PublishedResult(4, 43_100_000, '32.46 28.80 27.71 26.64 31.02', _ESRGAN, 'EDSR-large'),
+        ),
         recipe=Recipe(
             about="The recipe is the paper's: LR patches of 48x48, batch 16, 300,000 iterations, 1e-4 halved at "
             '200,000, L1; x3 and x4 from x2.',
@@ -248,6 +264,7 @@ def _ecbsr_arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 _CONVS = 'backbone.{block}.'
+_CFSR = 'ACM MM 2021, as cited by github.com/Aitical/CFSR; a network for Y alone, parameters after conversion'
 
 register_format(
     ArchFormat(
@@ -276,6 +293,7 @@ register_format(
             'ECBSR-M16C64': {'num_block': 16, 'num_channel': 64},
         },
         onnx=Onnx(sides=(2, None)),
+        published=(PublishedResult(4, 603_000, '31.92 28.34 27.48 25.81 -', _CFSR, 'ECBSR-M16C64'),),
         recipe=Recipe(
             about="The recipe is that of the authors' option files: LR patches of 64x64, batch 32, 1,000 epochs of "
             '1,600 iterations, 5e-4. Their networks take Y alone; here they take RGB, which is our choice.',
@@ -291,6 +309,7 @@ register_format(
             'ACM MM 2021)',
             2021,
             'https://github.com/xindongzhang/ECBSR',
+            weights='none',
         ),
     )
 )

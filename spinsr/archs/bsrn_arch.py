@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import esa, shapes
 from spinsr.convert.recipe import DF2K, Recipe, adam, cosine
-from spinsr.convert.registry import ArchFormat, Onnx, Sizes, Source, register_format, renamed, under
+from spinsr.convert.registry import ArchFormat, Onnx, PublishedResult, Sizes, Source, register_format, renamed, under
 from spinsr.modules.cca import ContrastAwareChannelAttention
 from spinsr.modules.distillation import CollectedBlocks, FeatureDistillation
 from spinsr.modules.esa import MIN_SIDE, EnhancedSpatialAttention
@@ -248,6 +248,14 @@ register_format(
             (f'{_BLOCK}.esa.conv2.{{part:pw|dw}}.{{end}}', f'{_OURS}.esa.conv_stride.{{part}}.{{end}}'),
             (f'{_BLOCK}.cca.conv_du.0.{{end}}', f'{_OURS}.gate.conv_in.{{end}}'),
             (f'{_BLOCK}.cca.conv_du.2.{{end}}', f'{_OURS}.gate.conv_out.{{end}}'),
+        ),
+        published=(
+            PublishedResult(
+                4,
+                352_000,
+                '32.35 28.73 27.65 26.27 30.84',
+                'CVPRW 2022, as cited by github.com/stella-von/LKDN; trained on DF2K',
+            ),
         ),
         recipe=_RECIPE,
     )

@@ -120,6 +120,8 @@ class CARN(nn.Module):
         ValueError: An argument breaks its rule.
     """
 
+    mean: Tensor
+
     def __init__(
         self,
         num_in_ch: int = 3,

@@ -117,7 +117,8 @@ class UnfoldOnceBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), sides divisible by P."""
         patches = self.itl(to_windows(x, self.patch_size, self.patch_size))  # (patches, C, P, P)
-        return self.sal(from_windows(patches, *x.shape[2:]))
+        height, width = x.shape[2:]
+        return self.sal(from_windows(patches, height, width))
 
 
 @ARCH_REGISTRY.register()

@@ -178,6 +178,8 @@ class DLGSANet(nn.Module):
         ValueError: The arguments do not fit together.
     """
 
+    mean: Tensor
+
     def __init__(
         self,
         num_in_ch: int = 3,

@@ -62,8 +62,9 @@ class GroupwiseAttention(nn.Module):
         if self.has_maps:
             queries, windows = zip(*(window.chunk(2, 2) for window in windows), strict=True)
             maps = [(q @ q.transpose(1, 2)).softmax(2) for q in queries]
+        height, width = x.shape[2:]
         mixed = [
-            from_windows((m @ v).transpose(1, 2).unflatten(2, (size, size)), *x.shape[2:]).roll(
+            from_windows((m @ v).transpose(1, 2).unflatten(2, (size, size)), height, width).roll(
                 (offset, offset), (2, 3)
             )
             for m, v, size, offset in zip(maps, windows, self.window_size, shifts, strict=True)
@@ -121,6 +122,8 @@ class ELAN(nn.Module):
     Raises:
         ValueError: The arguments do not fit together.
     """
+
+    mean: Tensor
 
     def __init__(
         self,

@@ -74,7 +74,8 @@ def _attend_in_windows(x: Tensor, window: tuple[int, int], num_heads: int) -> Te
     windows = to_windows(x, *window).flatten(2).unflatten(1, (2, num_heads, -1))  # (windows, 2, heads, D/heads, pixels)
     q, v = windows.transpose(3, 4).unbind(1)  # (windows, heads, pixels, D / heads)
     mixed = attend(q, q, v, 1.0).transpose(2, 3).flatten(1, 2).unflatten(2, window)
-    return from_windows(mixed, *x.shape[2:])
+    height, width = x.shape[2:]
+    return from_windows(mixed, height, width)
 
 
 class PixelMixer(nn.Module):
@@ -158,6 +159,8 @@ class EMT(nn.Module):
     Raises:
         ValueError: The arguments do not fit together.
     """
+
+    mean: Tensor
 
     def __init__(
         self,

@@ -71,14 +71,10 @@ class ETDS(nn.Module):
         self._start_as_nearest_upsampling(num_in_ch)
 
     def _start_as_nearest_upsampling(self, channels: int) -> None:
-        for conv in self.add_residual_convs:
-            nn.init.zeros_(conv.weight)
-            nn.init.zeros_(conv.bias)
-        for conv in (self.conv_residual_first, *self.residual_convs):
-            nn.init.dirac_(conv.weight)
-            nn.init.zeros_(conv.bias)
-        nn.init.zeros_(self.conv_residual_last.weight)
-        nn.init.zeros_(self.conv_residual_last.bias)
+        for parameter in (*self.add_residual_convs.parameters(), *self.conv_residual_last.parameters()):
+            nn.init.zeros_(parameter)
+        for parameter in (*self.conv_residual_first.parameters(), *self.residual_convs.parameters()):
+            (nn.init.dirac_ if parameter.ndim == 4 else nn.init.zeros_)(parameter)
         with torch.no_grad():
             for channel, taps in enumerate(self.conv_residual_last.weight.chunk(channels)):
                 taps[:, channel, 1, 1] = 1
@@ -134,7 +130,7 @@ class ETDSInference(nn.Module):
         nn.init.dirac_(self.conv_clip.weight)
         with torch.no_grad():
             self.conv_clip.weight.neg_()
-        nn.init.ones_(self.conv_clip.bias)
+        nn.init.ones_(_bias(self.conv_clip))
 
     def forward(self, x: Tensor) -> Tensor:
         """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W)."""
@@ -164,25 +160,33 @@ def to_inference(net: ETDS) -> ETDSInference:
     _fill(
         inference.conv_first,
         torch.cat([first, net.conv_residual_first.weight]),
-        torch.cat([net.conv_first.bias, net.conv_residual_first.bias]),
+        torch.cat([_bias(net.conv_first), _bias(net.conv_residual_first)]),
     )
     for conv, backbone, residual, added in zip(
         inference.backbone_convs, net.backbone_convs, net.residual_convs, net.add_residual_convs, strict=True
     ):
-        upper = torch.cat([backbone.weight, added.weight], 1)
-        lower = torch.cat([torch.zeros_like(added.weight.transpose(0, 1)), residual.weight], 1)
-        _fill(conv, torch.cat([upper, lower]), torch.cat([backbone.bias + added.bias, residual.bias]))
+        upper = torch.cat([_weight(backbone), _weight(added)], 1)
+        lower = torch.cat([torch.zeros_like(_weight(added).transpose(0, 1)), _weight(residual)], 1)
+        _fill(conv, torch.cat([upper, lower]), torch.cat([_bias(backbone) + _bias(added), _bias(residual)]))
     weight = torch.cat([net.conv_last.weight, net.conv_residual_last.weight], 1)
-    bias = net.conv_last.bias + net.conv_residual_last.bias
+    bias = _bias(net.conv_last) + _bias(net.conv_residual_last)
     # A channel of padding is 0 after the clip: 1 - ReLU(1).
     padding = (0, _padding(net.upscale))
     _fill(inference.conv_last, F.pad(-weight, (0,) * 6 + padding), F.pad(1 - bias, padding, value=1.0))
     return inference.eval()
 
 
-def _fill(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
-    conv.weight.copy_(weight)
-    conv.bias.copy_(bias)
+def _weight(conv: nn.Module) -> Tensor:
+    return conv.get_parameter('weight')
+
+
+def _bias(conv: nn.Module) -> Tensor:
+    return conv.get_parameter('bias')
+
+
+def _fill(conv: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    _weight(conv).copy_(weight)
+    _bias(conv).copy_(bias)
 
 
 def _arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import mean_shift, shapes
+from spinsr.convert.recipe import Recipe, adam, l1, multistep
 from spinsr.convert.registry import ArchFormat, PublishedResult, Sizes, Source, bare, register_format
 from spinsr.modules.mean_shift import DIV2K_MEAN, register_mean
 from spinsr.modules.padding import pad_to
@@ -57,8 +58,9 @@ class MultiHeadAttention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Three of (B, N, D) -> (B, N, D)."""
         projected = (F.linear(x, w) for x, w in zip((q, k, v), self.in_proj.weight.chunk(3), strict=True))
-        heads = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in projected)  # (B, heads, N, D / heads)
-        return self.out_proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+        # (B, heads, N, D / heads)
+        q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in projected)
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class EncoderLayer(nn.Module):
@@ -188,6 +190,8 @@ class IPT(nn.Module):
     Raises:
         ValueError: An argument breaks its rule.
     """
+
+    mean: Tensor
 
     def __init__(
         self,
@@ -385,11 +389,31 @@ register_format(
             PublishedResult(3, 115_500_000, '34.81 30.85 29.38 29.49 -', _PUBLISHED),
             PublishedResult(4, 115_500_000, '32.64 29.01 27.82 27.26 -', _PUBLISHED),
         ),
+        recipe=Recipe(
+            about="The authors' training code is not public. They train one network for several tasks on ImageNet, and "
+            'then fine-tune it for each. The first part, without which IPT is not competitive, is not included: this '
+            'is the second part, for one scale on DIV2K, from weights that pretrain_network_g must name. LR patches '
+            'have the size of a tile. A learning rate of 2e-5 is how the authors are said to have fine-tuned; we could '
+            'not check it. Data, batch size and 100,000 iterations are our choice.',
+            patch=48,
+            batch=16,
+            optim_g=adam(2e-5),
+            scheduler=multistep(),
+            total_iter=100_000,
+            losses={'pixel_opt': l1(255.0)},
+            by_configuration={'IPT-multi': {'scales': ()}},
+            comments={
+                'pixel_opt:loss_weight': 'the network works in 0..255, the loss in 0..1',
+                'pretrain_network_g': "The authors' weights of this scale, or those of a pre-training of your own; ~ "
+                'starts from scratch.',
+            },
+        ),
         source=Source(
             'Pre-Trained Image Processing Transformer (Chen et al., CVPR 2021)',
             2021,
             'https://github.com/huawei-noah/Pretrained-IPT',
             'Apache-2.0',
+            weights='cloud drive',
         ),
     )
 )

@@ -91,6 +91,9 @@ class LAPAR(nn.Module):
         ValueError: The arguments do not fit together.
     """
 
+    mean: Tensor
+    kernels: Tensor
+
     def __init__(
         self,
         num_in_ch: int = 3,
@@ -143,7 +146,7 @@ def _filtered(image: Tensor, filters: Tensor) -> Tensor:
     height, width = image.shape[2:]
     border = _KERNEL // 2
     image = F.pad(image, (border, border, border, border), mode='reflect')
-    result = 0
+    result = image.new_zeros(())
     for tap, factor in enumerate(filters.unbind(1)):
         row, column = divmod(tap, _KERNEL)
         result = result + factor[:, None] * image[:, :, row : row + height, column : column + width]
@@ -223,7 +226,7 @@ register_format(
             2020,
             'https://github.com/dvlab-research/Simple-SR',
             'MIT',
-            weights='not in the repository',
+            weights='cloud drive',
         ),
     )
 )

@@ -75,8 +75,10 @@ class PixelAttention(nn.Module):
         size = self.window_size
         tokens = to_windows(x, size, size, self.dilated).flatten(2).transpose(1, 2)  # (windows, size^2, C)
         bias = None if self.bias is None else self.bias()[None]
-        tokens = self.proj(merge_heads(attend(*split_heads(self.qkv(tokens), 3, _HEADS), self.scale, bias)))
-        return from_windows(tokens.transpose(1, 2).unflatten(2, (size, size)), *x.shape[2:], self.dilated)
+        q, k, v = split_heads(self.qkv(tokens), 3, _HEADS)
+        tokens = self.proj(merge_heads(attend(q, k, v, self.scale, bias)))
+        height, width = x.shape[2:]
+        return from_windows(tokens.transpose(1, 2).unflatten(2, (size, size)), height, width, self.dilated)
 
 
 class ChannelSelfAttention(TransposedAttention):
@@ -303,6 +305,7 @@ register_format(
             PublishedResult(3, 780_000, '34.70 30.57 29.28 28.84 34.22', _PUBLISHED, 'Omni-SR'),
             PublishedResult(4, 792_000, '32.49 28.78 27.71 26.64 31.02', _PUBLISHED, 'Omni-SR'),
             PublishedResult(2, 772_000, '38.29 34.27 32.41 33.30 39.53', _DF2K, 'Omni-SR (DF2K)'),
+            PublishedResult(3, 780_000, '34.77 30.70 29.33 29.12 34.64', _DF2K, 'Omni-SR (DF2K)'),
             PublishedResult(4, 792_000, '32.57 28.95 27.81 26.95 31.50', _DF2K, 'Omni-SR (DF2K)'),
         ),
         recipe=Recipe(

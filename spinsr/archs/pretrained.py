@@ -286,8 +286,9 @@ def _results(shipped: Model | None) -> str:
         return 'Not stated. Describe the training images, the degradation and the measured PSNR here.'
     scores = ', '.join(f'{psnr:.2f} dB on {name}' for name, psnr in shipped.psnr.items())
     return (
-        f'The weights `{shipped.file}` that come with spinsr: PSNR {scores} (on Y, `y_crop_scale`), for bicubic '
-        f'degradation. For {shipped.licence} only. Training images and recipe: `spinsr/weights/README.md`.'
+        f'The weights `{shipped.file}` that come with spinsr, trained for {shipped.trained_for}: PSNR '
+        f'{scores or "not measured"} (on Y, `y_crop_scale`, from LR that was reduced bicubically). For '
+        f'{shipped.licence} only. Training images and recipe: `spinsr/weights/README.md`.'
     )
 
 

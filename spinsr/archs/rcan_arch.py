@@ -86,6 +86,8 @@ class RCAN(nn.Module):
         ValueError: An argument breaks its rule.
     """
 
+    mean: Tensor
+
     def __init__(
         self,
         num_in_ch: int = 3,

@@ -7,11 +7,14 @@ as BasicSR is imported, which `find` does if it has to.
 import importlib
 from collections.abc import Callable, Iterator, KeysView
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from spinsr import compat
 
 __all__ = ['ARCH_REGISTRY', 'find']
+
+
+_Class = TypeVar('_Class', bound=type)
 
 
 class Registry:
@@ -20,6 +23,12 @@ class Registry:
     def __init__(self, name: str) -> None:
         self._name = name
         self._obj_map: dict[str, type] = {}
+
+    @overload
+    def register(self, obj: _Class, suffix: str | None = None) -> _Class: ...
+
+    @overload
+    def register(self, obj: None = None, suffix: str | None = None) -> Callable[[_Class], _Class]: ...
 
     def register(self, obj: type | None = None, suffix: str | None = None) -> Any:
         """Registers a class under its name, followed by `_<suffix>` if given; without a class it is a decorator.
@@ -83,7 +92,7 @@ def _hand_over(module: ModuleType) -> None:
 
 _registries = compat.registries()
 if _registries is None:
-    ARCH_REGISTRY = Registry('arch')
+    ARCH_REGISTRY: Registry = Registry('arch')
     compat.around_import('basicsr.utils.registry', after=_hand_over)
 else:
     ARCH_REGISTRY = _registries.ARCH_REGISTRY

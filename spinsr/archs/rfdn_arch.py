@@ -108,6 +108,7 @@ def _no_channel_attention(official: dict[str, Tensor], ours: Mapping[str, Tensor
 
 _PAPER = {'num_block': 6, 'attention': 'cca'}
 _PUBLISHED = 'ECCVW 2020, Table 3, as cited with CATANet, CVPR 2025'
+_OMNISR = 'ECCVW 2020, as cited by Omni-SR, CVPR 2023'
 
 register_format(
     ArchFormat(
@@ -145,6 +146,9 @@ register_format(
             PublishedResult(2, 534_000, '38.05 33.68 32.16 32.12 38.88', _PUBLISHED, configuration='RFDN-paper'),
             PublishedResult(3, 541_000, '34.41 30.34 29.09 28.21 33.67', _PUBLISHED, configuration='RFDN-paper'),
             PublishedResult(4, 550_000, '32.24 28.61 27.57 26.11 30.58', _PUBLISHED, configuration='RFDN-paper'),
+            PublishedResult(2, 626_000, '38.08 33.67 32.18 32.24 38.95', _OMNISR, 'RFDN-L'),
+            PublishedResult(3, 633_000, '34.47 30.35 29.11 28.32 33.78', _OMNISR, 'RFDN-L'),
+            PublishedResult(4, 643_000, '32.28 28.61 27.58 26.20 30.61', _OMNISR, 'RFDN-L'),
         ),
         recipe=Recipe(
             about="The authors' training code is not public. HR patches of 256x256, batch 64, 5e-4, DIV2K and "

@@ -78,6 +78,8 @@ class SAN(nn.Module):
         ValueError: An argument breaks its rule.
     """
 
+    mean: Tensor
+
     def __init__(
         self,
         num_in_ch: int = 3,

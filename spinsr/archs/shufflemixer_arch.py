@@ -188,7 +188,7 @@ register_format(
             2022,
             'https://github.com/sunny2109/ShuffleMixer',
             'MIT',
-            weights='not in the repository',
+            weights='cloud drive',
         ),
     )
 )

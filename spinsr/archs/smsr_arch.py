@@ -3,13 +3,13 @@
 Upstream: https://github.com/The-Learning-And-Vision-Atelier-LAVA/SMSR (no licence; nothing is copied). Written from a
 description of the published network: the same function in float64, in dense form, so that it needs no preparation after
 loading and works on batches and under torch.compile. Without gradients and outside of torch.compile, channels that are
-dense and channels that are sparse are convolved apart, which saves three of seven convolutions in a block. The pixels
-outside the spatial masks, which the authors' inference skips, are computed all the same: gathering them pays only where
-few pixels are active. Weights are converted by `spinsr.convert`.
+dense and channels that are sparse are convolved apart, which saves three of seven convolutions in a block. On the CPU,
+sparse channels are moreover computed only at the pixels in the mask, as in the authors' inference, where these are so
+few that gathering them pays (`SparseMaskConvolutions`). Weights are converted by `spinsr.convert`.
 """
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -64,11 +64,17 @@ class SparseMaskConvolutions(nn.Module):
 
     where D' are the channels of e: outside the mask, sparse channels neither receive nor contribute.
 
+    At a pixel in the mask this is relu(W(e)), for all channels. In evaluation on the CPU, with at most `SPARSE_BELOW`
+    of the pixels in the mask, these pixels' patches of 3x3 are gathered and multiplied by W at once; W(e D') alone is
+    computed everywhere, for the dense channels.
+
     Args:
         num_feat: Channels C.
         num_conv: Convolutions.
         mask: From logits to masks.
     """
+
+    SPARSE_BELOW = 0.3
 
     def __init__(self, num_feat: int, num_conv: int, mask: LearnedMask):
         super().__init__()
@@ -81,7 +87,10 @@ class SparseMaskConvolutions(nn.Module):
     def forward(self, x: Tensor, spatial: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) and M, (B, 1, H, W) -> (B, C, H, W), and the share of the values is computed, a scalar."""
         dense = self.mask(self.channel_mask[..., 0] - self.channel_mask[..., 1])  # (1, C, convolutions)
-        sparsity = (dense + (1 - dense) * spatial.mean()).mean()
+        share = spatial.mean()
+        sparsity = (dense + (1 - dense) * share).mean()
+        if self._may_look_at_values(x) and _on_plain_cpu(x) and share <= self.SPARSE_BELOW:
+            return self._convolve_pixels(x, spatial, dense[0] > 0), sparsity
         dense = dense[..., None, None].unbind(2)  # (1, C, 1, 1) each
         results = [F.relu(self.convs[0](x) * _gate(dense[0], spatial))]
         for conv, before, now in zip(self.convs[1:], dense, dense[1:], strict=False):
@@ -89,17 +98,50 @@ class SparseMaskConvolutions(nn.Module):
             results.append(F.relu(known * _gate(now, spatial) + sparse * spatial))
         return self.fuse(torch.cat(results, 1)), sparsity
 
-    def _convolve_apart(self, conv: nn.Conv2d, x: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+    def _convolve_apart(self, conv: Any, x: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
         """The convolutions of x D and of x (1 - D), with D of shape (1, C, 1, 1).
 
         Without gradients each is computed from its own channels alone, so that both together cost what one does.
         """
-        # How many channels are dense is a value, which graphs and tensors without values do not have.
-        has_values = type(x) is Tensor and not x.is_meta and not torch.compiler.is_compiling()
-        if self.training or torch.is_grad_enabled() or not has_values:
+        if not self._may_look_at_values(x):
             return conv(x * dense), conv(x * (1 - dense))
         known = dense.flatten() > 0
         return _convolve(conv, x, known), _convolve(conv, x, ~known)
+
+    def _convolve_pixels(self, x: Tensor, spatial: Tensor, dense: Tensor) -> Tensor:
+        """As `forward`, for masks of 0 and 1: (B, C, H, W), M, and which channels are dense, (C, convolutions)."""
+        batch, channels, height, width = x.shape
+        # Pixels are rows of one matrix, with a border of zeros: the neighbours of a row are at fixed distances.
+        rows = F.pad(spatial, (1, 1, 1, 1)).flatten().nonzero().flatten()
+        around = [dy * (width + 2) + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+        neighbours = (rows[:, None] + torch.tensor(around)).flatten()
+        e = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).contiguous()  # (B, H + 2, W + 2, C)
+        order, known = torch.arange(channels), channels  # dense channels come first
+        total, fuse = self.fuse.bias, self.fuse.weight.flatten(1).split(channels, 1)
+        for number, conv in enumerate(self.convs):
+            now = dense[:, number]
+            before, order = order, (~now).int().argsort(stable=True)
+            weight = conv.weight[order][:, before]
+            out = torch.zeros_like(e)
+            if now.any() and known:
+                count = int(now.sum())
+                everywhere = F.conv2d(e[..., :known].permute(0, 3, 1, 2), weight[:count, :known])
+                out[:, 1:-1, 1:-1, :count] = F.relu(everywhere).permute(0, 2, 3, 1)
+            patches = e.view(-1, channels).index_select(0, neighbours).view(-1, 9 * channels)
+            values = F.relu(patches @ weight.permute(2, 3, 1, 0).flatten(0, 2))
+            e, known = out, int(now.sum())
+            e.view(-1, channels).index_copy_(0, rows, values)
+            total = torch.addmm(total, e.view(-1, channels), fuse[number][:, order].t())
+        return total.view(batch, height + 2, width + 2, -1)[:, 1:-1, 1:-1].permute(0, 3, 1, 2).contiguous()
+
+    def _may_look_at_values(self, x: Tensor) -> bool:
+        """Whether masks may decide what is computed: not for gradients, graphs, and tensors without values."""
+        has_values = type(x) is Tensor and not x.is_meta and not torch.compiler.is_compiling()
+        return has_values and not self.training and not torch.is_grad_enabled()
+
+
+def _on_plain_cpu(x: Tensor) -> bool:
+    return x.device.type == 'cpu' and not torch.is_autocast_enabled('cpu')
 
 
 def _convolve(conv: nn.Conv2d, x: Tensor, chosen: Tensor) -> Tensor:
@@ -173,6 +215,8 @@ class SMSR(nn.Module):
 
     TRAINING_LOSSES: ClassVar[dict[str, tuple[str, ...]]] = {'sparsity_opt': ('sparsity', 'iteration')}
 
+    mean: Tensor
+
     def __init__(
         self,
         num_in_ch: int = 3,
@@ -213,7 +257,7 @@ class SMSR(nn.Module):
         """
         if temperature is None or temperature <= 0:
             raise ValueError(f'temperature must be a number above 0, got {temperature=}')
-        for block in self.body:
+        for block in cast(Iterable[SparseMaskModule], self.body):
             block.mask.temperature = temperature
 
     def forward(self, x: Tensor, auxiliary: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:

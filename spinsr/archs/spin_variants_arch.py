@@ -4,8 +4,8 @@ Upstream has none of these variants; docs/paper.md says what was decided where t
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -150,7 +150,7 @@ class SPINVariant(SPIN):
                 top_n,
                 own_values,
             )
-            for block in self.blocks
+            for block in cast(Iterable[SuperpixelInteractionBlock], self.blocks)
         )
 
 

@@ -48,6 +48,9 @@ class CosineWindowAttention(nn.Module):
         window_size: Side of the windows.
     """
 
+    relative_coords_table: Tensor
+    index: Tensor
+
     def __init__(self, embed_dim: int, num_heads: int, window_size: int):
         super().__init__()
         self.num_heads, self.window_size = num_heads, window_size
@@ -139,7 +142,7 @@ class ResidualSwinBlocks(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         y = x
-        for block in self.residual_group['blocks']:
+        for block in self.residual_group['blocks'].children():
             y = block(y, mask)
         return x + to_tokens(self.patch_embed['proj'](self.conv(to_image(y))))
 
@@ -185,6 +188,8 @@ class Swin2SR(nn.Module):
     Raises:
         ValueError: An argument breaks its rule.
     """
+
+    mean: Tensor
 
     def __init__(
         self,
@@ -260,11 +265,15 @@ class Swin2SR(nn.Module):
         deep = shallow + self.conv_after_body(self._body(shallow))
         image, aux = self._reconstruct(deep, x, size)
         image = image[..., : size[0], : size[1]] / self.img_range + self.mean
-        return (image, {'aux': aux / self.img_range + self.mean}) if auxiliary else image
+        if not auxiliary:
+            return image
+        assert aux is not None
+        return image, {'aux': aux / self.img_range + self.mean}
 
     def _body(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), sides divisible by the window's."""
-        mask = shift_mask(*x.shape[2:], self.window_size, x)
+        height, width = x.shape[2:]
+        mask = shift_mask(height, width, self.window_size, x)
         x = self.patch_embed['norm'](to_tokens(self.patch_embed['proj'](x)))  # (B, H, W, C)
         for layer in self.layers:
             x = layer(x, mask)

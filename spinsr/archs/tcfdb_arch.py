@@ -189,7 +189,7 @@ class TCFDB(nn.Module):
         """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W)."""
         height, width = (side * self.upscale for side in x.shape[2:])
         x = pad_to_multiple(x, self.side)
-        mask = shift_mask(*x.shape[2:], self.side, x)
+        mask = shift_mask(x.shape[2], x.shape[3], self.side, x)
         shallow = deep = self.conv_first(x)
         for block in self.body:
             deep = block(deep, mask)

@@ -8,6 +8,7 @@ sub-images by the ten thousand take seconds.
 import contextlib
 import io
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -99,10 +100,10 @@ def _header(file: BinaryIO, tail: bytes, whole: Any, where: str, decode: bool) -
     try:
         if head.startswith(png.SIGNATURE):
             # Not by Pillow, which reads texts first and gives up where they are long.
-            *size, depth = png.read_header(head)
-            formats.check_size(*size, formats.MAX_PIXELS)
+            height, width, depth = png.read_header(head)
+            formats.check_size(height, width, formats.MAX_PIXELS)
             is_transparent = head[25] in (4, 6) or any(name == b'tRNS' for name, *_ in png.chunks(file.read(_HEAD)))
-            header, kind = Header(*size, depth > 8, is_transparent), 'PNG'
+            header, kind = Header(height, width, depth > 8, is_transparent), 'PNG'
         else:
             with formats.open_image(file) as image:
                 height, width, kind = image.height, image.width, image.format
@@ -171,12 +172,13 @@ def unpaired(options: Mapping[str, Any]) -> Iterator[Finding]:
     """Finds by their names the images in folders that BasicSR would not pair: it asserts, deep inside, that it can."""
     for where, _, dataset in datasets(options):
         sides = _SIDES.get(str(dataset.get('type')), ())
-        roots = {side: dataset.get(f'dataroot_{side}') for side in sides}
         if len(sides) < 2 or section(dataset, 'io_backend').get('type') == 'lmdb':
             continue
-        if all(isinstance(root, str) and Path(os.path.expanduser(root)).is_dir() for root in roots.values()):
+        named = {side: dataset.get(f'dataroot_{side}') for side in sides}
+        roots = {side: os.path.expanduser(root) for side, root in named.items() if isinstance(root, str)}
+        if len(roots) == len(sides) and all(Path(root).is_dir() for root in roots.values()):
             problems = _Problems(where)
-            sources = {side: _Source(os.path.expanduser(root), False) for side, root in roots.items()}
+            sources = {side: _Source(root, False) for side, root in roots.items()}
             with contextlib.suppress(FileNotFoundError):  # meta_info_file: `files` says it
                 _names(dataset, sources, problems)
             yield from problems.findings()
@@ -190,9 +192,9 @@ def _look(
     roots = {side: os.path.expanduser(dataset[f'dataroot_{side}']) for side in _SIDES[dataset['type']]}
     sources = {side: _Source(root, is_lmdb) for side, root in roots.items()}
     names = _names(dataset, sources, problems)
-    if not names and not problems.findings():
+    if not names and not problems.findings() and not _bad_list(dataset, is_lmdb):
         problems.add('error', 'empty', f'no image found in {next(iter(sources.values())).root}')
-    largest = None
+    largest: tuple[int, int] | None = None
     bar = tqdm(names, desc=where, unit='image', leave=False, disable=None if progress else True)
     for pair in bar:
         headers = _headers(dataset['type'], sources, pair, decode, problems)
@@ -201,7 +203,8 @@ def _look(
         sizes = {side: (header.height, header.width) for side, header in headers.items()}
         if scale:
             _sizes(dataset, phase, scale, sizes, pair, problems)
-        lr = sizes.get('lq') or tuple(side // (scale or 1) for side in sizes['gt'])
+        height, width = sizes.get('lq') or (side // (scale or 1) for side in sizes['gt'])
+        lr = height, width
         largest = max(largest or lr, lr, key=lambda size: size[0] * size[1])
     batch = dataset.get('batch_size_per_gpu')
     if 'teacher' in sources:
@@ -212,15 +215,18 @@ def _look(
     return Images(findings, len(names), largest)
 
 
-def _names(dataset: Mapping[str, Any], sources: Mapping[str, _Source], problems: _Problems) -> list[dict[str, str]]:
+def _names(dataset: Mapping[str, Any], sources: dict[str, _Source], problems: _Problems) -> list[dict[str, str]]:
     """The names of each item, by side, as the data set of this class pairs them."""
     side = next(reversed(sources))
     listed = dataset.get('meta_info_file') if not sources[side].is_lmdb else None
-    if listed and os.path.isfile(os.path.expanduser(listed)) and list_problem(listed):  # `files` says it
+    if _bad_list(dataset, sources[side].is_lmdb):
         return []
     if listed:
         with open(os.path.expanduser(listed), encoding='utf-8') as file:
             first = [line.strip().split(' ')[0] for line in file if line.strip()]
+        for name, count in Counter(first).items():
+            if count > 1:
+                problems.add('warning', 'twice', f'{listed} has {name} {count} times: it counts {count} times')
     elif dataset['type'] in _MAKE_LR and not sources['gt'].is_lmdb:
         from spinsr.data.image_file import EXTENSIONS
 
@@ -253,6 +259,12 @@ def _names(dataset: Mapping[str, Any], sources: Mapping[str, _Source], problems:
     if not listed:
         _unpaired(there - {pair['lq'] for pair in pairs}, sources['lq'], sources['gt'], problems)
     return _with_outputs(pairs, sources, problems) if 'teacher' in sources else pairs
+
+
+def _bad_list(dataset: Mapping[str, Any], is_lmdb: bool) -> bool:
+    """Whether something is wrong with the list of images; `files` says what."""
+    listed = dataset.get('meta_info_file')
+    return bool(listed and not is_lmdb and os.path.isfile(os.path.expanduser(listed)) and list_problem(listed))
 
 
 def _with_outputs(

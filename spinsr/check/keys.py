@@ -1,7 +1,7 @@
 """The keys of an option file: those that must be there, and those that nothing reads.
 
-Which keys BasicSR 1.4.2 reads is a table here. What a model or a data set reads beyond it stands in its own OPTIONS.
-Of classes that declare none nothing is known, and nothing said.
+Which keys BasicSR 1.4.2 reads is a table here. A model or dataset lists further keys in its OPTIONS;
+the keys of classes without OPTIONS are not checked.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -181,7 +181,7 @@ def _path(options: Mapping[str, Any], known_model: bool) -> Iterator[Finding]:
     for network in networks:
         known += [f'pretrain_network_{network}', f'strict_load_{network}', f'param_key_{network}']
     for key in section(options, 'path'):
-        # BasicSR's own rule for what is no folder; another plugin's model may have keys of its own there.
+        # BasicSR's own rule for keys that are not folders; the models of other plugins may have keys of their own here.
         if not any(part in str(key) for part in ('strict_load', 'pretrain_network', 'resume', 'param_key')):
             yield error(f'path:{key}', f'path has no key {key!r}; {nearest(key, known)}')
         elif known_model:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from spinsr import weights
 from spinsr.check import registries
@@ -86,7 +86,7 @@ def _vgg(part: Mapping[str, Any]) -> Iterator[Finding]:
 
     kind = part.get('vgg_type', 'vgg19')
     try:
-        url = get_model_weights(kind).DEFAULT.url
+        url = cast(Any, get_model_weights(kind)).DEFAULT.url
     except (ValueError, TypeError):
         yield error('train:perceptual_opt:vgg_type', f'torchvision has no {kind!r}')
         return
@@ -121,8 +121,9 @@ def _preparation(path: str) -> str:
         return '; make it with: spinsr prepare div2k PATH_TO_DIV2K'
     if parts[:2] == ('datasets', 'df2k'):
         return '; make it with: spinsr prepare div2k PATH_TO_DF2K --subset -o datasets/df2k'
-    if parts[:2] in (('datasets', 'release'), ('datasets', 'distill')):
-        return f'; make it with the command at the top of train_SPIN_x4_{parts[1]}.yml'
+    for name in ('release', 'distill'):
+        if parts[:2] == ('datasets', name):
+            return f'; make it with the command at the top of train_SPIN_x4_{name}.yml'
     if parts[:2] == ('datasets', 'sample'):
         return '; make it with: spinsr prepare sample'
     if parts[:2] == ('datasets', 'benchmark') and len(parts) > 2:

@@ -13,6 +13,8 @@ from spinsr.utils.validation import NAMES, is_number, is_whole
 _PLAIN_LOSSES = ('L1Loss', 'MSELoss', 'CharbonnierLoss', 'WeightedTVLoss', 'GANLoss')
 # BasicSR's archs that are built from their arguments alone.
 _PLAIN_ARCHS = ('VGGStyleDiscriminator', 'UNetDiscriminatorSN', 'MSRResNet', 'EDSR', 'RCAN', 'RRDBNet')
+# UNetDiscriminatorSN halves its input three times, and adds what it enlarges again.
+_UNET_STRIDE = 8
 _SCHEDULERS = {
     'MultiStepLR': 'MultiStepRestartLR',
     'MultiStepRestartLR': 'MultiStepRestartLR',
@@ -150,11 +152,22 @@ def values(arch: type, network: Mapping[str, Any], where: str = 'network_g') -> 
 def _discriminated_size(
     arch: type, network: Mapping[str, Any], where: str, options: Mapping[str, Any]
 ) -> Iterator[Finding]:
-    """Finds a discriminator of BasicSR that is made for patches of another size."""
-    if arch.__name__ != 'VGGStyleDiscriminator' or not arch.__module__.startswith('basicsr.'):
+    """Finds a discriminator of BasicSR that does not take patches of this size."""
+    if not arch.__module__.startswith('basicsr.'):
+        return
+    train = section(options, 'datasets', 'train')
+    gt_size = options.get('gt_size', train.get('gt_size'))
+    if arch.__name__ == 'UNetDiscriminatorSN':
+        grown = train.get('gt_sizes')
+        grown = grown if isinstance(grown, list) else []
+        for key, size in [('gt_size', gt_size), *(('gt_sizes', size) for size in grown)]:
+            if is_whole(size) and size % _UNET_STRIDE:
+                rule = f'must be a multiple of {_UNET_STRIDE} for {arch.__name__}'
+                yield error(f'datasets:train:{key}', f'{rule}, got {size}')
+        return
+    if arch.__name__ != 'VGGStyleDiscriminator':
         return
     wanted = network.get('input_size', inspect.signature(arch).parameters['input_size'].default)
-    gt_size = options.get('gt_size', section(options, 'datasets', 'train').get('gt_size'))
     if is_whole(gt_size) and gt_size != wanted:
         yield error(f'{where}:input_size', f'must be gt_size, {gt_size}, got {wanted}')
 

@@ -106,26 +106,26 @@ def with_whole_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
 
     BasicSR's own option files write `val_freq: !!float 5e3`. The models and data sets must have been registered.
     """
-    options = _copied(options)
+    copied = _copied(options)
     rules: dict[str, dict[str, Rule]] = {name: dict(part) for name, part in _SECTION_RULES.items()}
-    for name, part in _own_rules(options).items():
+    for name, part in _own_rules(copied).items():
         rules.setdefault(name, {}).update(part)
     for name, part in rules.items():
-        _make_whole(section(options, name) if name else options, [key for key, rule in part.items() if rule.is_whole])
-    _make_whole(options, ['num_gpu'])
-    _make_whole(section(options, 'dist_params'), ['port'])
-    _make_whole(section(options, 'train'), ['net_d_iters', 'net_d_init_iters'])
-    _make_whole(section(options, 'train', 'scheduler'), _SCHEDULE)
-    for _, _, dataset in datasets(options):
+        _make_whole(section(copied, name) if name else copied, [key for key, rule in part.items() if rule.is_whole])
+    _make_whole(copied, ['num_gpu'])
+    _make_whole(section(copied, 'dist_params'), ['port'])
+    _make_whole(section(copied, 'train'), ['net_d_iters', 'net_d_init_iters'])
+    _make_whole(section(copied, 'train', 'scheduler'), _SCHEDULE)
+    for _, _, dataset in datasets(copied):
         _make_whole(dataset, [*(key for key, rule in _DATASET_RULES.items() if rule.is_whole), *_GROWTH])
-    for metric in section(options, 'val', 'metrics').values():
+    for metric in section(copied, 'val', 'metrics').values():
         _make_whole(metric, ['crop_border'])
-    for key, network in options.items():
+    for key, network in copied.items():
         if str(key).startswith('network_') and isinstance(network, Mapping):
             arch = registries.find('ARCH', network.get('type'))
             parameters = inspect.signature(arch).parameters.values() if arch is not None else ()
             _make_whole(network, [p.name for p in parameters if _wants_whole(p, network.get(p.name))])
-    return options
+    return copied
 
 
 def _wants_whole(parameter: inspect.Parameter, value: Any) -> bool:
@@ -380,10 +380,9 @@ def _grows(options: Mapping[str, Any]) -> bool:
 def _problem(options: Mapping[str, Any]) -> tuple[str, str] | None:
     dataset = section(options, 'datasets', 'train')
     numbers = options.get('scale') or dataset.get('scale'), section(options, 'train').get('accumulate')
-    # What is no number is found elsewhere.
-    return progressive_learning.problem(
-        dataset, *(number if is_whole(number) and number > 0 else 1 for number in numbers)
-    )
+    # Values that are not numbers are reported elsewhere.
+    scale, accumulate = (number if is_whole(number) and number > 0 else 1 for number in numbers)
+    return progressive_learning.problem(dataset, scale, accumulate)
 
 
 def largest_step(options: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -468,7 +467,7 @@ def _loading(options: Mapping[str, Any], key: str, dataset: Mapping[str, Any]) -
     if dataset.get('persistent_workers') is True and (
         dataset.get('num_worker_per_gpu') == 0 or key.partition(':')[2].partition('_')[0] != 'train'
     ):
-        yield error(f'{key}:persistent_workers', 'needs workers, and there are none')
+        yield error(f'{key}:persistent_workers', 'needs num_worker_per_gpu above 0 and a training set')
     on_gpu = options.get('num_gpu') != 0 and torch.cuda.is_available()
     if dataset.get('prefetch_mode') == 'cuda' and on_gpu and dataset.get('pin_memory') is not True:
         yield error(f'{key}:prefetch_mode', 'cuda needs pin_memory: true')

@@ -4,7 +4,7 @@ import os
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
@@ -37,7 +37,7 @@ def weights(options: Mapping[str, Any], *, is_train: bool) -> Iterator[Finding]:
             yield from _file(options, key, Path(os.path.expanduser(file)), strict, wanted, is_train)
 
 
-def _is_file(path: Any) -> bool:
+def _is_file(path: Any) -> TypeGuard[str]:
     return isinstance(path, str) and Path(os.path.expanduser(path)).is_file()
 
 
@@ -78,7 +78,7 @@ def _file(
     if arch is None or model is None:
         return
     format = convert.find_format(arch)
-    converts = format is not None and model.__module__.startswith('spinsr.')
+    converts = model.__module__.startswith('spinsr.')
     if file.suffix == '.safetensors' and getattr(model, 'load_network', None) is BaseModel.load_network:
         yield error(where, f'{file} cannot be read by {model.__name__}; model_type: SpinsrModel reads .safetensors')
         return
@@ -89,7 +89,7 @@ def _file(
             raise TypeError(f'{file} is not a checkpoint: it holds a {type(checkpoint).__name__}')
         yield from _param_key(checkpoint, wanted, file, key, is_train)
         state = checkpoint.get(wanted, checkpoint)
-        state = _converted(state, format.name, strict) if converts else convert.unwrap(state)
+        state = _converted(state, format.name, strict) if format is not None and converts else convert.unwrap(state)
     except (ValueError, TypeError, OSError, ImportError) as problem:
         # Of another network every name may be wrong, and there are hundreds.
         reason = textwrap.shorten(str(problem), 300, placeholder=' …')

@@ -31,6 +31,7 @@ COMMANDS = (
 )
 # Those that skip what an earlier run of theirs has done.
 CONTINUING = ('prepare', 'upscale')
+WITHOUT_TORCH = ('install-basicsr', 'options')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,9 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         # The command's own parser: its usage shows the flags that there are.
-        commands.choices[args.command].error(f'unrecognized arguments: {" ".join(unknown)}')
+        commands.choices[args.command].error(f'unrecognized arguments: {printable(" ".join(unknown))}')
     devices.allow_fallback()
     try:
+        if args.command not in WITHOUT_TORCH:
+            memory.require_for_torch()
         return args.run(args) or 0
     except BrokenPipeError:  # whoever reads the output has seen enough, as in `spinsr options | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

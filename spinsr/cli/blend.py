@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     network.check_arch(args)
     done = blend_files(args.first, args.second, args.target, args.alpha, args.arch, args.overwrite)
     sources = (
-        f'{share:g} x {printable(path)}' + (f' ({key})' if key else '')
+        f'{share:g} x {printable(path)}' + (f' ({printable(key)})' if key else '')
         for share, path, key in zip((1 - args.alpha, args.alpha), (args.first, args.second), done.keys, strict=True)
     )
     print(

@@ -3,6 +3,7 @@
 import argparse
 
 from spinsr.training.imports import add_import, import_modules
+from spinsr.utils.text import printable
 
 _EPILOG = """example:
   spinsr check -opt train_SPIN_x4.yml
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         import_modules(args.imports)
     file, options = option_files.load(args.opt, args.force_yml)
     if generated := option_files.origin(file):
-        print(generated)
+        print(printable(generated))
     findings = check(options, is_train=False if args.test else None, decode=args.deep, progress=True)
     for finding in findings:
         print(f'{finding.level:<8} {finding}')

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         f' -> {printable(args.target)}: {FORMS[args.to]}'
     )
     for note in done.notes:
-        print(f'note: {note}')
+        print(f'note: {printable(note)}')
     if done.left_out:
         print(f'left out: {printable(", ".join(done.left_out))}')
     return 0

@@ -120,6 +120,7 @@ def _write_onnx(args: argparse.Namespace) -> int:
     if done.size:
         takes = f'{done.size[0]} x {done.size[1]} pixels (height x width)'
     else:
+        assert done.sides is not None
         least, largest = done.sides
         takes = (
             f'any size, sides of {least} to {largest} pixels' if largest else f'any size from {least} x {least} pixels'

@@ -13,8 +13,11 @@ examples:
   spinsr models
   spinsr models --latency          # measures the seconds for one image of 1280x720 pixels, on this machine
   spinsr upscale photo.png --model spin --scale 2
+  spinsr upscale photo.jpg --model photo
 
-PSNR: dB on Y (y_crop_scale). multiply-adds: for an output of 1280x720 pixels.
+PSNR: dB on Y (y_crop_scale), from LR that was reduced bicubically. A network that was trained for photographs also
+removes JPEG artefacts and noise, which such LR does not have, so its PSNR is lower there: docs/photographs.md.
+multiply-adds: for an output of 1280x720 pixels.
 """
 
 
@@ -38,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(rows, indent=2))
         return 0
+    datasets = list(dict.fromkeys(dataset for model in MODELS for dataset in model.psnr))
     table = [
         {
             'model': row['name'],
@@ -45,13 +49,14 @@ def run(args: argparse.Namespace) -> int:
             'network': row['arch'],
             'parameters': f'{row["parameters"]:,}',
             'multiply-adds': f'{row["multiply_adds"] / 1e9:.1f} G',
-            **{dataset: f'{psnr:.2f}' for dataset, psnr in row['psnr'].items()},
+            **{dataset: f'{row["psnr"][dataset]:.2f}' if dataset in row['psnr'] else '-' for dataset in datasets},
             **({'latency': f'{row["latency"]:.3g} s'} if args.latency else {}),
+            'trained for': row['trained_for'],
             'licence of the weights': row['licence'],
         }
         for row in rows
     ]
-    print(markdown_table([list(table[0]), *(line.values() for line in table)]), end='')
+    print(markdown_table([list(table[0]), *(list(line.values()) for line in table)]), end='')
     return 0
 
 

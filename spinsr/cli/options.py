@@ -8,7 +8,7 @@ from pathlib import Path
 from spinsr.cli import arguments, network
 from spinsr.training import imports, option_files
 from spinsr.utils import atomic_write
-from spinsr.utils.text import nearest
+from spinsr.utils.text import nearest, printable
 
 _EPILOG = """examples:
   spinsr options                             all names
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     files = _selected(args.names, {scale for group in args.scale for scale in group})
     if args.out is not None:
         _write({args.out / name: content() for name, content in files.items()}, args.overwrite)
-        print(f'{len(files)} option files in {args.out}')
+        print(f'{len(files)} option files in {printable(args.out)}')
     elif len(args.names) == 1 and list(files) == [_file_name(args.names[0])]:
         (content,) = files.values()
         print(content().decode(), end='')
@@ -69,7 +69,8 @@ def _selected(names: list[str], scales: set[int]) -> dict[str, Callable[[], byte
     files = {name: path.read_bytes for name, path in option_files.shipped().items()}
     for name, file in option_files.generated().items():
         files[name] = lambda file=file: file.text().encode()
-    of_network = {name: re.fullmatch(r'(?:train|test)_(.+?)_x(\d+)(?:_\w+)?\.yml', Path(name).name) for name in files}
+    pattern = re.compile(r'(?:train|test)_(.+?)_x(\d+)(?:_\w+)?\.yml')
+    of_network = {name: match for name in files if (match := pattern.fullmatch(Path(name).name))}
     known = {match[1] for match in of_network.values()}
     for name in names:
         if name not in known and _file_name(name) not in files:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spinsr.cli import arguments, network
+from spinsr.utils.text import printable
 
 EXAMPLE = """\
 examples:
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
     def failed(line: str) -> None:
         failures.append(line)
-        print(f'spinsr report: error: {line}', file=sys.stderr)
+        print(f'spinsr report: error: {printable(line)}', file=sys.stderr)
 
     with network.limited_memory(args):
         html = make_report(
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         )
     data = html.encode()
     write_bytes(args.out, data)
-    print(f'{args.out}: {len(data) / 1e6:.1f} MB, {len(failures)} failed')
+    print(f'{printable(args.out)}: {len(data) / 1e6:.1f} MB, {len(failures)} failed')
     return int(bool(failures))
 
 

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from spinsr.cli import arguments, network
+from spinsr.utils.text import printable
 
 EXAMPLE = """\
 examples:
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
             print(_summary(found, args.pixel))
     done, kept = write_pictures(pictures, args.overwrite)
     skipped = f'{len(kept)} skipped{" (--overwrite replaces them)" if kept else ""}'
-    print(f'{args.out}: {len(done)} done, {skipped}')
+    print(f'{printable(args.out)}: {len(done)} done, {skipped}')
     return 0
 
 

@@ -4,16 +4,17 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from spinsr.cli import arguments, network
 from spinsr.utils.text import printable
 from spinsr.weights import DEFAULT_ARCH
-from spinsr.weights.models import MODELS
+from spinsr.weights.models import MODELS, PHOTO
 
 EXAMPLE = """\
 examples:
   spinsr upscale photo.jpg
+  spinsr upscale old.jpg --model photo
   spinsr upscale photo.jpg holidays/ -o large --weights net_g_latest.pth
   spinsr upscale scans -o large --weights SPIN_x2.pth --tile 256 --device cuda --precision fp16
   spinsr upscale scans -o large --arch SwinIR --weights SwinIR_x4.pth --arch-args window_size=8 upsampler=pixelshuffle
@@ -140,6 +141,7 @@ def run(args: argparse.Namespace) -> int:
     outputs = name_outputs(found, args.out, described.scale, size=size, template=args.name or NAME_TEMPLATE)
     device = network.device(args.device)
     net = described.build(device)
+    _check_scale(described, net)
     if args.compile:
         net = _compiled(net, args.precision)
 
@@ -157,6 +159,7 @@ def run(args: argparse.Namespace) -> int:
             max_pixels=args.max_pixels,
             size=size,
             strip=args.strip,
+            jpeg_advice=_advice(args),
             written=written,
         )
     if len(outputs) == 1 and report.skipped:
@@ -166,6 +169,15 @@ def run(args: argparse.Namespace) -> int:
         where = '' if args.out == Path() else f'{printable(args.out)}: '
         print(f'{where}{len(report.done)} done, {skipped}, {len(report.failed)} failed')
     return 1 if report.failed else 0
+
+
+def _check_scale(described: Any, net: Any) -> None:
+    """Refuses a scale that a network takes and does not have, as BasicSR's RRDBNet does with 3 and 8."""
+    from spinsr.convert import find_format
+    from spinsr.inference.upscale import scale_of
+
+    if find_format(described.cls) is None and (actual := scale_of(net)) != described.scale:
+        raise ValueError(f'{described.arch} x{described.scale} enlarges {actual} times: pass --scale {actual}')
 
 
 def _factor(text: str) -> float:
@@ -179,6 +191,14 @@ def _factor(text: str) -> float:
     return value
 
 
+def _advice(args: argparse.Namespace) -> str | None:
+    """What to say about JPEGs of low quality; nothing to who has chosen the weights, or the model for them."""
+    if PHOTO not in MODELS or args.weights != 'default' or args.model == PHOTO.name:
+        return None
+    scale = '' if args.scale in (None, PHOTO.scale) else f' --outscale {args.scale} in place of --scale'
+    return f'--model {PHOTO.name}{scale} may do better'
+
+
 def _uses_default_weights(args: argparse.Namespace) -> bool:
     return args.weights == 'default' and args.model is None and args.arch in (None, DEFAULT_ARCH)
 
@@ -189,7 +209,7 @@ def _shipped_scale(args: argparse.Namespace) -> int | None:
     Raises:
         ValueError: spinsr ships no weights of this scale.
     """
-    scales = sorted(model.scale for model in MODELS if model.arch == DEFAULT_ARCH)
+    scales = sorted({model.scale for model in MODELS if model.arch == DEFAULT_ARCH})
     if args.scale is None:
         return next((scale for scale in scales if args.outscale and args.outscale <= scale), None)
     if args.scale not in scales:
@@ -208,7 +228,7 @@ def _compiled(net: Any, precision: str) -> Any:
     from spinsr.inference.upscale import super_resolve
 
     # Sizes differ from image to image; without `dynamic` the second one would be compiled again.
-    compiled = torch.compile(net, dynamic=True)
+    compiled = cast('torch.nn.Module', torch.compile(net, dynamic=True))
     try:
         super_resolve(torch.zeros(1, 3, 8, 8), compiled, precision=precision)
     except RuntimeError as error:

@@ -6,7 +6,7 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ WRAPPERS = (
 )
 # What DataParallel, torch.compile and GAN trainers put in front of the names.
 PREFIXES = ('module.', '_orig_mod.', 'netG.')
+# What a program that trains the network as a part of another module puts in front of every name. A network may have
+# such names of its own, so they are removed only where the rest are the names of a network.
+OUTER_PREFIXES = ('model.', 'net.', 'net_g.', 'network.', 'generator.')
 # torch does not compress. Content may be this many times the file's size, so that a small file cannot fill the memory.
 _LARGEST_RATIO = 10
 _FOLDER = 0x10  # of the attributes of a ZIP archive's record
@@ -173,7 +176,8 @@ def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:
 
     Args:
         checkpoint: A state dict, or a mapping that holds one under a key of `WRAPPERS` (the first of them that is
-            there, and so on inside). `PREFIXES` in front of the names, in any order, are removed.
+            there, and so on inside). `PREFIXES` in front of the names, in any order, are removed; so are
+            `OUTER_PREFIXES`, if every name has the same and the rest are the names of a network of spinsr.
 
     Raises:
         TypeError: Not a mapping of names to dense tensors.
@@ -194,7 +198,28 @@ def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:
         if short in origins:
             raise ValueError(f'{printable(origins[short])} and {printable(name)} are both {printable(short)}')
         origins[short] = name
-    return {short: checkpoint[name] for short, name in origins.items()}
+    return without_outer_prefix({short: checkpoint[name] for short, name in origins.items()}, _are_known)
+
+
+def without_outer_prefix(state_dict: dict[str, Tensor], fits: Callable[[Collection[str]], bool]) -> dict[str, Tensor]:
+    """Removes `OUTER_PREFIXES` and `PREFIXES` from the names, as many as needed.
+
+    Args:
+        state_dict: Names to tensors, without `PREFIXES` in front.
+        fits: Whether names are those of the network. If that is never so, nothing is removed.
+    """
+    shorter = state_dict
+    while prefix := next((prefix for prefix in OUTER_PREFIXES if all(name.startswith(prefix) for name in shorter)), ''):
+        if not shorter or fits(shorter.keys()):
+            break
+        shorter = {_without_prefixes(name.removeprefix(prefix)): value for name, value in shorter.items()}
+    return shorter if len(shorter) == len(state_dict) and fits(shorter.keys()) else state_dict
+
+
+def _are_known(names: Collection[str]) -> bool:
+    from spinsr.convert.registry import formats
+
+    return any(format.table.count(names) == len(names) for format in formats())
 
 
 def _without_prefixes(name: str) -> str:
@@ -229,7 +254,8 @@ def _torch_load(path: str | os.PathLike) -> Any:
     scalar = np.float64(0).__reduce__()[0]
     names = [(scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')]
     types = [np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
-    with torch.serialization.safe_globals(names + types), warnings.catch_warnings():
+    safe: list[Any] = [*names, *types]
+    with torch.serialization.safe_globals(safe), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # about pickles of another kind; the result is an error or a checkpoint
         return torch.load(path, map_location='cpu', weights_only=True)
 

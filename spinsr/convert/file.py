@@ -173,6 +173,7 @@ def _layout(converted: dict[str, StateDict], format: ArchFormat, to: str) -> Map
     """The content of a .pth file of a form."""
     first = next(iter(converted.values()))
     if to == 'official':
+        assert format.layout is not None
         return format.layout(first)
     # A single one gets the key that every reader looks for.
     return {_BASICSR[key]: value for key, value in converted.items()} if len(converted) > 1 else {'params': first}

@@ -38,7 +38,7 @@ def fold(ours: dict[str, Tensor], official: Mapping[str, Tensor]) -> dict[str, T
     sub, sub_bias, add, add_bias = (value.double() for value in (sub.flatten(1), sub_bias, add.flatten(1), add_bias))
     try:
         mean = -torch.linalg.solve(sub, sub_bias)
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]  # documented
         raise ValueError(f'sub_mean.weight must be invertible to be folded, got {sub.tolist()}') from error
     first, last, last_bias = (
         take(ours, name).double() for name in ('conv_first.weight', 'conv_last.weight', 'conv_last.bias')

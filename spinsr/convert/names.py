@@ -136,7 +136,7 @@ class NameTable:
 def _only_official(rule: Rule) -> set[str]:
     if not (rule.official and rule.ours):
         return set()
-    official, ours = ({match[1] for match in _FIELD.finditer(template)} for template in rule)
+    official, ours = ({match[1] for match in _FIELD.finditer(side)} for side in (rule.official, rule.ours))
     return official - ours
 
 

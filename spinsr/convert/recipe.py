@@ -184,7 +184,7 @@ class Recipe:
 
     def gt_size(self, scale: int) -> int:
         """Side of a patch in HR pixels, a multiple of the scale."""
-        return self.patch * scale if self.patch else self.hr_patch // scale * scale
+        return self.patch * scale if self.patch else (self.hr_patch or 0) // scale * scale
 
     def at(self, scale: int, configuration: str = '', stage: str = '') -> 'Recipe':
         """The recipe of one option file, with all changes applied.

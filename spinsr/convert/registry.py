@@ -72,7 +72,7 @@ class Onnx:
         refused: Why the network cannot be exported; '' if it can.
     """
 
-    sides: tuple[int, int | None] | Callable[[nn.Module], tuple[int, int | None]] | None = None
+    sides: tuple[int, int | None] | Callable[[Any], tuple[int, int | None]] | None = None
     refused: str = ''
 
 

@@ -29,7 +29,7 @@ def downsample(image: np.ndarray, scale: int) -> np.ndarray:
         (H / scale, W / scale, C) or (H / scale, W / scale), uint8; a new array.
 
     Raises:
-        TypeError: The image is no uint8 array, or the scale no integer.
+        TypeError: The image is not a uint8 array, or the scale is not an integer.
         ValueError: Wrong number of dimensions, an empty image, scale < 1, or a side that is not divisible by scale.
 
     Example:
@@ -84,7 +84,7 @@ def upsample(image: np.ndarray, scale: int) -> np.ndarray:
         (H * scale, W * scale, C) or (H * scale, W * scale), of the image's type; a new array.
 
     Raises:
-        TypeError: The image is no array of these types, or the scale no integer.
+        TypeError: The image is not an array of these types, or the scale is not an integer.
         ValueError: Wrong number of dimensions, an empty image, or scale < 1.
 
     Example:

@@ -100,7 +100,7 @@ class BicubicImageDataset(Dataset):
     def _read(self, path: str) -> np.ndarray:
         if self.file_client is None:
             options = {key: value for key, value in self.backend.items() if key != 'type'}
-            self.file_client = FileClient(self.backend.get('type'), **options)
+            self.file_client = FileClient(str(self.backend.get('type')), **options)
         try:
             data = self.file_client.get(path, 'gt')
         except OSError as error:

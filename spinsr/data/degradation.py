@@ -151,6 +151,7 @@ def from_options(options: str | Mapping[str, Any] | None) -> Degradation:
         raise ValueError(f'degradation{f":{key}" if key else ""}: {problem}')
     if isinstance(options, str):
         return PRESETS[options]
+    assert options is not None
     preset = PRESETS[options['preset']]
     changes = {key: _plain(value) for key, value in options.items() if key not in ('preset', *_STAGES)}
     for name in _STAGES:

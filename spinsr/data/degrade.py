@@ -16,7 +16,7 @@ from spinsr import compat
 
 compat.install()
 
-from basicsr.data import degradations as basicsr  # noqa: E402
+import basicsr.data.degradations as basicsr  # noqa: E402
 
 from spinsr.data.degradation import LARGEST_KERNEL, Degradation, Stage  # noqa: E402
 from spinsr.utils.random_state import seeded  # noqa: E402
@@ -152,7 +152,9 @@ def _jpeg(image: np.ndarray, stage: Stage) -> np.ndarray:
         return image
     quality = random.randint(*stage.jpeg_range)
     _, data = cv2.imencode('.jpg', _to_uint8(image), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cv2.imdecode(data, cv2.IMREAD_COLOR).astype(np.float32) / 255.0
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert decoded is not None
+    return decoded.astype(np.float32) / 255.0
 
 
 def _to_uint8(image: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -16,7 +16,6 @@ from basicsr.data.paired_image_dataset import PairedImageDataset  # noqa: E402
 from basicsr.data.transforms import augment, paired_random_crop  # noqa: E402
 from basicsr.utils import FileClient, bgr2ycbcr, img2tensor  # noqa: E402
 from basicsr.utils.registry import DATASET_REGISTRY  # noqa: E402
-from torch import Tensor  # noqa: E402
 from torchvision.transforms.functional import normalize  # noqa: E402
 
 from spinsr.data.teacher_outputs import read_sizes, teacher_file  # noqa: E402
@@ -93,10 +92,10 @@ class DistillationDataset(PairedImageDataset):
             images = [_float(image) for image in (*(target[:height, :width] for target in targets), lq)]
         if self.opt.get('color') == 'y':
             images = [bgr2ycbcr(image, y_only=True)[..., None] for image in images]
-        tensors: list[Tensor] = img2tensor(images, bgr2rgb=True, float32=True)
+        tensors: Any = img2tensor(images, bgr2rgb=True, float32=True)
         if self.mean is not None or self.std is not None:
             for tensor in tensors:
-                normalize(tensor, self.mean, self.std, inplace=True)
+                normalize(tensor, cast(Any, self.mean), cast(Any, self.std), inplace=True)
         return {**dict(zip(sides, tensors, strict=True)), **path}
 
     def _read(self, path: str, side: str) -> np.ndarray:
@@ -105,7 +104,7 @@ class DistillationDataset(PairedImageDataset):
         data = np.frombuffer(self.file_client.get(path, side), np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_COLOR | depth)
         if image is None:
-            raise ValueError(f'{path} ({side}) is no image')
+            raise ValueError(f'not an image: {path} ({side})')
         return image
 
 

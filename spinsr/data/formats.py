@@ -6,7 +6,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from PIL import (
     BmpImagePlugin,
@@ -110,12 +110,12 @@ def identify(head: bytes, more: bool = False) -> str:
         name = _BRANDS[head[8:12]]
         if more and name in MORE:
             return name
-        raise RefusedError(_not_taken(name, more))
+        raise RefusedError(not_taken(name, more))
     for name, starts in _OTHERS.items():
         if head.startswith(starts):
             if more and name in MORE:
                 return name
-            raise RefusedError(_not_taken(name, more))
+            raise RefusedError(not_taken(name, more))
     raise RefusedError('is not an image, or its start is damaged')
 
 
@@ -127,11 +127,11 @@ def require(kind: str) -> None:
     """
     try:
         if kind == 'HEIC':
-            import pillow_heif
+            import pillow_heif  # pyright: ignore[reportMissingImports]  # an extra
 
             pillow_heif.register_heif_opener()
         elif kind == 'JPEG XL':
-            import pillow_jxl  # noqa: F401
+            import pillow_jxl  # noqa: F401  # pyright: ignore[reportMissingImports]  # an extra
         elif kind == 'AVIF' and not features.check('avif'):
             raise ImportError
     except ImportError:
@@ -144,11 +144,11 @@ def _maker(kind: str) -> Callable[[BinaryIO, str], Image.Image]:
     if kind == 'GIF':
         return GifImagePlugin.GifImageFile
     if kind == 'HEIC':
-        from pillow_heif import HeifImageFile
+        from pillow_heif import HeifImageFile  # pyright: ignore[reportMissingImports]  # an extra
 
         return HeifImageFile
     if kind == 'JPEG XL':
-        from pillow_jxl.JpegXLImagePlugin import JXLImageFile
+        from pillow_jxl.JpegXLImagePlugin import JXLImageFile  # pyright: ignore[reportMissingImports]  # an extra
 
         return JXLImageFile
     from PIL import AvifImagePlugin
@@ -229,8 +229,8 @@ def open_data(data: bytes, name: object, max_pixels: int = MAX_PIXELS, more: boo
     image = open_image(io.BytesIO(data), max_pixels, more)
     if kind == 'JPEG':
         jpeg.check_complete(data)
-    elif kind == 'TIFF' and image.tag_v2.get(_COMPRESSION) == _JPEG:
-        _check_strips(image.tag_v2, data)
+    elif kind == 'TIFF' and tiff_tags(image).get(_COMPRESSION) == _JPEG:
+        _check_strips(tiff_tags(image), data)
     return Opened(image, data, profile or image.info.get('icc_profile') or None, chunks, texts)
 
 
@@ -267,7 +267,7 @@ def bit_depth(image: Image.Image, head: bytes) -> int:
     if image.format == 'PNG':
         return head[24]
     if image.format == 'TIFF':
-        return max(image.tag_v2.get(_BITS, (1,)))
+        return max(tiff_tags(image).get(_BITS, (1,)))
     return 32 if image.mode == 'F' else 16 if image.mode.startswith('I') else 8
 
 
@@ -276,8 +276,8 @@ def extra_samples(image: Image.Image) -> tuple[int, ...]:
 
     A file that should say so and does not is taken to have alpha, as Pillow and OpenCV take it.
     """
-    tags = image.tag_v2
-    count = max(tags.get(_SAMPLES, 1) - _COLOURS.get(tags.get(PHOTOMETRIC), 1), 0)
+    tags = tiff_tags(image)
+    count = max(tags.get(_SAMPLES, 1) - _COLOURS.get(tags.get(PHOTOMETRIC, -1), 1), 0)
     return (tuple(tags.get(EXTRA_SAMPLES, (2,))) + (0,) * count)[:count]
 
 
@@ -290,12 +290,18 @@ def orientation(image: Image.Image) -> int:
     return found if found in range(1, 9) else 1
 
 
+def tiff_tags(image: Image.Image) -> TiffImagePlugin.ImageFileDirectory_v2:
+    """The tags of an open TIFF file."""
+    return cast(TiffImagePlugin.TiffImageFile, image).tag_v2
+
+
 def from_cmyk(image: Image.Image, profile: bytes | None, name: object) -> Image.Image:
     """A CMYK image in sRGB: by its colour profile, else (1 - C)(1 - K), (1 - M)(1 - K), (1 - Y)(1 - K)."""
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            return ImageCms.profileToProfile(image, source, ImageCms.createProfile('sRGB'), outputMode='RGB')
+            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile('sRGB'), outputMode='RGB')
+            return cast(Image.Image, converted)  # not in place
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
             logger.warning('%s: the colour profile cannot be used: %s', printable(name), printable(error))
     return image.convert('RGB')
@@ -305,15 +311,16 @@ def to_srgb(image: Image.Image, profile: bytes, name: object) -> Image.Image:
     """A grey or RGB image, perhaps with alpha, in sRGB by its colour profile; for formats that hold no profile."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if source.profile.xcolor_space.strip() != 'RGB' or 'sRGB' in ImageCms.getProfileDescription(source):
+        if cast(Any, source.profile).xcolor_space.strip() != 'RGB' or 'sRGB' in ImageCms.getProfileDescription(source):
             return image
-        return ImageCms.profileToProfile(image, source, ImageCms.createProfile('sRGB'))
+        return cast(Image.Image, ImageCms.profileToProfile(image, source, ImageCms.createProfile('sRGB')))
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
         logger.warning('%s: the colour profile cannot be used: %s', printable(name), printable(error))
         return image
 
 
-def _not_taken(kind: str, more: bool) -> str:
+def not_taken(kind: str, more: bool) -> str:
+    """Why a file of another format is refused, as the end of a line that begins with its name."""
     if more:
         return f'must be AVIF, BMP, GIF, HEIC, JPEG, JPEG XL, PNG, TIFF or WebP, is {kind}'
     return f'must be BMP, JPEG, PGM, PNG, PPM, TIFF or WebP, is {kind}'

@@ -4,7 +4,7 @@ import struct
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -182,7 +182,8 @@ def _write_animation(file: BinaryIO, frames: Iterator[Photograph], timing: Timin
 
 
 def _for_format(photo: Photograph, kind: str, path: Path) -> Photograph:
-    kept = metadata.of_output(photo.metadata, *photo.pixels.shape[:2], path)
+    height, width = photo.pixels.shape[:2]
+    kept = metadata.of_output(photo.metadata, height, width, path)
     return photo._replace(metadata=metadata.for_format(kept, kind, path))
 
 
@@ -201,9 +202,9 @@ def _seek(image: Image.Image, number: int, path: Path) -> None:
 
 
 def _is_opaque(image: Image.Image, path: Path) -> bool:
-    for number in range(image.n_frames):
+    for number in range(getattr(image, 'n_frames', 1)):
         _seek(image, number, path)
-        if image.has_transparency_data and image.convert('RGBA').getextrema()[3][0] < 255:
+        if image.has_transparency_data and cast(Any, image.convert('RGBA').getextrema())[3][0] < 255:
             return False
     return True
 

@@ -74,11 +74,11 @@ def inspect(path: Path) -> tuple[int, int]:
             is_png = formats.identify(head[:16]) == 'PNG'
             if is_png:
                 # Not by Pillow, which reads texts first and gives up where they are long.
-                *size, depth = png.read_header(head)
-                formats.check_size(*size, formats.MAX_PIXELS)
+                height, width, depth = png.read_header(head)
+                formats.check_size(height, width, formats.MAX_PIXELS)
             else:
                 with formats.open_image(file) as image:
-                    size, depth = (image.height, image.width), bit_depth(image, head)
+                    height, width, depth = image.height, image.width, bit_depth(image, head)
             _check_depth(depth)
             file.seek(-min(len(PNG_END), os.fstat(file.fileno()).st_size), os.SEEK_END)
             complete = not is_png or file.read() == PNG_END
@@ -89,7 +89,7 @@ def inspect(path: Path) -> tuple[int, int]:
     if not complete:
         # Bytes after the end are legal, if odd: only decoding tells.
         read(path)
-    return tuple(size)
+    return height, width
 
 
 def read(path: Path) -> np.ndarray:

@@ -3,13 +3,17 @@
 A file that was cut and closed again with an end marker decodes without an error in Pillow and OpenCV. Here
 libjpeg-turbo decodes it once more at an eighth of the size, by simplejpeg, which turns the warnings into errors. Most
 changed bits inside the data go unnoticed: JPEG has no checksums.
+
+The quality with which a file was saved is not in it; `estimate_quality` infers it from the quantization tables.
 """
 
+import functools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import simplejpeg
+from PIL import Image
 
 _MARKER = re.compile(rb'\xff+[^\x00\xff]')
 # In a scan FF 00 stands for the byte FF, and D0 to D7 (RST) count the rows.
@@ -18,6 +22,17 @@ _START, _END, _SCAN, _PROGRESSIVE = 0xD8, 0xD9, 0xDA, 0xC2
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # What these hold does not change which data a decoder needs: APP0 to APP15, and comments.
 _METADATA = frozenset((*range(0xE0, 0xF0), 0xFE))
+# The luminance table of the JPEG standard (Annex K), which libjpeg scales by the quality.
+_LUMINANCE = (
+    (16, 11, 10, 16, 24, 40, 51, 61),
+    (12, 12, 14, 19, 26, 58, 60, 55),
+    (14, 13, 16, 24, 40, 57, 69, 56),
+    (14, 17, 22, 29, 51, 87, 80, 62),
+    (18, 22, 37, 56, 68, 109, 103, 77),
+    (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101),
+    (72, 92, 95, 98, 112, 100, 103, 99),
+)
 # All samples were decoded before these bytes; some cameras and editors leave a few there.
 _AFTER_THE_LAST_SAMPLE = re.compile(r'extraneous bytes before marker 0xd9$')
 
@@ -57,6 +72,33 @@ def check_complete(data: bytes) -> None:
     except ValueError as error:
         if not _AFTER_THE_LAST_SAMPLE.search(str(error)):
             raise
+
+
+def estimate_quality(image: Image.Image) -> int | None:
+    """The quality, as libjpeg counts it, at which a JPEG file has quantization steps as large as these.
+
+    It is exact for files of libjpeg and all that scales the tables of the standard; other tables (those of cameras and
+    Photoshop) get the quality of the same mean step. Only the table of the first component counts, the luminance:
+    blocks and ringing are seen there. An earlier compression of the same image leaves no trace in it.
+
+    Args:
+        image: As Pillow opens it.
+
+    Returns:
+        1 to 100; None if it is not a JPEG file, or has no such table.
+    """
+    components = getattr(image, 'layer', None)
+    table = (getattr(image, 'quantization', None) or {}).get(components[0][3] if components else 0)
+    if not table:
+        return None
+    return min(range(1, 101), key=lambda quality: abs(_sum_of_steps(quality) - sum(table)))
+
+
+@functools.cache
+def _sum_of_steps(quality: int) -> int:
+    """The sum of libjpeg's luminance table."""
+    percent = 5000 // quality if quality < 50 else 200 - 2 * quality
+    return sum(min(max((value * percent + 50) // 100, 1), 255) for row in _LUMINANCE for value in row)
 
 
 def _segments(data: bytes) -> Iterator[_Segment]:

@@ -35,7 +35,7 @@ class LmdbWriter:
         self.shapes = shapes
         self._meta_info = ''.join(f'{key}.png ({h},{w},3) {level}\n' for key, (h, w) in shapes.items())
         self.finished = path.exists()
-        self._env = None
+        self._opened: lmdb.Environment | None = None
         if self.finished:
             self._check_finished()
             return
@@ -46,9 +46,14 @@ class LmdbWriter:
         size = FIRST_MAP_SIZE + (data.stat().st_size if data.exists() else 0)
         try:
             # Without metasync an image can be lost in a power failure, but the LMDB stays whole.
-            self._env = lmdb.open(str(self._part), map_size=size, metasync=False)
+            self._opened = lmdb.open(str(self._part), map_size=size, metasync=False)
         except lmdb.Error as error:
             raise OSError(f'{self._part} cannot be opened: {error}; remove it and run again') from error
+
+    @property
+    def _env(self) -> lmdb.Environment:
+        assert self._opened is not None
+        return self._opened
 
     def holds(self, name: str, origin: str) -> bool:
         """Whether all images of a source are in, made from this origin (see `put`)."""
@@ -102,9 +107,9 @@ class LmdbWriter:
 
     def close(self) -> None:
         """Closes the LMDB, finished or not."""
-        if self._env is not None:
-            self._env.close()
-            self._env = None
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
 
     def _try_put(self, items: list[tuple[bytes, bytes]]) -> bool:
         try:

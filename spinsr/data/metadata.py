@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import struct
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from PIL import Image, TiffImagePlugin
 
@@ -69,7 +69,7 @@ def read(image: Image.Image, texts: tuple[png.Chunk, ...] = ()) -> Metadata:
     info = image.info
     exif = _of_tiff(image) if image.format == 'TIFF' else info.get('exif')
     exif = re.sub(b'^(Exif\0\0)+', b'', exif) if isinstance(exif, bytes) else None
-    xmp = image.tag_v2.get(_XMP) if image.format == 'TIFF' else info.get('xmp')
+    xmp = cast(TiffImagePlugin.TiffImageFile, image).tag_v2.get(_XMP) if image.format == 'TIFF' else info.get('xmp')
     packet = next((content for name, content in texts if _is_xmp(name, content)), None)
     if packet is not None:
         xmp = packet[len(png.XMP_START) :]
@@ -79,7 +79,7 @@ def read(image: Image.Image, texts: tuple[png.Chunk, ...] = ()) -> Metadata:
     return Metadata(
         exif or None,
         bytes(xmp) if isinstance(xmp, (bytes, bytearray)) and xmp else None,
-        (float(dpi[0]), float(dpi[1])) if is_sound else None,
+        (float(dpi[0]), float(dpi[1])) if dpi and is_sound else None,
         tuple((name, content) for name, content in texts if not _is_xmp(name, content)),
         comment if isinstance(comment, bytes) and comment else None,
     )

@@ -37,7 +37,7 @@ class MultiScaleDataset(BicubicImageDataset):
         if not self.train:
             raise ValueError(f'MultiScaleDataset is for the phase train, got {opt["phase"]}')
         scales = opt.get('scales')
-        if not SCALES.holds(scales) or self.scale not in scales:
+        if scales is None or not SCALES.holds(scales) or self.scale not in scales:
             raise ValueError(f'scales must be {SCALES.wanted}, with scale={self.scale} among them, got {scales!r}')
         self.scales = tuple(scales)
 

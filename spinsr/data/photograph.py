@@ -17,7 +17,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from spinsr.data import formats, image_file, metadata, png
+from spinsr.data import formats, image_file, jpeg, metadata, png
 from spinsr.data.formats import MAX_PIXELS, RefusedError
 from spinsr.data.metadata import Metadata
 from spinsr.utils import atomic_write
@@ -70,12 +70,14 @@ class Photograph(NamedTuple):
         icc_profile: What the colours mean; None where the file does not say.
         png_chunks: Name and content of the chunks of a PNG that say what its colours mean (gAMA, cHRM, cICP, …).
         metadata: EXIF, XMP, resolution, texts.
+        jpeg_quality: Of a JPEG file that was read, by `jpeg.estimate_quality`; None for other formats.
     """
 
     pixels: np.ndarray
     icc_profile: bytes | None = None
     png_chunks: tuple[png.Chunk, ...] = ()
     metadata: Metadata = Metadata()
+    jpeg_quality: int | None = None
 
 
 def read(path: Path, max_pixels: int = MAX_PIXELS) -> Photograph:
@@ -116,7 +118,8 @@ def from_bytes(data: bytes, path: Path, max_pixels: int = MAX_PIXELS) -> Photogr
                     logger.warning('%s: %d bits a channel are reduced to 8', printable(path), bits)
                 profile = None if opened.image.mode == 'CMYK' else opened.icc_profile
                 found = metadata.read(opened.image, opened.texts)
-                return Photograph(_pixels(opened, path), profile, opened.chunks, found)
+                quality = jpeg.estimate_quality(opened.image)
+                return Photograph(_pixels(opened, path), profile, opened.chunks, found, quality)
     except formats.DAMAGE as error:
         raise image_file.unreadable(path, error) from error
 
@@ -178,7 +181,8 @@ def write(path: Path, photograph: Photograph) -> None:
     if photograph.png_chunks and kind != 'PNG':
         names = ', '.join(name.decode() for name, _ in photograph.png_chunks)
         logger.warning('%s: %s cannot hold %s, which say what the colours mean', printable(path), kind, names)
-    kept = metadata.of_output(photograph.metadata, *photograph.pixels.shape[:2], path)
+    height, width = photograph.pixels.shape[:2]
+    kept = metadata.of_output(photograph.metadata, height, width, path)
     kept = metadata.for_format(kept, kind, path)
     with atomic_write.open_file(path) as file:
         _write(file, photograph._replace(metadata=kept), kind)
@@ -197,7 +201,7 @@ def encode(photograph: Photograph, kind: str) -> bytes:
 
 
 def _write(file: BinaryIO, photograph: Photograph, kind: str) -> None:
-    pixels, profile, chunks, more = photograph
+    pixels, profile, chunks, more, _ = photograph
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     if kind == 'PNG':
         png.write(file, pixels, profile, [*chunks, *metadata.png_chunks(more)])
@@ -226,7 +230,7 @@ def to_pillow(photograph: Photograph, kind: str) -> Image.Image:
         image = formats.to_srgb(image, photograph.icc_profile, kind)
     if kind == 'GIF' and image.mode in ('LA', 'RGBA'):
         image = image.convert('RGBA')
-        image.putalpha(image.getchannel('A').point(lambda alpha: 255 * (alpha >= 128)))
+        image.putalpha(image.getchannel('A').point([255 * (alpha >= 128) for alpha in range(256)]))
     return image
 
 
@@ -234,7 +238,7 @@ def write_pages(file: BinaryIO, photographs: Iterable[Photograph]) -> None:
     """Writes a TIFF of one page or more; only one at a time is held."""
     tags = []
     with tifffile.TiffWriter(file, byteorder='<') as writer:
-        for pixels, profile, _, more in photographs:
+        for pixels, profile, _, more, _ in photographs:
             channels = 1 if pixels.ndim == 2 else pixels.shape[2]
             tags.append(metadata.TiffTags(more))
             writer.write(
@@ -257,17 +261,18 @@ def _refusal(opened: formats.Opened) -> str | None:
     """Why an image that could be decoded is not taken."""
     image = opened.image
     if image.format not in (*FORMATS.values(), *_NAMES.values(), 'MPO'):
-        return f'must be one of {", ".join(dict.fromkeys(FORMATS.values()))}, is {image.format}'
+        return formats.not_taken(image.format, more=True)
     # Telephones write MPO and HEIC with more pictures, of which the first, or the main one, is the photograph.
-    if getattr(image, 'n_frames', 1) > 1 and image.format not in ('MPO', 'HEIF'):
-        return f'must hold one image, has {image.n_frames} (an animation, or pages)'
+    frames = getattr(image, 'n_frames', 1)
+    if frames > 1 and image.format not in ('MPO', 'HEIF'):
+        return f'must hold one image, has {frames} (an animation, or pages)'
     depth = formats.bit_depth(image, opened.data)
     if image.mode == 'LAB' or (image.mode == 'CMYK' and depth > 8):
         return f'must be grey, RGB or 8-bit CMYK, is {image.mode} of {depth} bits'
     if depth not in (1, 2, 4, 8, 16) or image.mode == 'F':
         return f'must have integers of 8 or 16 bits, has {depth} bits'
     if depth == 16 and image.format == 'TIFF':
-        if image.tag_v2.get(formats.PLANES) == 2 or 1 in formats.extra_samples(image):
+        if formats.tiff_tags(image).get(formats.PLANES) == 2 or 1 in formats.extra_samples(image):
             return 'is a 16-bit TIFF with separate planes or premultiplied alpha, which cannot be read'
     return None
 
@@ -278,7 +283,7 @@ def _pixels(opened: formats.Opened, path: Path) -> np.ndarray:
     is_tiff = image.format == 'TIFF'
     # JPEG XL has an orientation of its own, which the decoder has followed already.
     orientation = 1 if is_tiff or image.format == 'JXL' else formats.orientation(image)
-    is_inverted = is_tiff and image.tag_v2.get(formats.PHOTOMETRIC) == 0
+    is_inverted = is_tiff and formats.tiff_tags(image).get(formats.PHOTOMETRIC) == 0
     extra = formats.extra_samples(image) if is_tiff else ()
     has_alpha = bool(extra) and extra[0] in (1, 2)
     if len(extra) > has_alpha:

@@ -140,7 +140,7 @@ def write(file: BinaryIO, pixels: np.ndarray, profile: bytes | None = None, more
         file.write(_chunk(b'iCCP', b'ICC profile\0\0' + zlib.compress(profile)))
     compressor = zlib.compressobj()
     for rows in _filtered_bands(pixels):
-        if data := compressor.compress(rows):
+        if data := compressor.compress(rows.data):
             file.write(_chunk(b'IDAT', data))
     file.write(_chunk(b'IDAT', compressor.flush()))
     file.write(_chunk(b'IEND', b''))

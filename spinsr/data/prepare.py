@@ -367,12 +367,11 @@ def _encode(source: Source, cut: Cut | None, scales: Sequence[int]) -> dict[int,
     hr = _read_hr(source) if set(scales) - set(source.lr_paths) else None
     result = {}
     for scale in scales:
-        if scale == 1:
-            image = hr
-        elif scale in source.lr_paths:
+        if scale in source.lr_paths:
             image = _read_lr(source, scale)
         else:
-            image = downsample(mod_crop(hr, scale), scale)
+            assert hr is not None
+            image = hr if scale == 1 else downsample(mod_crop(hr, scale), scale)
         result[scale] = [
             (key, image_file.encode_png(image[box], COMPRESS_LEVEL)) for key, box in _boxes(source, cut, scale).items()
         ]
@@ -394,7 +393,8 @@ def _missing_files(source: Source, folder: Path, scales: Sequence[int], overwrit
         elif overwrite:
             missing.append((kind, scale, path))
         else:
-            size = tuple(side // scale * (1 if kind == 'LR_bicubic' else scale) for side in source.size)
+            height, width = (side // scale * (1 if kind == 'LR_bicubic' else scale) for side in source.size)
+            size = height, width
             if image_file.inspect(path) != size:
                 raise ValueError(f'{path} exists and must be {_hw(size)}, got another size (--overwrite replaces it)')
     return missing
@@ -407,7 +407,7 @@ def _write_files(source: Source, files: Sequence[tuple[str, int, Path]]) -> None
         image_file.write_png(path, downsample(image, scale) if kind == 'LR_bicubic' else image)
 
 
-def _work(function: Callable, jobs: Sequence[tuple], workers: int, title: str, done: int) -> Iterator:
+def _work(function: Callable, jobs: Sequence[tuple], workers: int, title: str, done: int) -> Iterable:
     """Results of function(*job), in the order of the jobs, from several processes, with a progress bar."""
     if workers < 1:
         raise ValueError(f'workers must be at least 1, got {workers}')
@@ -444,5 +444,7 @@ def _start_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)

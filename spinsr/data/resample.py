@@ -6,6 +6,7 @@ that are weighted by alpha, go through its float32 mode, channel by channel.
 """
 
 import numpy as np
+from numpy.typing import DTypeLike
 from PIL import Image
 
 
@@ -65,7 +66,7 @@ def memory_to_resize(pixels: np.ndarray, scale: int) -> int:
     return scale**2 * height * width * (2 if is_plain else 16)
 
 
-def _resized(channel: np.ndarray, height: int, width: int, dtype: type) -> np.ndarray:
+def _resized(channel: np.ndarray, height: int, width: int, dtype: DTypeLike) -> np.ndarray:
     """One channel, resampled in uint8 where that is asked for, else in float32."""
     channel = np.ascontiguousarray(channel, np.uint8 if dtype == np.uint8 else np.float32)
     return np.asarray(Image.fromarray(channel).resize((width, height), Image.Resampling.LANCZOS))

@@ -7,6 +7,7 @@ precision, too.
 """
 
 import csv
+import functools
 import importlib
 import inspect
 import io
@@ -195,10 +196,11 @@ def evaluate(
             if files is not None:
                 jobs.append((dataset, scale, files))
     results = []
-    for job in jobs:
-        entry = attempt(*job[:2], lambda job=job: _evaluate_set(*job, upscaler, protocols, metrics or {}))
+    for dataset, scale, files in jobs:
+        evaluated = functools.partial(_evaluate_set, dataset, scale, files, upscaler, protocols, metrics or {})
+        entry = attempt(dataset, scale, evaluated)
         if entry is not None:
-            results.append({'dataset': job[0], 'scale': job[1], 'method': method, **entry})
+            results.append({'dataset': dataset, 'scale': scale, 'method': method, **entry})
     return results
 
 
@@ -317,7 +319,9 @@ def load_metrics(
             metrics[name] = pyiqa.create_metric(name, device=torch.device(device))
         # An unknown name is an AssertionError or a KeyError, by version; a download of weights fails in many ways.
         except Exception as error:
-            raise ValueError(f'pyiqa cannot make the metric {name!r}: {str(error) or type(error).__name__}') from error
+            download = '; it downloads its weights or parameters at the first use' if isinstance(error, OSError) else ''
+            reason = str(error) or type(error).__name__
+            raise ValueError(f'pyiqa cannot make the metric {name!r}: {reason}{download}') from error
         mode, wanted = metrics[name].metric_mode, 'FR' if reference else 'NR'
         if mode != wanted:
             kind = 'full-reference (FR)' if reference else 'no-reference (NR)'

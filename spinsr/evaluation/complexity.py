@@ -199,6 +199,11 @@ class OpCounter(TorchDispatchMode):
         self.multiply_adds = self.convolution_multiply_adds = self.activations = 0
         self.unknown: set[str] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # torch would import its compiler, which takes seconds, to keep it out of here; it is not called here anyway.
+        return False
+
     @property
     def problem(self) -> str:
         """Why the counts are too low, '' where they are not."""

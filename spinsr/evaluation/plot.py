@@ -118,7 +118,7 @@ def _add_names(figure: 'Figure', axes: Any, points: Sequence[Point]) -> None:
     )
 
 
-def _short(number: float, _: int | None = None) -> str:
+def _short(number: float, _: float | None = None) -> str:
     for unit, name in ((10**6, 'M'), (10**3, 'K')):
         if number >= unit:
             return f'{number / unit:g}{name}'

@@ -57,6 +57,7 @@ _OTHERS = (
     _row('DRSAN', 2, 690_000, '- - - - -', _NO_PSNR),
     _row('DRSAN', 3, 740_000, '- - - - -', _NO_PSNR),
     _row('DRSAN', 4, 730_000, '- - - - -', _NO_PSNR),
+    _row('DRSAN', 4, 410_000, '32.15 28.54 27.54 26.06 -', 'a smaller one, as cited by github.com/Aitical/CFSR'),
 )
 
 # What `_OTHERS` need beside their numbers. No code of the authors for LatticeNet, MADNet and GLADSR was found.

@@ -285,6 +285,7 @@ def evaluated_to_markdown(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 COLUMNS = {
+    'network': lambda row: row.network or row.variant,
     'variant': lambda row: row.variant,
     'year': lambda row: row.year or '',
     'scale': lambda row: f'x{row.scale}',

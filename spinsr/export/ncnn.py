@@ -5,6 +5,7 @@ selects pixels. Networks whose graph is the same at every size (`ArchFormat.onnx
 lacks is an error.
 """
 
+import importlib
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from unittest import mock
 
 import torch
@@ -113,7 +114,7 @@ def _check(path: Path, overwrite: bool) -> None:
         raise ValueError(f"export needs the ops backend 'torch', got {backend!r}; unset SPINSR_OPS_BACKEND")
     try:
         import ncnn  # noqa: F401
-        import pnnx  # noqa: F401
+        import pnnx  # noqa: F401  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
         raise ImportError('export to ncnn needs pnnx and ncnn: pip install "spinsr[ncnn]"') from error
 
@@ -134,14 +135,14 @@ def _least_side(net: nn.Module) -> int:
 
 def _convert(net: nn.Module, channels: int, folder: Path) -> tuple[Path, Path]:
     """The network's .param and .bin files, in a folder for temporary files."""
-    import pnnx
+    import pnnx  # pyright: ignore[reportMissingImports]
 
     traced = folder / 'net.pt'
     try:
         # The reference ops are the plain formulas; the others write strips into a result, which ncnn does not know.
         with mock.patch.dict(os.environ, SPINSR_OPS_BACKEND='reference'), warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            torch.jit.trace(net, sample_image(channels, _TRACED[0])).save(traced)
+            cast(torch.jit.ScriptModule, torch.jit.trace(net, sample_image(channels, _TRACED[0]))).save(traced)
     except Exception as error:  # whatever torch raises for this network
         raise ValueError(f'{type(net).__name__} cannot be traced: {printable(str(error))}') from error
     shapes = [f'[{batch},{channels},{height},{width}]f32' for batch, height, width in _TRACED]
@@ -163,8 +164,7 @@ def _unknown_layers(param: str) -> list[str]:
 
 def _difference(net: nn.Module, param: Path, weights: Path, image: torch.Tensor) -> float:
     """Largest difference between PyTorch and ncnn for one image."""
-    import ncnn
-
+    ncnn: Any = importlib.import_module('ncnn')  # without annotations
     runtime = ncnn.Net()
     for option in ('use_vulkan_compute', 'use_fp16_packed', 'use_fp16_storage', 'use_fp16_arithmetic'):
         setattr(runtime.opt, option, False)

@@ -18,8 +18,9 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -130,14 +131,14 @@ def to_onnx(
     net = net.eval()
     sides = sides_of(net)
     sides = None if size else sides
-    size = tuple(size or SIZE)
+    height, width = size or SIZE
     channels = channels_of(net)
-    shapes = [(1, *size)]
+    shapes = [(1, height, width)]
     if sides:
-        shapes += [(batch, *(max(side, sides[0]) for side in other)) for batch, *other in _SIZES]
+        shapes += [(batch, max(rows, sides[0]), max(columns, sides[0])) for batch, rows, columns in _SIZES]
     with torch.no_grad():
         plain, net = net, net if dtype == 'fp32' else _rounded(net, dtype)
-        content = _translate(net, channels, size, sides, opset, {**_metadata(plain), 'dtype': dtype})
+        content = _translate(net, channels, (height, width), sides, opset, {**_metadata(plain), 'dtype': dtype})
         if dtype != 'fp32':
             content = _store_in_half(content, dtype)
         found = [_differences(net, content, opset, channels, shape) for shape in shapes]
@@ -151,7 +152,7 @@ def to_onnx(
         )
     write_bytes(path, content)
     return OnnxFile(
-        size=None if sides else size,
+        size=None if sides else (height, width),
         sides=sides,
         difference=max(differences[-1] for differences in found),
         set_aside=sum(len(differences) - 1 for differences in found),
@@ -277,7 +278,7 @@ def _translate(
     if sides:
         shapes = {2 + i: torch.export.Dim(name, min=sides[0], max=sides[1]) for i, name in enumerate(('H', 'W'))}
         shapes = ({0: torch.export.Dim('B', min=1), **shapes},)
-        size = tuple(max(side, sides[0]) for side in size)
+        size = max(size[0], sides[0]), max(size[1], sides[0])
     # A batch of 1 would become a constant of the graph, and equal sides could become one.
     image = sample_image(channels, (2, size[0], size[1] + 1) if sides else (1, *size))
     try:
@@ -296,6 +297,7 @@ def _translate(
                 optimize=False,
                 verbose=False,
             )
+            assert program is not None  # as it is without the argument f
             optimizer.inline(program.model)
             optimizer.fold_constants(program.model, output_size_limit=LARGEST_TABLE)
             optimizer.remove_unused_nodes(program.model)
@@ -318,7 +320,9 @@ def _first_line(error: Exception) -> str:
 
 def _stable_sort() -> Any:
     """aten.sort.stable in ONNX, whose TopK puts the lower index first among equals."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    op = cast(Any, opset18)  # whose annotations do not take what its functions return
 
     def sort(x, stable=True, dim=-1, descending=False):
         length = op.Reshape(op.Gather(op.Shape(x), op.Constant(value_int=dim)), op.Constant(value_ints=[1]))
@@ -360,7 +364,7 @@ def _differences(net: nn.Module, content: bytes, opset: int, channels: int, shap
     for seed in range(IMAGES):
         image = sample_image(channels, shape, seed)
         try:
-            (out,) = session.run(None, {'image': image.numpy()})
+            out = np.asarray(session.run(None, {'image': image.numpy()})[0])
         except Exception as error:
             rule = f'{runtime} cannot run what torch {torch.__version__} wrote'
             raise ValueError(f'{rule}: {_first_line(error)}') from error

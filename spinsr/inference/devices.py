@@ -9,7 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     import torch
@@ -65,10 +65,17 @@ def said_once(device: torch.device) -> Iterator[None]:
     said: set[str] = set()
     show, warned_always = warnings.showwarning, torch.is_warn_always_enabled()
 
-    def say(message: Warning | str, *where: object) -> None:
+    def say(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         match = _FALLS_BACK.search(str(message))
         if match is None:
-            show(message, *where)
+            show(message, category, filename, lineno, file, line)
         elif match[1] not in said:
             said.add(match[1])
             logger.warning('%s lacks %s: this op runs on the CPU, which is slower', device.type, match[1])

@@ -33,6 +33,9 @@ _TICK = 1  # seconds
 # What a template for names may contain.
 NAME_FIELDS = ('stem', 'size', 'scale', 'ext')
 NAME_TEMPLATE = '{stem}_{size}{ext}'
+# Below it a JPEG is said to be of low quality: SPIN for clean images has lost more than 60 % of its gain over
+# bicubic there, see docs/photographs.md.
+LOW_JPEG_QUALITY = 85
 
 
 class Report(NamedTuple):
@@ -192,6 +195,7 @@ def upscale_files(
     max_pixels: int = MAX_PIXELS,
     size: OutputSize | None = None,
     strip: bool = False,
+    jpeg_advice: str | None = None,
     written: Callable[[Path, int, int], None] | None = None,
 ) -> Report:
     """Super-resolves image files, with a progress bar on stderr if that is a terminal.
@@ -209,6 +213,7 @@ def upscale_files(
             `spinsr.data.resample.resize`. Larger ones are too, with a warning. Images that are no smaller than their
             output do not go through the network; a line says so.
         strip: Leave out EXIF, XMP, resolution and texts. What says what the colours mean stays.
+        jpeg_advice: Logged with the name and the quality of the first JPEG below `LOW_JPEG_QUALITY`.
         written: Called after each output with its path, height and width.
 
     Returns:
@@ -249,13 +254,17 @@ def upscale_files(
                     raise ValueError(f'{target} is a directory')
             several = frames.read(source, max_pixels)
             photo = several.first if several else photograph.read(source, max_pixels)
+            if jpeg_advice and photo.jpeg_quality and photo.jpeg_quality < LOW_JPEG_QUALITY:
+                logger.warning('%s: a JPEG of quality %d; %s', printable(source), photo.jpeg_quality, jpeg_advice)
+                jpeg_advice = None
             shape = photo.pixels.shape[:2]
-            height, width = size.of(*shape, scale) if size else (scale * side for side in shape)
+            height, width = size.of(shape[0], shape[1], scale) if size else (scale * side for side in shape)
             work = _Work(net, scale, size, strip, source, target, options, set())
             if several:
                 frames.check_room(target, several, height, width)
                 if several.timing:  # whose encoders hold all frames
-                    upscaling.check_result(*shape, several.count * height * width * photo.pixels[0, 0].nbytes)
+                    result = several.count * height * width * photo.pixels[0, 0].nbytes
+                    upscaling.check_result(shape[0], shape[1], result)
                 frames.write(target, (work.enlarged(frame) for frame in several), several.timing)
             else:
                 photograph.check_room(target, height, width, photo.pixels)

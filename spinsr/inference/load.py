@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spinsr.utils.text import SIMILAR_NAME, nearest, printable
 from spinsr.weights import DEFAULT_ARCH, DEFAULT_SCALE, default_weights
+from spinsr.weights.models import find_model
 
 logger = logging.getLogger('spinsr')
 
@@ -60,10 +61,14 @@ class Network:
             if torch.device(device).type != 'meta':  # where nothing has values
                 logger.warning('%s has no weights: the network is untrained', self.arch)
         else:
+            from spinsr.convert.checkpoint import without_outer_prefix
+
+            names = net.state_dict().keys()
             try:
-                net.load_state_dict(self.state_dict)
+                net.load_state_dict(without_outer_prefix(self.state_dict, names.__eq__))
             except RuntimeError as error:
-                raise ValueError(f'{self.source} does not fit {self.arch} x{self.scale}: {_reason(error)}') from error
+                reason = _rrdbnet(self.state_dict) or _reason(error)
+                raise ValueError(f'{self.source} does not fit {self.arch} x{self.scale}: {reason}') from error
         return net.to(device).eval()
 
 
@@ -72,6 +77,8 @@ def load(
     scale: int | None = None,
     weights: str | os.PathLike | Mapping | None = 'default',
     device: str | torch.device = 'cpu',
+    *,
+    model: str | None = None,
     **arch_args: Any,
 ) -> nn.Module:
     """Builds a network, with weights, ready for `upscale`.
@@ -87,6 +94,7 @@ def load(
             or the authors' own, which is converted. 'default' takes those that spinsr ships; None leaves the random
             initialisation.
         device: Where the network goes.
+        model: A network with weights that spinsr ships, as `spinsr models` lists them, instead of `weights`.
         **arch_args: Further arguments of the arch. For a network of spinsr only those that the shapes in the weights do
             not tell are needed.
 
@@ -94,7 +102,8 @@ def load(
         The network in eval mode.
 
     Raises:
-        ValueError: Unknown arch or scale, weights that do not fit, or no default weights for this arch and scale.
+        ValueError: Unknown arch, scale or model, weights that do not fit, or no default weights for this arch and
+            scale.
         TypeError: The arch does not have an argument of this name.
         FileNotFoundError: The weights file does not exist.
 
@@ -105,6 +114,10 @@ def load(
         >>> load(weights=net.state_dict()).upscale
         2
     """
+    if model is not None:
+        if not (isinstance(weights, str) and weights == 'default'):
+            raise ValueError(f'the model {model} has weights of its own; leave weights out')
+        weights = find_model(model, scale).path
     return resolve(arch, scale, weights, **arch_args).build(device)
 
 
@@ -122,7 +135,7 @@ def resolve(
     from spinsr import convert
     from spinsr.archs import pretrained
 
-    if pretrained.is_folder(arch) and (isinstance(arch, os.PathLike) or not convert.find_format(arch)):
+    if arch is not None and pretrained.is_folder(arch) and (not isinstance(arch, str) or not convert.find_format(arch)):
         if not (isinstance(weights, str) and weights == 'default'):
             raise ValueError(f'{printable(os.fspath(arch))} has weights of its own; leave weights out')
         folder, config = arch, pretrained.read_config(arch)
@@ -136,13 +149,14 @@ def resolve(
         # The file tells the scale; another one that is asked for is compared with it.
         config.pop(format.scale_keyword, None)
         arch_args = config | arch_args
+    arch = os.fspath(arch) if isinstance(arch, os.PathLike) else arch
     if weights is None or (isinstance(weights, str) and weights == 'default'):
         arch, scale = arch or DEFAULT_ARCH, scale or DEFAULT_SCALE
         network = _named(arch, scale, arch_args, weighted=weights is not None)
         if weights is None:
             return network
         # The weights of SPIN serve its variants, too.
-        format = convert.find_format(network.cls.__base__) or convert.find_format(network.cls)
+        format = convert.find_format(network.cls.__base__ or nn.Module) or convert.find_format(network.cls)
         weights = default_weights(format.name if format else arch, scale)
     source = 'the state dict' if isinstance(weights, Mapping) else printable(os.fspath(weights))
     if arch is not None:
@@ -155,7 +169,7 @@ def resolve(
         return _with_weights(network, state_dict, scale)
     except (ValueError, TypeError) as error:
         wanted = '' if arch is None else f' does not fit {arch}' + f' x{scale}' * (scale is not None)
-        raise ValueError(f'{source}{wanted}: {_reason(error)}') from error
+        raise ValueError(f'{source}{wanted}: {_rrdbnet(checkpoint) or _reason(error)}') from error
 
 
 def _named(arch: str, scale: int, arch_args: Mapping[str, Any], weighted: bool = True) -> Network:
@@ -232,6 +246,29 @@ def _other_network(state_dict: dict[str, Tensor], arch: str) -> str:
     except ValueError:
         return ''
     return f'the file holds {found} x{told[convert.get_format(found).scale_keyword]} weights'
+
+
+def _rrdbnet(checkpoint: Mapping) -> str:
+    """With which arguments BasicSR's RRDBNet takes weights, '' for those of another network.
+
+    It has no `ArchFormat`; of its scales only 1 and 2 show in the shapes, the others all enlarge 4 times.
+    """
+    from spinsr import convert
+    from spinsr.convert import shapes
+
+    try:
+        weights = convert.unwrap(checkpoint)
+    except (ValueError, TypeError):
+        return ''
+    first, growth = (weights.get(f'{name}.weight') for name in ('conv_first', 'body.0.rdb1.conv1'))
+    if first is None or growth is None or 'conv_last.weight' not in weights:
+        return ''
+    channels = len(weights['conv_last.weight'])
+    scale = {4 * channels: 2, 16 * channels: 1}.get(first.shape[1], 4)
+    sizes = {'num_feat': len(first), 'num_block': shapes.count(weights, 'body.{}.'), 'num_grow_ch': len(growth)}
+    sizes |= {} if channels == 3 else {'num_in_ch': channels, 'num_out_ch': channels}
+    arguments = ' '.join(f'{key}={value}' for key, value in sizes.items())
+    return f'the file holds RRDBNet x{scale} weights; pass --arch RRDBNet --scale {scale} --arch-args {arguments}'
 
 
 def _check_keywords(cls: type, arch: str, arch_args: Mapping[str, Any]) -> None:

@@ -112,7 +112,9 @@ def _fill(writer: LmdbWriter, lr: Path, net: nn.Module, teacher: Teacher) -> Non
         before = f', {done} were made before' if done else ''
         logger.info('%s: %d of %d images are to be made%s', writer.path.name, len(todo), len(origins), before)
         for key in tqdm(todo, desc=writer.path.name, unit='image', initial=done, total=len(origins), disable=None):
-            image = image_file.decode(bytes(images.get(key.encode('ascii'))), f'{key} of {lr}')
+            data = images.get(key.encode('ascii'))
+            assert data is not None
+            image = image_file.decode(bytes(data), f'{key} of {lr}')
             output = _output(image, net, teacher, f'{key} of {lr}')
             if output.shape[:2] != tuple(writer.shapes[key]):
                 height, width = writer.shapes[key]

@@ -1,6 +1,7 @@
 """An image through a network: whole or in tiles, once or eight times, in full or half precision."""
 
 import contextlib
+import functools
 import itertools
 import logging
 import math
@@ -89,7 +90,7 @@ def upscale(
         white = np.iinfo(image.dtype).max
         x = torch.from_numpy(colours.astype(np.float32) / np.float32(white)).permute(2, 0, 1).unsqueeze(0)
         y = super_resolve_colours(x, net, **options)
-        pixels.start(*y.shape[2:], y.shape[1])
+        pixels.start(y.shape[2], y.shape[3], y.shape[1])
         pixels.put(0, y)
     else:
         # Bytes become floating-point numbers tile by tile; torch has few operations on uint16.
@@ -104,7 +105,7 @@ def upscale(
     if alpha is not None:
         result[..., -1:] = bicubic.upsample(alpha, result.shape[0] // image.shape[0])
     result = result.reshape(*result.shape[:2], *image.shape[2:])
-    return result if outscale is None else resample.resize(result, *size.of(*image.shape[:2], 1))
+    return result if outscale is None else resample.resize(result, *size.of(image.shape[0], image.shape[1], 1))
 
 
 def super_resolve_colours(x: Tensor, net: nn.Module, **options: Any) -> Tensor:
@@ -368,7 +369,8 @@ def _outputs_mean(x: Tensor, net: nn.Module, self_ensemble: bool) -> Tensor:
     if not self_ensemble:
         y = net(x).float()
     else:
-        y = sum(_back(net(transformed).float(), *how) for transformed, how in _dihedral(x)) / 8
+        outputs = (_back(net(transformed).float(), *how) for transformed, how in _dihedral(x))
+        y = functools.reduce(torch.add, outputs) / 8
     height, width = x.shape[2:]
     scale = y.shape[2] // height
     if scale < 1 or y.shape[2:] != (scale * height, scale * width):
@@ -396,38 +398,48 @@ class _NoRoomForResultError(Exception):
 class _Floats:
     """The network's output as it is, (B, C, H, W), float32."""
 
-    values: Tensor
+    _values: Tensor | None = None
+
+    @property
+    def values(self) -> Tensor:
+        assert self._values is not None
+        return self._values
 
     def start(self, height: int, width: int, channels: int) -> None:
         self.size = channels, height, width
-        self.values = None
+        self._values = None
 
     def put(self, top: int, rows: Tensor) -> None:
         """Takes rows that are final, (B, C, rows, W)."""
         if rows.shape[1:] == self.size:
-            self.values = rows
+            self._values = rows
             return
-        if self.values is None:
+        if self._values is None:
             shape = len(rows), *self.size
-            self.values = _allocated(lambda: rows.new_empty(shape), math.prod(shape) * 4)
+            self._values = _allocated(lambda: rows.new_empty(shape), math.prod(shape) * 4)
         self.values[:, :, top : top + rows.shape[2]] = rows
 
     def clear(self) -> None:
-        self.values = None
+        self._values = None
 
 
 class _Pixels:
     """The network's output times 255 or 65535, rounded and clipped: (H, W, colours and perhaps alpha)."""
 
-    values: np.ndarray
+    _values: np.ndarray | None = None
 
     def __init__(self, dtype: np.dtype, colours: int, channels: int, precision: str) -> None:
         self.dtype, self.colours, self.channels, self.precision = dtype, colours, channels, precision
         self.white = int(np.iinfo(dtype).max)
 
+    @property
+    def values(self) -> np.ndarray:
+        assert self._values is not None
+        return self._values
+
     def start(self, height: int, width: int, channels: int) -> None:
         shape = height, width, self.channels
-        self.values = _allocated(lambda: np.empty(shape, self.dtype), math.prod(shape) * self.dtype.itemsize)
+        self._values = _allocated(lambda: np.empty(shape, self.dtype), math.prod(shape) * self.dtype.itemsize)
 
     def put(self, top: int, rows: Tensor) -> None:
         """Takes rows that are final, (1, C, rows, W)."""
@@ -441,7 +453,7 @@ class _Pixels:
             self.values[top + start : top + start + len(part), :, : self.colours] = part
 
     def clear(self) -> None:
-        self.values = None
+        self._values = None
 
 
 def _allocated(make: Callable[[], Any], size: int) -> Any:
@@ -547,7 +559,7 @@ def _multiple(net: nn.Module) -> int:
             multiples.append(window)
         known = _MULTIPLES.get(type(module).__name__)
         if known:
-            multiples.append(known.get(getattr(module, 'scale', None), 1))
+            multiples.append(known.get(getattr(module, 'scale', 0), 1))
     return math.lcm(*multiples)
 
 

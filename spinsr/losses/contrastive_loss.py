@@ -32,6 +32,11 @@ class ContrastiveLoss(nn.Module):
         ValueError: num_feat is below 1.
     """
 
+    first_weight: Tensor
+    first_bias: Tensor
+    second_weight: Tensor
+    second_bias: Tensor
+
     def __init__(self, loss_weight: float = 1.0, num_feat: int = 64, seed: int = 0):
         super().__init__()
         if num_feat < 1:

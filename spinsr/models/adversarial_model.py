@@ -66,7 +66,7 @@ class AdversarialModel(SpinsrModel, ESRGANModel):
         if len(self.optimizers) == 1:  # SpinsrModel builds Muon itself, without the discriminator's
             options = self.opt['train']['optim_d']
             kind = options.pop('type')
-            self.optimizer_d = self.get_optimizer(kind, self.net_d.parameters(), **options)
+            self.optimizer_d = self.get_optimizer(kind, list(self.net_d.parameters()), **options)
             self.optimizers.append(self.optimizer_d)
 
     def optimize_parameters(self, current_iter: int) -> None:

@@ -5,7 +5,7 @@ import inspect
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from basicsr.losses import build_loss
@@ -37,12 +37,12 @@ _PICTURES = 4
 
 @MODEL_REGISTRY.register()
 class SpinsrModel(SRModel):
-    """BasicSR's SRModel, with what a training of days needs. Without further options it computes what SRModel does.
+    """BasicSR's SRModel, with what a training of several days needs. By default it computes what SRModel computes.
 
-    But for one thing: where a file leaves tensors out (`strict_load_g: false`) the EMA begins with the network's;
-    SRModel's begins with other random numbers, and keeps a part of them for thousands of iterations.
+    One exception: tensors that a file leaves out (`strict_load_g: false`) start with the same values in the EMA as in
+    the network. SRModel's EMA starts with other random numbers and keeps part of them for thousands of iterations.
 
-    Options beside SRModel's, each with its default:
+    Options in addition to SRModel's, with their defaults:
 
     - `train: precision: fp32`: bf16 or fp16 (with loss scaling) by autocast; weights and loss stay in float32.
     - `train: grad_clip: ~`: the largest norm of the gradient of all weights together.
@@ -112,6 +112,27 @@ class SpinsrModel(SRModel):
         'logger': {'keep_last': whole(1, None)},
     }
 
+    precision: str
+    grad_clip: float | None
+    accumulate: int
+    max_nonfinite: int
+    compile: bool
+    channels_last: bool
+    recompute: bool
+    freeze_params: list[str] | None
+    freeze_iters: int | None
+    shuffle_channels: bool
+    distill_opt: dict[str, Any] | None
+    distill_iters: int | None
+    pixel_after: int
+    tile: int | None
+    self_ensemble: bool
+    superpixels: int | None
+    keep_last: int | None
+    # Of BasicSR's, as options and batches set them.
+    cri_pix: Any
+    cri_perceptual: Any
+
     def __init__(self, opt: dict[str, Any]) -> None:
         for section, rules in self.OPTIONS.items():
             for name, rule in rules.items():
@@ -141,7 +162,7 @@ class SpinsrModel(SRModel):
         self.scaler = torch.amp.GradScaler(device, enabled=self.precision == 'fp16')
         super().__init__(opt)
         if self.superpixels is not None:
-            self._check_superpixels()
+            self._check_superpixels(self.superpixels)
 
     # Network, losses and optimizer
 
@@ -251,7 +272,7 @@ class SpinsrModel(SRModel):
             param_key: Which state dict of BasicSR's file; 'params' if the file has none of this name.
 
         Raises:
-            OptionError: If the file is no checkpoint of this network.
+            OptionError: The file is not a checkpoint of this network.
         """
         bare = self.get_bare_model(net)
         arch = type(bare).__name__
@@ -279,16 +300,14 @@ class SpinsrModel(SRModel):
             reason = ' '.join(str(error).split())
             raise OptionError(f'path:{where}: {load_path} cannot be loaded into {arch}: {reason}') from error
 
-    def _check_superpixels(self) -> None:
+    def _check_superpixels(self, block: int) -> None:
         net = self.get_bare_model(self.net_g)
         blocks = len(net.blocks) if isinstance(net, SPIN) else 0
         if blocks and net.conv_first.in_channels != 3:
             raise OptionError(f'val:superpixels must be of RGB images, got num_in_ch {net.conv_first.in_channels}')
-        if self.superpixels >= blocks:
-            has = f'has blocks 0 to {blocks - 1}' if blocks else 'is no SPIN'
-            raise OptionError(
-                f'val:superpixels must be a block of SPIN, got {self.superpixels}: {type(net).__name__} {has}'
-            )
+        if block >= blocks:
+            has = f'has blocks 0 to {blocks - 1}' if blocks else 'is not a SPIN'
+            raise OptionError(f'val:superpixels must be a block of SPIN, got {block}: {type(net).__name__} {has}')
 
     # An iteration
 
@@ -322,7 +341,7 @@ class SpinsrModel(SRModel):
             self._shuffle_channels(current_iter)
         self.optimizer_g.zero_grad()
         losses = self._backward(current_iter)
-        if self.frozen and current_iter <= self.freeze_iters:
+        if self.frozen and current_iter <= (self.freeze_iters or 0):
             for parameter in self.frozen:
                 # Not requires_grad = False: DistributedDataParallel waits for the gradient of every parameter.
                 parameter.grad = None
@@ -392,7 +411,7 @@ class SpinsrModel(SRModel):
                 output, more = output if self.auxiliary else (output, {})
                 more = {name: value.float() for name, value in more.items()}
                 losses = self._losses({'output': output.float(), **more, **part}, current_iter)
-                self.scaler.scale(sum(losses.values())).backward()
+                self.scaler.scale(cast(Tensor, sum(losses.values()))).backward()
             for name, loss in losses.items():
                 total[name] = total.get(name, 0) + loss.detach()
         self.output = output.detach()
@@ -401,19 +420,19 @@ class SpinsrModel(SRModel):
     def _losses(self, given: Mapping[str, Tensor], current_iter: int) -> dict[str, Tensor]:
         """The losses of a part, weighted so that those of all parts add up to the loss of the batch."""
         losses, train = {}, self.opt['train']
-        output, gt, lq = (given.get(name) for name in ('output', 'gt', 'lq'))
+        output, gt, lq = given['output'], given.get('gt'), given['lq']
         if distillation.compares_with_hr(train, current_iter):
-            losses['l_pix'] = self._pixel_loss(output, gt, lq) * self._share(self.cri_pix)
+            losses['l_pix'] = self._pixel_loss(output, given['gt'], lq) * self._share(self.cri_pix)
         if self.cri_perceptual:
             share = self._share(self.cri_perceptual)
             for name, loss in zip(('l_percep', 'l_style'), self.cri_perceptual(output, gt), strict=True):
                 if loss is not None:
                     losses[name] = loss * share
-        given = {**given, 'iteration': current_iter}
+        arguments: dict[str, Any] = {**given, 'iteration': current_iter}
         for name, criterion in self.more_losses.items():
             if name == 'distill_opt' and not distillation.distills(train, current_iter):
                 continue
-            loss = criterion(*(given[argument] for argument in self.calls[name]))
+            loss = criterion(*(arguments[argument] for argument in self.calls[name]))
             losses[f'l_{name.removesuffix("_opt")}'] = loss * self._share(criterion)
         return losses
 
@@ -482,9 +501,10 @@ class SpinsrModel(SRModel):
         current_iter = min(current_iter, int(self.opt['train']['total_iter'])) if self.is_train else current_iter
         self._draws = self.is_train and bool(tb_logger)
         super().validation(dataloader, current_iter, tb_logger, save_img)
+        dataset: Any = dataloader.dataset
         for pictures in self._pictures:
             for name, picture in pictures.items():
-                tb_logger.add_image(f'{dataloader.dataset.opt["name"]}/{name}', picture, current_iter)
+                tb_logger.add_image(f'{dataset.opt["name"]}/{name}', picture, current_iter)
         self._pictures = []
 
     def get_current_visuals(self) -> OrderedDict[str, Tensor]:
@@ -494,17 +514,17 @@ class SpinsrModel(SRModel):
             name = self._files[0].rpartition('/')[2] if self._files else str(len(self._pictures))
             pictures = {name: visuals['result'][0].clamp(0, 1)}
             if self.superpixels is not None:
-                pictures |= self._draw_superpixels(name, visuals['lq'])
+                pictures |= self._draw_superpixels(name, visuals['lq'], self.superpixels)
             self._pictures.append(pictures)
         return visuals
 
-    def _draw_superpixels(self, name: str, lq: Tensor) -> dict[str, Tensor]:
+    def _draw_superpixels(self, name: str, lq: Tensor, block: int) -> dict[str, Tensor]:
         """All pictures of the superpixels of (1, 3, H, W), or of a tile in its middle, and of its middle pixel."""
         image = (lq[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
         if self.tile is not None:
             image = image[tuple(slice(max(size - self.tile, 0) // 2, None) for size in image.shape[:2])]
             image = image[: self.tile, : self.tile]
-        found = superpixels.find_superpixels(image, self._validated, self.superpixels)
+        found = superpixels.find_superpixels(image, self._validated, block)
         middle = image.shape[0] // 2, image.shape[1] // 2
         pictures = superpixels.draw(found, self.opt['scale'], middle, int(found.labels[middle]))
         # Without the numbers of pixel and superpixel: a picture keeps its name, whatever the network learns.
@@ -539,7 +559,8 @@ class SpinsrModel(SRModel):
         param_key: str | list[str] = 'params',
     ) -> None:
         """Writes the state dicts of one or more networks to one file, as BasicSR names it."""
-        nets, keys = (value if isinstance(value, list) else [value] for value in (net, param_key))
+        nets = net if isinstance(net, list) else [net]
+        keys = param_key if isinstance(param_key, list) else [param_key]
         name = f'{net_label}_{"latest" if current_iter == -1 else current_iter}.pth'
         content = {key: _on_cpu(self.get_bare_model(net)) for net, key in zip(nets, keys, strict=True)}
         self._digests[name] = checkpoints.write(f'{self.opt["path"]["models"]}/{name}', content)
@@ -613,7 +634,7 @@ def loss_problem(model: type, name: str, loss: type[nn.Module], network: type | 
     places = [p for p in wanted if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     needed = [p.name for p in places if p.default is p.empty]
     takes_any = any(p.kind is p.VAR_POSITIONAL for p in wanted)
-    # What is no result and no target goes to nobody who did not ask for it: it could be taken for a weight.
+    # Only results and targets are passed on without being asked for: anything else could be mistaken for a weight.
     enough = len(needed) if len(given) > 2 else len(places)
     if takes_any or len(needed) <= len(given) <= enough:
         return ''

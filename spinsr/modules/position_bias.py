@@ -36,6 +36,8 @@ class RelativePositionBias(nn.Module):
         std: Standard deviation of the numbers at the start.
     """
 
+    index: Tensor
+
     def __init__(self, size: int, num_heads: int, std: float = 0.02):
         super().__init__()
         self.table = nn.Parameter(torch.empty((2 * size - 1) ** 2, num_heads))

@@ -29,7 +29,7 @@ class RegionNonLocal(nn.Module):
         self.g = nn.Conv2d(num_feat, inter_channels, 1)
         self.out = nn.Conv2d(inter_channels, num_feat, 1)
         nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        nn.init.zeros_(self.out.get_parameter('bias'))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""

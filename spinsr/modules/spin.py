@@ -1,6 +1,7 @@
 """The parts of SPIN as modules; image features are tokens (B, H, W, C)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -169,15 +170,18 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        squeeze, _, expand, _ = self.channel_attention
-        pixel_squeeze, _, pixel_expand, _ = self.pixel_attention
         out = ops.gated_feed_forward(
             x.flatten(1, 2),
             (self.norm.weight, self.norm.bias),
-            (squeeze.weight, squeeze.bias, expand.weight, expand.bias),
-            (pixel_squeeze.weight, pixel_squeeze.bias, pixel_expand.weight, pixel_expand.bias),
+            _parameters(self.channel_attention),
+            _parameters(self.pixel_attention),
             (self.fc1.weight, self.fc1.bias),
             (self.fc2.weight, self.fc2.bias),
             self.norm.eps,
         )
         return out.view(x.shape)
+
+
+def _parameters(attention: Iterable[Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    squeeze, _, expand, _ = attention
+    return squeeze.weight, squeeze.bias, expand.weight, expand.bias

@@ -1,5 +1,7 @@
 """Pixel-shuffle tails."""
 
+from collections.abc import Iterable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -43,7 +45,7 @@ class TokenUpsample(nn.ModuleList):
     def forward(self, x: Tensor, conv_last: nn.Conv2d) -> Tensor:
         """(B, C, H, W) channels-last -> (B, D, scale * H, scale * W), D the channels that `conv_last` makes."""
         if _are_plain(*self, conv_last):
-            return _by_op(x, list(self), conv_last, slope=0.1)
+            return _by_op(x, self, conv_last, slope=0.1)
         for conv in self:
             channels, x = x.shape[1], conv(x)
             x = F.leaky_relu_(F.pixel_shuffle(x, round((x.shape[1] // channels) ** 0.5)), 0.1)
@@ -62,7 +64,7 @@ def upsample_and_convolve(x: Tensor, upsample: nn.Sequential, conv_last: nn.Conv
         (B, D, scale * H, scale * W).
     """
     if _are_plain(*upsample, conv_last):
-        return _by_op(x, [layer for layer in upsample if isinstance(layer, nn.Conv2d)], conv_last)
+        return _by_op(x, upsample, conv_last)
     return conv_last(upsample(x))
 
 
@@ -80,9 +82,14 @@ def _is_three_by_three(conv: nn.Conv2d) -> bool:
     return sizes == ((3, 3), (1, 1), (1, 1), (1, 1), 1, 'zeros') and conv.bias is not None
 
 
-def _by_op(x: Tensor, convs: list[nn.Conv2d], conv_last: nn.Conv2d, slope: float = 1.0) -> Tensor:
-    stages = [(conv.weight, conv.bias) for conv in convs]
-    return ops.upsampling_tail(x, stages, (conv_last.weight, conv_last.bias), slope)
+def _by_op(x: Tensor, layers: Iterable[nn.Module], conv_last: nn.Conv2d, slope: float = 1.0) -> Tensor:
+    stages = [_weight_and_bias(layer) for layer in layers if isinstance(layer, nn.Conv2d)]
+    return ops.upsampling_tail(x, stages, _weight_and_bias(conv_last), slope)
+
+
+def _weight_and_bias(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    assert conv.bias is not None
+    return conv.weight, conv.bias
 
 
 def upscale_factors(scale: int) -> list[int]:

@@ -21,7 +21,7 @@ class WeightNormConv2d(nn.Module):
         conv = nn.Conv2d(num_in, num_out, kernel_size)
         self.weight_g = nn.Parameter(_norm(conv.weight.detach()))
         self.weight_v = nn.Parameter(conv.weight.detach())
-        self.bias = nn.Parameter(conv.bias.detach())
+        self.bias = nn.Parameter(conv.get_parameter('bias').detach())
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, num_in, H, W) -> (B, num_out, H, W)."""

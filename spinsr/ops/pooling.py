@@ -4,7 +4,7 @@ from torch import Tensor
 
 from spinsr.ops.association import mixture
 from spinsr.ops.association.sparse import add_incoming, homogeneous
-from spinsr.ops.association.types import MASS_EPS, Association, DenseAssociation, MixtureAssociation
+from spinsr.ops.association.types import MASS_EPS, Association, DenseAssociation, MixtureAssociation, SparseAssociation
 from spinsr.ops.common.backend import check_floating, check_no_tangents, resolve_backend
 from spinsr.ops.common.grid import marked_pixels
 from spinsr.ops.common.precision import matmul_exact, no_autocast
@@ -48,13 +48,14 @@ def pool(x: Tensor, association: Association, *, backend: str | None = None) -> 
     if isinstance(association, (DenseAssociation, MixtureAssociation)) or grid.reach != 1:
         form = f'{type(association).__name__} of reach {grid.reach}'
         no_kernel = f'pool has Triton kernels for a SparseAssociation of reach 1 only, got a {form}'
-    elif association.weights.requires_grad:
+    elif isinstance(association, SparseAssociation) and association.weights.requires_grad:
         no_kernel = 'the Triton kernels of pool have no gradient to a differentiable association'
     backend = resolve_backend(backend, x.device, no_kernel=no_kernel)
     x = x.flatten(1, 2)  # (B, N, C)
     with no_autocast(x.device.type):
         if isinstance(association, MixtureAssociation):
             return mixture.pool(x.to(association.dtype), association)
+        assert isinstance(association, (DenseAssociation, SparseAssociation))
         weights = association.weights
         if isinstance(association, DenseAssociation):
             return matmul_exact(weights, x.to(weights.dtype)) / (weights.sum(2, keepdim=True) + MASS_EPS)

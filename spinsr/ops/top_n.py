@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from spinsr.ops.association.types import Association, DenseAssociation, MixtureAssociation
+from spinsr.ops.association.types import Association, DenseAssociation, MixtureAssociation, SparseAssociation
 from spinsr.ops.common.grid import gather_incoming, patches
 
 
@@ -43,6 +43,7 @@ def top_n(association: Association, n: int | None = None) -> Tensor:
         return _top_n_reference(association.log_odds, n)
     if isinstance(association, MixtureAssociation):
         return _top_n_mixture(association, n)
+    assert isinstance(association, SparseAssociation)
     candidates = association.log_odds  # (B, K, M, P)
     if grid.is_pixel is not None:
         candidates = candidates.masked_fill(~grid.is_pixel[:, None], float('-inf'))
@@ -64,11 +65,12 @@ def _top_n_reference(log_odds: Tensor, n: int) -> Tensor:
 
 def _top_n_mixture(association: MixtureAssociation, n: int) -> Tensor:
     """The best of the pixels so far and of the next chunk, chunk by chunk."""
-    best = None
+    best: tuple[Tensor, Tensor] | None = None  # log-odds and pixels
     for chunk in association.chunks():
         log_odds = association.log_odds_of(chunk).transpose(1, 2)  # (B, K, pixels)
         found = log_odds, torch.arange(chunk.start, chunk.stop, device=log_odds.device).expand_as(log_odds)
         best = _best(*(found if best is None else (torch.cat(pair, -1) for pair in zip(best, found, strict=True))), n)
+    assert best is not None
     return best[1].sort(-1).values
 
 

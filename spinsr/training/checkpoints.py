@@ -9,10 +9,10 @@ uninitialized memory in place of a tensor.
 
 import hashlib
 import io
-import math
 import os
+import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def write(path: str | os.PathLike, content: Any) -> str:
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
-def read_state(path: str | os.PathLike, models: str | os.PathLike) -> dict[str, Any]:
+def read_state(path: str | os.PathLike, models: str | os.PathLike) -> MutableMapping[str, Any]:
     """Reads a training state onto the CPU, if it and the network files that belong to it are undamaged.
 
     Args:
@@ -183,7 +183,7 @@ def _is_sealed(path: Path) -> bool:
     return tail.startswith(_END) or comment.startswith(_SEAL)
 
 
-def _digest(path: Path, length: float = math.inf) -> str:
+def _digest(path: Path, length: int = sys.maxsize) -> str:
     """The SHA-256 of a file, or of its first bytes."""
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
@@ -266,7 +266,7 @@ def _numbered(states: str | os.PathLike) -> list[tuple[int, Path]]:
     return sorted((int(path.stem), path) for path in paths if path.stem.isdecimal())
 
 
-def _load(path: Path) -> Mapping[str, Any]:
+def _load(path: Path) -> MutableMapping[str, Any]:
     from spinsr.convert.checkpoint import read_torch_file
 
     try:
@@ -278,6 +278,6 @@ def _load(path: Path) -> Mapping[str, Any]:
         raise
     except (ValueError, OSError) as error:
         raise CheckpointError(f'{path} is damaged: {error}') from error
-    if not isinstance(content, Mapping):
+    if not isinstance(content, MutableMapping):
         raise CheckpointError(f'{path} holds a {type(content).__name__}, not a mapping')
     return content

@@ -53,8 +53,9 @@ def init_process(launcher: str, num_gpu: int | str, **params: Any) -> None:
         torch.cuda.set_device(local)
     # After a restart torchrun's store still has the addresses of the processes that have gone, and torch does not keep
     # the attempts apart (torch 2.15).
-    store, rank, size = next(torch.distributed.rendezvous('env://'))
-    store = torch.distributed.PrefixStore(f'attempt_{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
+    distributed: Any = torch.distributed  # whose annotations hide the two names
+    store, rank, size = next(distributed.rendezvous('env://'))
+    store = distributed.PrefixStore(f'attempt_{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
     backend = 'nccl' if on_gpu else 'gloo'
     torch.distributed.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=rank, world_size=size)
 
@@ -81,7 +82,7 @@ def leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def is_lost_peer(error: RuntimeError) -> bool:
+def is_lost_peer(error: Exception) -> bool:
     """Whether an error only says that another process of the training has gone."""
     import torch
 

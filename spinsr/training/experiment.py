@@ -132,7 +132,7 @@ def _lock_on_windows(file: Any) -> bool | None:
 
     file.seek(_LOCKED_BYTE)
     try:
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
     except OSError:
         return False
     return True

@@ -6,9 +6,9 @@ early and says nothing. A resumed training restarts its epoch, with the crops of
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from logging import Logger
-from typing import Any
+from typing import Any, cast
 
 import torch
 from basicsr.data import build_dataloader, build_dataset
@@ -56,7 +56,7 @@ def create_train_val_dataloader(
     total_epochs = last_epoch(train_sampler, total_iters - done)
     logger.info(
         'Training statistics:'
-        f'\n\tNumber of train images: {len(train_loader.dataset)}'
+        f'\n\tNumber of train images: {len(cast(Sized, train_loader.dataset))}'
         f'\n\tBatch size: {train_loader.batch_size} x {opt["world_size"]} process(es)'
         f'\n\tIterations per epoch: {len(train_loader)}'
         f'\n\tTotal epochs: {total_epochs + 1}; iters: {total_iters}.'

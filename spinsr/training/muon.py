@@ -13,6 +13,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+# torch annotates its operations on lists of tensors as not for others.
+# pyright: reportPrivateImportUsage=false
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +25,7 @@ from spinsr.utils.validation import FLAG, NAMES, SECTION, Rule, is_number
 # Of the polynomial a x + b x^3 + c x^5, which moves every singular value in (0, 1] towards 1 in a few steps.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _STEPS = 5
-# The smallest norm that a matrix is divided by.
+# Smaller norms are replaced by this one before the division.
 _SMALLEST_NORM = 1e-7
 _MUON = {'lr': 0.01, 'momentum': 0.95, 'nesterov': True, 'weight_decay': 0.0}
 _ADAM = {'lr': 0.001, 'betas': (0.9, 0.99), 'eps': 1e-8, 'weight_decay': 0.0}
@@ -114,7 +116,7 @@ class Muon(torch.optim.Optimizer):
 
     def _step_muon(self, params: list[Tensor], group: Mapping[str, Any]) -> None:
         lr, momentum = group['lr'], group['momentum']
-        grads = [p.grad for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
         buffers = self._state_of(params, 'momentum_buffer')
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         updates = torch._foreach_lerp(grads, buffers, momentum) if group['nesterov'] else buffers
@@ -137,7 +139,7 @@ class Muon(torch.optim.Optimizer):
             self.state[p]['step'] = step = self.state[p].get('step', 0) + 1
             alike[step].append(p)
         for step, part in alike.items():
-            grads = [p.grad for p in part]
+            grads = [p.grad for p in part if p.grad is not None]
             means, squares = self._state_of(part, 'exp_avg'), self._state_of(part, 'exp_avg_sq')
             torch._foreach_lerp_(means, grads, 1 - beta1)
             torch._foreach_mul_(squares, beta2)

@@ -23,10 +23,7 @@ Example:
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 
 def losses(network: type | None) -> Mapping[str, tuple[str, ...]]:
@@ -34,7 +31,7 @@ def losses(network: type | None) -> Mapping[str, tuple[str, ...]]:
     return getattr(network, 'TRAINING_LOSSES', {})
 
 
-def begin_iteration(net: 'torch.nn.Module', iteration: int) -> None:
+def begin_iteration(net: Any, iteration: int) -> None:
     """Calls net.begin_iteration if the network defines it; iterations count from 1."""
     if hasattr(net, 'begin_iteration'):
         net.begin_iteration(iteration)

@@ -118,7 +118,8 @@ def load(name: str | Path, forced: Iterable[str] = ()) -> 'tuple[Path | RecipeFi
         if str(key).startswith('network_') and isinstance(network, MutableMapping) and 'type' in network:
             network['type'] = current_arch(network['type'], network)
     section = options.get('path')
-    for key, value in section.items() if isinstance(section, MutableMapping) else ():
+    section = section if isinstance(section, MutableMapping) else {}
+    for key, value in section.items():
         if str(key).startswith('pretrain_network') and isinstance(value, str):
             if not os.path.isfile(os.path.expanduser(value)):
                 section[key] = str(weights.shipped().get(value, value))
@@ -282,7 +283,7 @@ def force(options: MutableMapping[str, Any], entries: Iterable[str]) -> None:
         section: Any = options
         for name in sections:
             section = section.get(name) if isinstance(section, Mapping) else None
-        if not isinstance(section, Mapping) or (last not in section and key.strip() not in _ADDED):
+        if not isinstance(section, MutableMapping) or (last not in section and key.strip() not in _ADDED):
             hint = nearest(key.strip(), _keys(options))
             raise OptionError(f'--force_yml {entry}: the option file has no key {key.strip()!r}; {hint}')
         # The name of an experiment stays text, be it digits only.

@@ -50,7 +50,7 @@ def problem(dataset: Mapping[str, Any], scale: int, accumulate: int = 1) -> tupl
     sizes, largest, most = dataset['gt_sizes'], dataset.get('gt_size'), dataset.get('batch_size_per_gpu')
     if not is_whole(largest) or not is_whole(most):
         return 'gt_sizes', 'needs gt_size and batch_size_per_gpu, of the patches and batches that are loaded'
-    batches = dataset.get('mini_batch_sizes') or [most] * len(sizes)
+    batches: list[int] = dataset.get('mini_batch_sizes') or [most] * len(sizes)
     for key, numbers in (('iters', dataset.get('iters') or []), ('mini_batch_sizes', batches)):
         if len(numbers) != len(sizes):
             return key, f'must have a number for each of gt_sizes {sizes}, got {dataset.get(key)}'

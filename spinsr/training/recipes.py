@@ -64,6 +64,7 @@ class RecipeFile:
     @property
     def recipe(self) -> Recipe:
         """The recipe with the changes for this file."""
+        assert self.format.recipe is not None
         return self.format.recipe.at(self.scale, self.configuration, self.stage)
 
     def text(self) -> str:
@@ -87,6 +88,7 @@ class RecipeFile:
         if self.phase == 'test':
             stage = f' ({self.stage})' if self.stage else ''
             return _wrap(f'{what}{stage} on the five benchmarks, PSNR and SSIM on Y.')
+        assert self.format.recipe is not None
         stages = ['', *self.format.recipe.stages]
         number = f', stage {stages.index(self.stage) + 1} of {len(stages)}' if len(stages) > 1 else ''
         recipe = self.recipe
@@ -130,8 +132,9 @@ def files() -> dict[str, RecipeFile]:
 
 
 def _files_of(format: ArchFormat) -> Iterator[RecipeFile]:
+    recipe = format.recipe
+    assert recipe is not None
     for configuration in (format.name, *format.configurations):
-        recipe = format.recipe
         scales = recipe.by_configuration.get(configuration, {}).get('scales', recipe.scales)
         for scale in scales:
             for stage in ('', *recipe.stages):

@@ -6,7 +6,7 @@ number of workers and processes sees the same samples, and an epoch can be enter
 """
 
 from collections.abc import Iterator, Sequence, Sized
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -122,7 +122,7 @@ class ExactDataset(Dataset):
         return getattr(self.dataset, name)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(cast(Sized, self.dataset))
 
     def __getitem__(self, place: Place | int) -> Any:
         """The sample of a place of the sampler, or, in validation, of an index."""
@@ -148,7 +148,7 @@ class ExactDataset(Dataset):
         """The files of a sample, as far as the data set tells."""
         paths = getattr(self.dataset, 'paths', None)
         if paths is None or not 0 <= index < len(paths):
-            return f'sample {index} of {self.dataset.opt.get("name")}'
+            return f'sample {index} of {self.opt.get("name")}'
         path = paths[index]
         names = [str(value) for value in path.values()] if isinstance(path, dict) else [str(path)]
         return ' and '.join(dict.fromkeys(names))
@@ -161,7 +161,7 @@ class ExactDataset(Dataset):
         data = self.dataset
         if isinstance(data, PairedImageDataset) and data.file_client is None:
             options = {key: value for key, value in data.io_backend_opt.items() if key != 'type'}
-            data.file_client = _StrictClient(FileClient(data.io_backend_opt['type'], **options))
+            data.file_client = cast(Any, _StrictClient(FileClient(data.io_backend_opt['type'], **options)))
 
 
 class _StrictClient:

@@ -323,7 +323,8 @@ def _report_unless_parent_left(kind: type[BaseException], error: BaseException, 
 
 def _obey_parent() -> None:
     # Not os.getppid(): a fork server may have been in between.
-    parent = multiprocessing.parent_process().pid
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
         pass
     os._exit(0)

@@ -52,7 +52,7 @@ def data_problem(path: str | os.PathLike) -> str:
         meta = _read_meta(file)
         # Pages at the end may be free and never written; LMDB does not read them.
         wanted = (meta.last_page + 1) * meta.page_size if meta else 0
-        is_cut = size < wanted and _needs_more(file, meta, size)
+        is_cut = meta is not None and size < wanted and _needs_more(file, meta, size)
     except OSError as error:
         return f'{file} cannot be read: {error.strerror or error}'
     if meta is None:

@@ -1,6 +1,7 @@
 """Main memory: what is available, what this process has, and the most it has had. All in bytes."""
 
 import contextlib
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -11,8 +12,12 @@ _CGROUPS = Path('/sys/fs/cgroup')
 # Linux and elsewhere, by Python's threads, and by the loader of shared libraries.
 _REFUSALS = (
     *("can't allocate memory", 'not enough memory', 'cannot allocate memory'),
-    *("can't start new thread", 'failed to map segment'),
+    *("can't start new thread", 'failed to map segment', 'cannot map zero-fill pages'),
 )
+
+# What importing torch takes of RLIMIT_DATA (ulimit -d) and RLIMIT_AS (ulimit -v). Measured with torch 2.14 for CUDA:
+# 0.75 GB and 3 to 4 GB; with less, libraries crash in their own ways. Builds for the CPU are much smaller.
+_IMPORT_OF_TORCH = {'ulimit -d': (700 * 10**6, 200 * 10**6), 'ulimit -v': (3 * 10**9, 500 * 10**6)}
 
 
 def available() -> int:
@@ -50,6 +55,31 @@ def ran_out(error: BaseException) -> bool:
     # torch.OutOfMemoryError by its name, because this module does not import torch.
     named = isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError'
     return named or any(words in text for words in _REFUSALS)
+
+
+def require_for_torch() -> None:
+    """Makes sure that this process may take what importing torch needs; call it before the import.
+
+    Raises:
+        MemoryError: A limit of the process (`ulimit`) is below that.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    for name, kind in (('ulimit -d', resource.RLIMIT_DATA), ('ulimit -v', resource.RLIMIT_AS)):
+        limit, least = resource.getrlimit(kind)[0], _IMPORT_OF_TORCH[name][not _torch_is_for_gpus()]
+        if limit != resource.RLIM_INFINITY and limit < least:
+            raise MemoryError(
+                f'out of memory: this process is limited to {limit / 1e6:,.0f} MB ({name}), and importing torch takes '
+                f'more than {least / 1e6:,.0f} MB: raise the limit'
+            )
+
+
+def _torch_is_for_gpus() -> bool:
+    spec = importlib.util.find_spec('torch')  # does not import it
+    folders = spec.submodule_search_locations or () if spec else ()
+    return any(Path(folder, 'lib', f'libtorch_{name}.so').exists() for folder in folders for name in ('cuda', 'hip'))
 
 
 def _left_in_container() -> int | None:

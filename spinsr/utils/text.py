@@ -34,7 +34,7 @@ def printable(text: object) -> str:
 
 
 def markdown_table(rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table, its columns padded to one width; the first row is the header.
+    """A Markdown table, its columns padded to one width; the first row is the header. Cells are `printable`.
 
     Example:
         >>> print(markdown_table([('scale', 'PSNR'), ('x2', 38.2)]), end='')
@@ -42,7 +42,7 @@ def markdown_table(rows: Sequence[Sequence[object]]) -> str:
         | ----- | ---- |
         | x2    | 38.2 |
     """
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ['-' * width for width in widths])
     lines = (' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)

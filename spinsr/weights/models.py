@@ -7,6 +7,8 @@ from pathlib import Path
 from spinsr.utils.text import nearest, printable
 from spinsr.weights import DEFAULT_SCALE, FOLDER
 
+CLEAN = 'clean images'
+
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
@@ -19,7 +21,9 @@ class Model:
         file: Name of the weights in spinsr/weights.
         parameters: Trained numbers.
         multiply_adds: For an output of 1280x720.
-        psnr: dB on Y (`y_crop_scale`) by benchmark.
+        psnr: dB on Y (`y_crop_scale`) by benchmark, from LR that was reduced bicubically, whatever the network was
+            trained for.
+        trained_for: Its input images, in words.
         licence: Of the weights, in short.
     """
 
@@ -30,6 +34,7 @@ class Model:
     parameters: int
     multiply_adds: float
     psnr: Mapping[str, float]
+    trained_for: str = CLEAN
     licence: str = 'research and education'
 
     @property
@@ -50,10 +55,21 @@ def _spin(scale: int, parameters: int, multiply_adds: float, set5: float, set14:
     )
 
 
+PHOTO = Model(
+    name='photo',
+    arch='SPIN',
+    scale=4,
+    file='SPIN_x4_photo.safetensors',
+    parameters=555_035,
+    multiply_adds=88.7e9,
+    psnr={},  # TODO: {'Set5': ..., 'Set14': ...} when the file is here
+    trained_for='photographs with JPEG artefacts, noise, blur',
+)
 MODELS = (
     _spin(2, 497_275, 593.9e9, 37.283, 32.962),
     _spin(3, 569_475, 174.4e9, 33.535, 29.794),
     _spin(4, 555_035, 88.7e9, 31.43, 28.11),
+    *(model for model in (PHOTO,) if model.path.is_file()),  # TODO: a plain PHOTO when the file is here
 )
 
 
@@ -75,5 +91,6 @@ def find_model(name: str, scale: int | None = None) -> Model:
     if scale is None:
         scale = next(iter(same)) if len(same) == 1 else DEFAULT_SCALE
     if scale not in same:
-        raise ValueError(f'the model {name} has the scales {", ".join(map(str, same))}, got {scale}')
+        known = f'the scales {", ".join(map(str, same))}' if len(same) > 1 else f'only the scale {next(iter(same))}'
+        raise ValueError(f'the model {name} has {known}, got {scale}')
     return same[scale]

@@ -1,5 +1,6 @@
 """The work behind the page, with a small network."""
 
+import dataclasses
 import logging
 import threading
 
@@ -14,6 +15,7 @@ from spinsr.app import jobs as jobs_module
 from spinsr.app.jobs import Cancelled, Jobs
 from spinsr.data import bicubic, image_file, photograph
 from spinsr.inference.image_files import upscale_files
+from spinsr.weights import models
 
 SPIN = {'num_feat': 8, 'num_block': 2, 'qk_dim': 4, 'mlp_dim': 8, 'stoken_size': [4, 4]}
 
@@ -181,3 +183,14 @@ def test_warnings_are_in_the_summary(jobs, source, monkeypatch):
 
     monkeypatch.setattr(jobs_module, 'upscale_files', with_warning)
     assert jobs.run('page', source, 'spin', 2).summary.endswith('\nless memory')
+
+
+def test_the_model_for_photographs_is_named_for_a_jpeg_of_low_quality(jobs, tmp_path, monkeypatch):
+    model = dataclasses.replace(models.PHOTO, scale=2)
+    monkeypatch.setattr(jobs_module, 'PHOTO', model)
+    for module in (jobs_module, models):
+        monkeypatch.setattr(module, 'MODELS', (*models.MODELS, model))
+    Image.new('RGB', (9, 8)).save(tmp_path / 'a.jpg', quality=30)
+    advice = 'a.jpg: a JPEG of quality 30; the model photo (x2) may do better'
+    assert advice in jobs.run('page', tmp_path / 'a.jpg', 'spin', 2).summary.splitlines()
+    assert advice not in jobs.run('page', tmp_path / 'a.jpg', 'photo', 2).summary

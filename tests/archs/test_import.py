@@ -2,6 +2,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 # One process for all stages, since each import of torch and BasicSR costs seconds.
 SCRIPT = """
 import json, sys
@@ -27,6 +29,7 @@ json.dump(stages, open(sys.argv[1], 'w'))
 """
 
 
+@pytest.mark.slow
 def test_imports_are_light_and_silent(tmp_path):
     report = tmp_path / 'stages.json'
     command = [sys.executable, '-W', 'ignore', '-c', SCRIPT, str(report)]

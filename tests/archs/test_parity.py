@@ -77,6 +77,7 @@ def test_equals_the_authors_network_of_the_zoo(name, official):
     assert largest_error(official) < 1e-9
 
 
+@pytest.mark.slow
 def test_equals_the_authors_networks_that_are_too_large_to_be_part_of_the_project(shared):
     errors = {}
     for path in sorted(shared('parity/zoo').glob('*_x?.npz')):

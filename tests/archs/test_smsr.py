@@ -68,6 +68,24 @@ def test_without_gradients_channels_are_convolved_apart_with_the_same_result(den
     assert work[1] * 7 == work[0] * 4
 
 
+@pytest.mark.parametrize('dense', [0, 3, 8], ids=['none', 'some', 'all'])
+@pytest.mark.parametrize('active', [[], [0, 5, 47]], ids=['empty', 'few'])
+def test_few_pixels_are_gathered_with_the_same_result(dense, active, assert_close):
+    net = SparseMaskConvolutions(8, 4, LearnedMask()).double().eval()
+    logits = torch.tensor([[1.0, 0.0]] * dense + [[0.0, 1.0]] * (8 - dense))
+    net.channel_mask.data = torch.stack([logits[torch.randperm(8)] for _ in range(4)], 1)[None]
+    x, mask = torch.randn(2, 8, 4, 6, dtype=torch.float64), torch.zeros(48, dtype=torch.float64)
+    mask[active] = 1
+    mask = mask.view(2, 1, 4, 6)
+    images, work = [], []
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients), FlopCounterMode(display=False) as counter:
+            images.append(net(x, mask)[0])
+        work.append(counter.get_total_flops())
+    assert_close(*images)
+    assert dense == 8 or work[1] < work[0] / 2
+
+
 def test_sparsity_of_the_network():
     net, x = SMSR(**SMALL), torch.rand(2, 3, 8, 6)
     image, more = net(x, auxiliary=True)

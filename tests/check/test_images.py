@@ -200,6 +200,21 @@ def test_list_of_names(place):
     assert fits(found[0], "error 7.png of * has no LR image 7.png in * (filename_tmpl: '{}')")
 
 
+@pytest.mark.parametrize(
+    ('content', 'line'),
+    [
+        (b'0.png\r\n0.png\r\n 1.png \x0c', 'warning * has 0.png 2 times: it counts 2 times'),
+        (b'0.png\n\n', None),
+    ],
+    ids=['duplicate', 'bad-list-which-another-check-names'],
+)
+def test_list_with(content, line, place):
+    (place / 'list.txt').write_bytes(content)
+    found = said(options(place, meta_info_file=str(place / 'list.txt')))
+    assert len(found) == bool(line)
+    assert not line or fits(found[0], line)
+
+
 def test_small_images_and_a_large_batch(place):
     found = said(options(place, TRAIN, gt_size=32, batch_size_per_gpu=4))
     assert found == [

@@ -250,7 +250,7 @@ for changes, line, name in [
     ({'datasets:train:num_worker_per_gpu': True}, 'at least 0, got True', 'bool-for-int'),
     ({'datasets:train:use_hflip': 'yes'}, "use_hflip: must be true or false, got 'yes'", 'flag'),
     ({'datasets:train:prefetch_mode': 'gpu'}, 'must be cpu, cuda or ~', 'prefetch'),
-    ({'datasets:train:persistent_workers': True}, 'needs workers, and there are none', 'persistent'),
+    ({'datasets:train:persistent_workers': True}, 'needs num_worker_per_gpu above 0 and a training set', 'persistent'),
     ({'datasets:val:filename_tmpl': 'x4'}, 'must be text with {} in it', 'template'),
     ({'datasets:val:io_backend': {'type': 'lmbd'}}, "disk, lmdb or memcached, got 'lmbd'", 'backend'),
     ({'datasets:val:io_backend:path': 'x'}, "io_backend:path: disk has no key 'path'", 'backend-key'),
@@ -344,6 +344,11 @@ for changes, line, name in [
         'discriminator-value',
     ),
     ({**GAN, 'datasets:train:gt_size': 64}, 'network_d:input_size: must be gt_size, 64, got 128', 'discriminator-size'),
+    (
+        {**GAN, 'network_d': {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 8}, **grows(gt_sizes=[8, 20])},
+        'gt_sizes: must be a multiple of 8 for UNetDiscriminatorSN, got 20',
+        'discriminator-stride',
+    ),
     ({'network_g:type': 'MyNet'}, "'MyNet' is not registered; --import MODULE registers", 'arch-of-another-package'),
 ]:
     ERRORS.append(pytest.param(changed(GOOD, changes), line, id=name))
@@ -589,6 +594,7 @@ def data(tmp_path, monkeypatch):
     (tmp_path / 'half.lmdb').mkdir()
     (tmp_path / 'empty_line.txt').write_text('0.png (24,24,3)\n\n')
     (tmp_path / 'bom.txt').write_bytes(b'\xef\xbb\xbf0.png (24,24,3)\n')
+    (tmp_path / 'nul.txt').write_bytes('0.png\n'.encode('utf-16-le'))
     (tmp_path / 'latin.txt').write_bytes(b'\xe4.png\n')
     (tmp_path / 'none.txt').touch()
 
@@ -626,6 +632,7 @@ def data(tmp_path, monkeypatch):
         ({'datasets:val:meta_info_file': 'empty_line.txt'}, False, 'empty_line.txt, line 2 is empty, which BasicSR'),
         ({'datasets:val:meta_info_file': 'bom.txt'}, False, 'bom.txt begins with a byte order mark'),
         ({'datasets:val:meta_info_file': 'latin.txt'}, False, 'latin.txt is not a text file in UTF-8'),
+        ({'datasets:val:meta_info_file': 'nul.txt'}, False, 'nul.txt is not a text file in UTF-8'),
         ({'datasets:val:meta_info_file': 'none.txt'}, False, 'none.txt is empty'),
         ({}, False, ''),
         ({'path:pretrain_network_g': 'a.pth'}, True, ''),
@@ -646,6 +653,7 @@ def data(tmp_path, monkeypatch):
         'list-with-an-empty-line',
         'list-with-a-byte-order-mark',
         'list-in-another-encoding',
+        'list-in-utf-16',
         'empty-list',
         'all-there',
         'weights-of-a-resume',

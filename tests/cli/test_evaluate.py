@@ -320,12 +320,12 @@ def test_odd_files_and_names(here, capsys):
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='needs names that are not UTF-8')
 def test_names_that_are_not_utf8_or_printable_are_written_and_printed(here, capsys):
-    name = os.fsdecode(b'caf\xe9\x1b[2J')
+    name = os.fsdecode(b'caf\xe9\x1b[2J\nx')
     folder = here / name
     write_benchmark(folder, {name: (33, 34)})
     files = ['--json', 'out.json', '--csv', 'out.csv', '--markdown', 'out.md']
     assert bicubic('--scale', '2', '--benchmark', folder, '--protocol', 'rgb', *files) == 0
-    assert 'caf\\udce9\\x1b[2J' in capsys.readouterr().out
+    assert r'| caf\udce9\x1b[2J\nx |' in capsys.readouterr().out
     (result,) = json.loads((here / 'out.json').read_text(encoding='utf-8'))
     assert result['dataset'] == name and list(result['protocols']['rgb']['images']) == [name]
     assert 'caf\\udce9' in (here / 'out.csv').read_text(encoding='utf-8')

@@ -1,5 +1,6 @@
 """`spinsr models` lists what is shipped, and --model takes it."""
 
+import dataclasses
 import json
 import re
 
@@ -9,9 +10,10 @@ from PIL import Image
 
 from spinsr import weights
 from spinsr.cli import main
+from spinsr.cli import models as models_command
 from spinsr.evaluation import complexity
 from spinsr.inference.load import load
-from spinsr.weights.models import MODELS, find_model
+from spinsr.weights.models import MODELS, PHOTO, find_model
 
 
 def test_every_shipped_file_is_a_model():
@@ -23,6 +25,15 @@ def test_table_has_a_row_for_each(capsys):
     header, _, *rows = (re.split(r' *\| *', line)[1:-1] for line in capsys.readouterr().out.splitlines())
     assert header[:4] == ['model', 'scale', 'network', 'parameters']
     assert [row[:3] for row in rows] == [[model.name, f'x{model.scale}', model.arch] for model in MODELS]
+
+
+def test_what_was_not_measured_is_left_open(monkeypatch, capsys):
+    monkeypatch.setattr(models_command, 'MODELS', (MODELS[0], dataclasses.replace(PHOTO, psnr={'Set14': 27.0})))
+    assert main(['models']) == 0
+    header, _, first, second = (re.split(r' *\| *', line)[1:-1] for line in capsys.readouterr().out.splitlines())
+    place = header.index('Set5')
+    assert (header[place + 1], second[place : place + 2]) == ('Set14', ['-', '27.00'])
+    assert '-' not in first[place : place + 2] and 'JPEG' in second[header.index('trained for')]
 
 
 def test_json_names_the_files(capsys):
@@ -60,7 +71,7 @@ def test_upscale_takes_a_model(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
-        (['--model', 'spinn'], "model must be one of spin, got 'spinn'"),
+        (['--model', 'spinn'], "got 'spinn'; did you mean 'spin'?"),
         (['--model', 'spin', '--scale', '8'], 'the model spin has the scales 2, 3, 4, got 8'),
         (['--model', 'spin', '--arch', 'SAN'], 'SPIN'),
     ],

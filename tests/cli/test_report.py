@@ -27,13 +27,13 @@ def report(tmp_path, monkeypatch):
 
 
 def test_page_is_written(report, capfd, tmp_path):
-    assert report('Mine -o out/page.html') == 0
-    text = (tmp_path / 'out/page.html').read_text(encoding='utf-8')
+    assert report('Mine -o out/page\x1b[2J.html') == 0
+    text = (tmp_path / 'out/page\x1b[2J.html').read_text(encoding='utf-8')
     assert '<h1>SPIN ×2 on Mine</h1>' in text
     assert '<dd>net.pth</dd>' in text
     assert '<dd>num_feat=8, num_block=1, qk_dim=4, mlp_dim=8, stoken_size=[4]</dd>' in text
-    assert capfd.readouterr().out == f'out/page.html: {len(text.encode()) / 1e6:.1f} MB, 0 failed\n'
-    assert os.listdir('out') == ['page.html']
+    assert capfd.readouterr().out == f'out/page\\x1b[2J.html: {len(text.encode()) / 1e6:.1f} MB, 0 failed\n'
+    assert os.listdir('out') == ['page\x1b[2J.html']
 
 
 def test_weights_that_ship_have_a_name(tmp_path, monkeypatch):

@@ -30,6 +30,11 @@ def look(tmp_path, net, monkeypatch):
     return lambda arguments: main(['superpixels', *arguments.split(), *flags])
 
 
+def test_the_folder_is_printed_without_control_sequences(look, capfd):
+    assert look('a.png -o out\x1b[2J') == 0
+    assert capfd.readouterr().out.splitlines()[-1] == r'out\x1b[2J: 2 done, 0 skipped'
+
+
 def test_pictures_of_two_blocks(look, net, capfd, tmp_path):
     assert look('a.png -o out --block 0 1') == 0
     captured = capfd.readouterr()

@@ -1,16 +1,21 @@
 """`spinsr upscale` as it is typed."""
 
+import dataclasses
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import spinsr
 from spinsr.cli import main
+from spinsr.cli import upscale as upscale_command
 from spinsr.data import photograph
 from spinsr.data.photograph import Photograph
 from spinsr.inference import upscale as upscaling
+from spinsr.weights import models
 
 SMALL = {'num_feat': 4, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 2}
 FLAGS = ['--arch', 'RCAN', '--scale', '2', '--arch-args', *(f'{key}={value}' for key, value in SMALL.items())]
@@ -106,6 +111,14 @@ def test_bad_input_is_one_line_and_exit_status_1(upscale, capfd, arguments, mess
     assert upscale(*arguments.split()) == 1
     assert capfd.readouterr() == ('', f'spinsr upscale: error: {message}\n')
     assert not os.path.exists('out')
+
+
+def test_a_scale_that_the_network_takes_and_does_not_have(upscale, capfd):
+    sizes = {'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4}
+    torch.save(spinsr.load('RRDBNet', 4, None, **sizes).state_dict(), 'net.pth')
+    arguments = [*'upscale photos --weights net.pth --arch RRDBNet --scale 8 --arch-args'.split()]
+    assert main(arguments + [f'{key}={value}' for key, value in sizes.items()]) == 1
+    assert capfd.readouterr().err.endswith('RRDBNet x8 enlarges 4 times: pass --scale 4\n')
 
 
 def test_misspelt_keyword_of_the_network_has_its_nearest(upscale, capfd):
@@ -212,3 +225,39 @@ def test_max_pixels_reaches_the_reader(upscale, capfd):
     captured = capfd.readouterr()
     assert captured.out == ''
     assert captured.err == 'photos/a.png must have at most 1,999 pixels (max_pixels), has 40x50 (HxW)\n'
+
+
+@pytest.fixture
+def photo_model(monkeypatch, net):
+    """The model for photographs exists, and every model is a small network."""
+    described = SimpleNamespace(scale=2, build=lambda device: net)
+    monkeypatch.setattr(upscale_command.network, 'resolve', lambda args, scale: described)
+    model = dataclasses.replace(models.PHOTO, file='SPIN_x4.safetensors')
+    for module in (models, upscale_command):
+        monkeypatch.setattr(module, 'PHOTO', model)
+        monkeypatch.setattr(module, 'MODELS', (*(other for other in models.MODELS if other.name != 'photo'), model))
+
+
+@pytest.mark.parametrize(
+    ('flags', 'advice'),
+    [
+        ('', '--model photo may do better'),
+        ('--model spin', '--model photo may do better'),
+        ('--scale 2', '--model photo --outscale 2 in place of --scale may do better'),
+        ('--model photo', None),
+        (f'--weights net.pth {" ".join(FLAGS)}', None),
+    ],
+)
+def test_the_model_for_photographs_is_named_where_weights_are_not(upscale, photo_model, capfd, flags, advice):
+    image = Image.new('RGB', (5, 4))
+    image.save('a.jpg', quality=30)
+    image.save('b.jpg', quality=60)
+    assert main(['upscale', 'a.jpg', 'b.jpg', '-o', 'out', *flags.split()]) == 0
+    assert capfd.readouterr().err == (f'a.jpg: a JPEG of quality 30; {advice}\n' if advice else '')
+
+
+def test_a_model_that_is_not_shipped_is_not_named(upscale, photo_model, monkeypatch, capfd):
+    monkeypatch.setattr(upscale_command, 'MODELS', tuple(one for one in models.MODELS if one.name != 'photo'))
+    Image.new('RGB', (5, 4)).save('a.jpg', quality=30)
+    assert main(['upscale', 'a.jpg', '-o', 'out']) == 0
+    assert capfd.readouterr().err == ''

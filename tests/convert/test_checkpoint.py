@@ -44,6 +44,20 @@ def test_prefixes_in_any_order_are_removed(prefix, weights):
     assert unwrap({prefix + name: value for name, value in weights.items()}).keys() == weights.keys()
 
 
+@pytest.mark.parametrize('prefix', ['model.', 'net_g.', 'module.generator._orig_mod.', 'network.net.netG.'])
+def test_prefixes_of_all_names_are_removed_from_those_of_a_known_network(prefix, weights):
+    assert unwrap({'state_dict': {prefix + name: value for name, value in weights.items()}}).keys() == weights.keys()
+
+
+@pytest.mark.parametrize(
+    'names',
+    [('model.0.weight', 'model.1.sub.0.weight'), ('model.conv_first.weight', 'conv_last.weight')],
+    ids=['own-names', 'only-some'],
+)
+def test_names_of_an_unknown_network_keep_their_prefix(names):
+    assert tuple(unwrap(dict.fromkeys(names, torch.zeros(1)))) == names
+
+
 def test_names_that_collide_without_their_prefix_are_refused():
     with pytest.raises(ValueError, match=r'a\.weight and module\.a\.weight are both a\.weight'):
         unwrap({'a.weight': torch.zeros(1), 'module.a.weight': torch.ones(1)})

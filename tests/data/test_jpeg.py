@@ -100,3 +100,41 @@ def test_what_is_read_is_what_was_written(tmp_path, data):
     (tmp_path / 'a.jpg').write_bytes(data)
     expected = np.array(Image.open(io.BytesIO(data)).convert('RGB'))
     assert np.array_equal(image_file.read(tmp_path / 'a.jpg'), expected)
+
+
+@pytest.mark.parametrize(
+    ('quality', 'options'),
+    [
+        (1, {}),
+        (30, {'subsampling': '4:2:0'}),
+        (60, {'subsampling': '4:4:4', 'progressive': True}),
+        (90, {'mode': 'L'}),
+        (98, {'mode': 'CMYK'}),
+        (100, {}),
+    ],
+)
+def test_quality_is_the_one_of_libjpeg(tmp_path, photo, quality, options):
+    (tmp_path / 'a.jpg').write_bytes(encoded(photo, quality=quality, **options))
+    assert photograph.read(tmp_path / 'a.jpg').jpeg_quality == quality
+
+
+def test_other_tables_have_the_quality_of_the_same_mean_step(photo):
+    def quality(*tables):
+        return jpeg.estimate_quality(Image.open(io.BytesIO(encoded(photo, qtables=tables))))
+
+    assert (quality([1] * 64), quality([255] * 64)) == (100, 1)
+    flat = quality([8] * 64)  # quality 93 has the sum 517
+    assert flat == 93 and quality([8] * 64, [255] * 64) == flat
+
+
+def test_quality_follows_the_table_of_the_first_component(photo):
+    data = bytearray(encoded(photo, quality=90))
+    data[data.index(b'\xff\xc0') + 12] = 1  # luminance by the table of chrominance
+    assert jpeg.estimate_quality(Image.open(io.BytesIO(data))) == 85
+
+
+def test_without_tables_no_quality_is_known(photo):
+    bare = re.sub(rb'\xff\xdb\x00\x43.{65}', b'', encoded(photo), flags=re.DOTALL)
+    with Image.open(io.BytesIO(bare)) as image:
+        assert image.quantization == {} and jpeg.estimate_quality(image) is None
+    assert jpeg.estimate_quality(Image.new('L', (1, 1))) is None

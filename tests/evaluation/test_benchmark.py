@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from types import SimpleNamespace
+from urllib.error import URLError
 
 import cv2
 import numpy as np
@@ -520,6 +521,8 @@ def pyiqa(monkeypatch):
             return target.mean() if ref is None else (target - ref).abs().max()
 
     def create_metric(name, device):
+        if name == 'offline':
+            raise URLError('no route')
         assert name in ('maxdiff', 'quality', 'huge'), f'Metric {name} not implemented yet.'
         return Metric(name, device)
 
@@ -552,6 +555,7 @@ def test_metrics_see_rounded_rgb_without_the_border(tmp_path, pyiqa):
     [
         ('quality', "full-reference .FR., got 'quality', which is NR"),
         ('lpisp', "metric 'lpisp': Metric lpisp not impl"),
+        ('offline', "metric 'offline': .*no route.*; it downloads its weights"),
     ],
 )
 def test_metrics_that_are_refused(pyiqa, name, message):

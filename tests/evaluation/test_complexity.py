@@ -161,12 +161,14 @@ def test_a_network_that_does_not_run_is_said_in_one_line():
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.slow
 def test_measured_in_a_process():
     row = measure('SPIN', 2, 9, 13, runs=3, arch_args=SPIN)
     assert len(row['seconds']) == 3 and row['latency'] == sorted(row['seconds'])[1] > 0
     assert row['peak_memory'] >= row['base_memory'] > 50e6
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_says_why():
     with pytest.raises(ValueError, match='SPIN x2 cannot be measured: .*nowhere'):
         measure('SPIN', 2, 9, 13, device='nowhere')
@@ -190,20 +192,21 @@ def test_table():
     assert 'latency' in header and line.endswith('| 0.5 s   | 300 MB      |')
 
 
-@pytest.mark.parametrize('row', PUBLISHED, ids=lambda row: f'{row.name}_x{row.scale}')
-def test_published_rows(row):
-    assert row.source and 1e4 < row.parameters < 2e8
-    assert all(24 < x < 40 for x in row.psnr.values())
-    if row.psnr:
-        assert row.psnr['Set5'] > row.psnr['Set14'] > row.psnr['B100']
-    else:
-        assert 'no source' in row.source
+def test_published_rows_are_plausible():
+    def plausible(row):
+        psnr = list(row.psnr.values())
+        in_range = row.source and 1e4 < row.parameters < 2e8 and all(24 < value < 40 for value in psnr)
+        ordered = psnr[:3] == sorted(psnr[:3], reverse=True) if psnr else 'no source' in row.source
+        return in_range and ordered
+
+    assert [f'{row.name} x{row.scale}' for row in PUBLISHED if not plausible(row)] == []
 
 
 def picture(data):
     return Image.open(io.BytesIO(data)).convert('RGB')
 
 
+@pytest.mark.slow
 def test_points_are_in_the_picture():
     pytest.importorskip('adjustText', reason='plots need adjustText: the extra plot')
     point = plot.Point('here', 555_000, 30.0, ours=True)
@@ -227,7 +230,8 @@ def test_names_of_a_crowd_keep_off_each_other(monkeypatch):
     boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
     assert len(boxes) > 12
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
-    assert all(axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1) for box in boxes)
+    inside = axes.bbox.padded(0.5)  # half a pixel for rounding
+    assert all(inside.containsx(box.x0) and inside.containsx(box.x1) for box in boxes)
 
 
 def test_missing_libraries_are_named(monkeypatch):
@@ -242,6 +246,7 @@ def test_points_without_a_place_are_refused(points):
         plot.draw(points, 'title')
 
 
+@pytest.mark.slow
 def test_command_writes_table_numbers_and_picture(here, capsys):
     name = scores(here / 's.json')
     files = ['--markdown', 'o/t.md', '--json', 'o/t.json', '--plot', 'o/p.png', '--scores', name]

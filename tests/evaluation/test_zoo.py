@@ -29,6 +29,8 @@ def test_a_variant_has_the_results_of_its_configuration():
     assert [variant.name for variant in zoo.variants(['RFDN'])] == ['E-RFDN', 'RFDN-paper', 'RFDN-L']
     (plus,) = zoo.variants(['SMFANet+'])
     assert [row.name for row in plus.published(4)] == ['SMFANet+', 'SMFANet+ (DF2K)']
+    large, base = zoo.variants(['EDSR-large', 'EDSR-baseline'])
+    assert [row.psnr['Manga109'] for variant in (large, base) for row in variant.published(4)] == [31.02, 30.35]
 
 
 def test_every_published_result_of_a_format_is_in_the_zoo():

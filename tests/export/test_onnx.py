@@ -63,11 +63,12 @@ def run(path, x):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('arch', 'size'),
     [
         *(
-            pytest.param('SPIN', size, id=f'SPIN-{size[0]}x{size[1]}', marks=pytest.mark.slow)
+            pytest.param('SPIN', size, id=f'SPIN-{size[0]}x{size[1]}')
             # One cell, less than two, multiples of the cell and none, one side far longer, and a batch.
             for size in (
                 (8, 8),
@@ -82,11 +83,11 @@ def run(path, x):
                 (31, 31, 3),
             )
         ),
-        pytest.param('SAN', (4, 5), id='SAN-4x5', marks=pytest.mark.slow),
-        pytest.param('SAN', (33, 20), id='SAN-33x20', marks=pytest.mark.slow),
+        pytest.param('SAN', (4, 5), id='SAN-4x5'),
+        pytest.param('SAN', (33, 20), id='SAN-33x20'),
         pytest.param('RCAN', (2, 3), id='RCAN-2x3'),
         pytest.param('RCAN', (33, 20), id='RCAN-33x20'),
-        pytest.param('RDBESA', (15, 31), id='RDBESA-15x31', marks=pytest.mark.slow),
+        pytest.param('RDBESA', (15, 31), id='RDBESA-15x31'),
     ],
 )
 def test_onnx_gives_what_torch_gives(arch, size, exported):
@@ -210,6 +211,7 @@ def test_exported_graphs_select_the_same_pixels_of_equal_rank():
     }
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_something_else_is_not_written(exported, tmp_path, monkeypatch):
     translate, net = onnx._translate, build('RCAN')
 
@@ -283,6 +285,7 @@ class Pixels(torch.nn.Module):
         return self.conv(x)
 
 
+@pytest.mark.slow
 def test_a_later_opset(tmp_path):
     import onnx
 
@@ -290,12 +293,14 @@ def test_a_later_opset(tmp_path):
     assert [opset.version for opset in onnx.load(tmp_path / 'net.onnx').opset_import] == [20]
 
 
+@pytest.mark.slow
 def test_an_opset_that_torch_cannot_write(tmp_path):
     with pytest.raises(ValueError, match='^opset must be one that torch .* can write, got 99; it wrote '):
         to_onnx(Pixels(), tmp_path / 'net.onnx', size=(4, 5), opset=99)
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_an_opset_that_the_runtime_does_not_take(tmp_path, monkeypatch):
     import onnxruntime
 
@@ -308,6 +313,7 @@ def test_an_opset_that_the_runtime_does_not_take(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_file_that_the_runtime_cannot_run(tmp_path, monkeypatch):
     import onnxruntime
 

@@ -471,3 +471,15 @@ def test_colour_chunks_of_a_png_reach_the_output(tmp_path):
     photograph.write(tmp_path / 'a.png', Photograph(np.zeros((4, 5, 3), np.uint8), None, chunks))
     (target,) = upscale_files(name_outputs([tmp_path / 'a.png'], tmp_path / 'out', 2), Twice()).done
     assert photograph.read(target).png_chunks == chunks
+
+
+def test_advice_for_jpegs_of_low_quality_is_given_once(tmp_path, caplog):
+    image = Image.new('RGB', (5, 4))
+    for name, quality in {'a.jpg': 85, 'b.jpg': 84, 'c.jpg': 30}.items():
+        image.save(tmp_path / name, quality=quality)
+    image.save(tmp_path / 'a.png')
+    outputs = name_outputs([tmp_path], tmp_path / 'out', 2)
+    upscale_files(outputs, Twice())
+    assert caplog.messages == []
+    upscale_files(outputs, Twice(), overwrite=True, jpeg_advice='take another')
+    assert caplog.messages == [f'{tmp_path / "b.jpg"}: a JPEG of quality 84; take another']

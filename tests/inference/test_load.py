@@ -162,6 +162,18 @@ def test_archs_that_call_it_scale_load_too():
     assert spinsr.upscale(np.zeros((4, 6, 3), np.uint8), net).shape == (8, 12, 3)
 
 
+@pytest.mark.parametrize('scale', [1, 2, 4])
+@pytest.mark.parametrize('arch', [None, 'RRDBNet'])
+def test_weights_of_rrdbnet_are_refused_with_the_arguments_they_need(scale, arch):
+    sizes = {'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4}
+    net = spinsr.load('RRDBNet', scale, None, **sizes)
+    wanted = f'RRDBNet x{scale} weights; pass --arch RRDBNet --scale {scale} --arch-args num_feat=8 num_block=1 num_gr'
+    with pytest.raises(ValueError, match=wanted):
+        spinsr.load(arch, weights={'params': net.state_dict()})
+    weights = {f'generator.{name}': value for name, value in net.state_dict().items()}
+    same(spinsr.load('RRDBNet', scale, weights, **sizes), net)
+
+
 def test_arch_without_a_scale_is_refused():
     with pytest.raises(ValueError, match='VGGStyleDiscriminator takes neither upscale nor scale'):
         spinsr.load('VGGStyleDiscriminator', 2, None)
@@ -231,3 +243,12 @@ def test_a_published_configuration_has_a_name():
     assert spinsr.load('RLFN-S', 2, None, num_block=1).conv_first.out_channels == 48
     with pytest.raises(ValueError, match='RLFN-S'):
         spinsr.load('RLFN-T', 2, None)
+
+
+def test_a_model_is_loaded_by_its_name():
+    net = spinsr.load(model='spin', scale=2)
+    assert (type(net).__name__, net.upscale) == ('SPIN', 2)
+    with pytest.raises(ValueError, match='leave weights out'):
+        spinsr.load(model='spin', weights=None)
+    with pytest.raises(ValueError, match="got 'spinn'; did you mean 'spin'"):
+        spinsr.load(model='spinn')

@@ -187,6 +187,7 @@ def test_estimator_learns_by_muon():
         assert {id(p) for p in net.parameters()} <= matrices | others and matrices & {id(p) for p in net.parameters()}
 
 
+@pytest.mark.slow
 def test_estimator_learns_where_the_error_is_large():
     """The left half of the target is out of reach: after some steps s is larger there."""
     model, data = build(**ESTIMATION, **{'train:optim_g:lr': 1e-2}), batch()

@@ -141,6 +141,7 @@ def test_patches_grow(log):
     ]
 
 
+@pytest.mark.slow
 def test_the_place_of_a_small_patch_is_random_and_that_of_its_iteration():
     changes = growing(gt_sizes=[10], iters=[100], mini_batch_sizes=None)
     whole, patches = seen_of(build(**changes), range(1, 101))
@@ -398,7 +399,7 @@ def test_compiled_training_gives_the_same():
         ({'val:self_ensemble': 'yes'}, "val:self_ensemble must be true or false, got 'yes'"),
         ({'val:superpixels': -1}, 'val:superpixels must be a whole number of at least 0, or ~, got -1'),
         ({'val:superpixels': 1}, 'val:superpixels must be a block of SPIN, got 1: SPIN has blocks 0 to 0'),
-        ({**SCALED, 'val:superpixels': 0}, 'val:superpixels must be a block of SPIN, got 0: Scaled is no SPIN'),
+        ({**SCALED, 'val:superpixels': 0}, 'val:superpixels must be a block of SPIN, got 0: Scaled is not a SPIN'),
         ({**GREY, 'val:superpixels': 0}, 'val:superpixels must be of RGB images, got num_in_ch 1'),
         ({'logger:keep_last': 0}, 'logger:keep_last must be a whole number of at least 1, or ~, got 0'),
     ],

@@ -142,6 +142,7 @@ def test_association_with_positions_equals_reference(one_case, assert_close):
     assert_close(sparse.dense(), dense.dense())
 
 
+@pytest.mark.slow
 def test_attention_where_only_ignored_pixels_keep_their_values(one_case, forward_backward, assert_close):
     case = one_case('non_divisible_batch')
     indices = top_n(associate(features(case, 3), case.cell, backend='torch'), 3)
@@ -374,6 +375,7 @@ def op_arguments(name, case, dtype=torch.float32):
     return attention.attend_rows_backward, (total, q, k, v, out, lse, *to_rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['associate', 'pool', 'pool_backward', 'attend_rows', 'attend_rows_backward'])
 def test_custom_op_is_registered_as_torch_wants_it(name, one_case):
     op, arguments = op_arguments(name, one_case('one_row'))
@@ -438,9 +440,10 @@ def test_maps_built_in_inference_mode_serve_autograd():
     assert q.grad.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'autocast',
-    [pytest.param(None, id='float64'), pytest.param(torch.bfloat16, id='bfloat16_autocast', marks=pytest.mark.slow)],
+    [pytest.param(None, id='float64'), pytest.param(torch.bfloat16, id='bfloat16_autocast')],
 )
 def test_network_equals_reference(autocast, monkeypatch, forward_backward, assert_close):
     from spinsr.archs.spin_arch import SPIN
@@ -493,7 +496,7 @@ def test_kernels_compile_for_a_gpu_without_tf32_and_atomics(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'sizes',
-    [pytest.param([(9, 14)], id='one_size'), pytest.param([(12, 7), (9, 14)], id='two_sizes', marks=pytest.mark.slow)],
+    [pytest.param([(9, 14)], id='one_size'), pytest.param([(12, 7), (9, 14)], id='two_sizes')],
 )
 def test_network_compiles_without_a_graph_break(sizes, compiled, monkeypatch, assert_close):
     monkeypatch.setenv('SPINSR_OPS_BACKEND', 'triton')

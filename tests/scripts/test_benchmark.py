@@ -127,6 +127,7 @@ def test_a_process_that_is_killed_is_named(tmp_path):
         worker.ask('run')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['infer', 'train'])
 def test_backends_of_spin_agree_in_output_and_gradients(mode, monkeypatch):
     results = []

@@ -158,6 +158,7 @@ UNCERTAINTY = {
 MUON = {'train:optim_g': {'type': 'Muon', 'lr': 0.01, 'adam': {'params': ['conv_first', 'conv_last']}}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('changes', 'labels'),
     [
@@ -172,9 +173,8 @@ MUON = {'train:optim_g': {'type': 'Muon', 'lr': 0.01, 'adam': {'params': ['conv_
             {**DISTILLATION, **GROWS, 'train:pixel_opt': None, 'datasets:train:read_gt': False},
             ['net_g'],
             id='teacher-alone-with-growing-patches',
-            marks=pytest.mark.slow,
         ),
-        pytest.param(UNCERTAINTY, ['net_g', 'net_s'], id='uncertainty-estimation', marks=pytest.mark.slow),
+        pytest.param(UNCERTAINTY, ['net_g', 'net_s'], id='uncertainty-estimation'),
         pytest.param(
             {
                 **UNCERTAINTY,
@@ -183,7 +183,6 @@ MUON = {'train:optim_g': {'type': 'Muon', 'lr': 0.01, 'adam': {'params': ['conv_
             },
             ['net_g', 'net_s'],
             id='uncertainty-driven',
-            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -224,6 +223,7 @@ def test_state_of_another_optimizer_is_one_line(project, capsys, first, then, li
     assert errors[-1].startswith(f'spinsr.train: error: {line}'), errors
 
 
+@pytest.mark.slow
 def test_resume_twice_in_one_epoch_gives_the_same_bits(project, monkeypatch):
     long = {'datasets:train:dataset_enlarge_ratio': 4}
     assert train.main(['-opt', options(project, 'whole', long)]) == 0
@@ -257,8 +257,9 @@ def test_resume_with_other_workers_gives_the_same_bits(project, monkeypatch, cap
     assert 'The schedule is not' not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_seed_of_the_state_orders_the_samples(project, monkeypatch):
-    """manual_seed that was left out is drawn anew at every start."""
+    """Without manual_seed every start draws a new seed."""
     assert train.main(['-opt', options(project, 'whole', {'manual_seed': 7})]) == 0
     with monkeypatch.context() as patch:
         crash(patch, SpinsrModel, 'optimize_parameters', 8)
@@ -288,7 +289,11 @@ def flip_the_folder_bit(path):
 @pytest.mark.parametrize(
     'damage',
     [
-        pytest.param(lambda models, states: flip_the_folder_bit(states / '9.state'), id='directory-of-the-state'),
+        pytest.param(
+            lambda models, states: flip_the_folder_bit(states / '9.state'),
+            id='directory-of-the-state',
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             lambda models, states: (states / '9.state').write_bytes(b'PK'), id='state', marks=pytest.mark.slow
         ),
@@ -299,9 +304,15 @@ def flip_the_folder_bit(path):
         pytest.param(lambda models, states: os.truncate(models / 'net_g_9.pth', 500), id='network'),
         pytest.param(lambda models, states: (models / 'net_g_9.pth').unlink(), id='no-network', marks=pytest.mark.slow),
         pytest.param(
-            lambda models, states: (models / 'net_g_6.pth').replace(models / 'net_g_9.pth'), id='another-network'
+            lambda models, states: (models / 'net_g_6.pth').replace(models / 'net_g_9.pth'),
+            id='another-network',
+            marks=pytest.mark.slow,
         ),
-        pytest.param(lambda models, states: (states / '9.state').rename(states / '12.state'), id='another-number'),
+        pytest.param(
+            lambda models, states: (states / '9.state').rename(states / '12.state'),
+            id='another-number',
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_damaged_checkpoint_is_reported_and_an_older_one_used(project, capfd, damage):
@@ -321,6 +332,7 @@ def test_damaged_checkpoint_is_reported_and_an_older_one_used(project, capfd, da
     assert {path.name for folder in files('whole') for path in folder.iterdir()} >= set(left)
 
 
+@pytest.mark.slow
 def test_without_a_usable_checkpoint_training_starts_from_scratch_and_deletes_nothing(project, capfd):
     whole = options(project, 'whole', {})
     assert train.main(['-opt', whole]) == 0
@@ -350,6 +362,7 @@ def test_damaged_state_that_was_named_is_one_line(project, capsys):
     assert error.startswith('spinsr.train: error: ') and 'net_g_6.pth is damaged' in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('first', 'then', 'rates'),
     [
@@ -388,6 +401,7 @@ def test_keep_last_bounds_the_checkpoints(project):
     assert {path.name for path in models.iterdir()} == {'net_g_6.pth', 'net_g_9.pth', 'net_g_latest.pth'}
 
 
+@pytest.mark.slow
 def test_keep_last_leaves_the_checkpoint_just_written_beside_a_later_one_that_is_damaged(project):
     whole = options(project, 'whole', {'logger:keep_last': 2})
     assert train.main(['-opt', whole]) == 0
@@ -473,6 +487,7 @@ def test_best_metrics_are_kept_over_a_resume(project, monkeypatch):
     assert state['best_metric_results'] == {'pairs_val': {'psnr': {'better': 'higher', 'val': 97.0, 'iter': 3}}}
 
 
+@pytest.mark.slow
 def test_metric_that_is_added_before_a_resume_begins_its_own_record(project):
     assert train.main(['-opt', options(project, 'whole', {})]) == 0
     ssim = {'type': 'calculate_ssim', 'crop_border': 2, 'test_y_channel': True}
@@ -483,6 +498,7 @@ def test_metric_that_is_added_before_a_resume_begins_its_own_record(project):
     assert best['psnr']['iter'] >= 3 and best['ssim']['iter'] >= 9
 
 
+@pytest.mark.slow
 def test_another_experiment_goes_on_from_a_named_state(project):
     assert train.main(['-opt', options(project, 'whole', {})]) == 0
     resume = 'path:resume_state=experiments/whole/training_states/6.state'
@@ -491,6 +507,7 @@ def test_another_experiment_goes_on_from_a_named_state(project):
     assert_identical(final('other'), final('whole'))
 
 
+@pytest.mark.slow
 def test_networks_draw_other_numbers_than_samples(project, monkeypatch):
     seeds, own = [], SpinsrModel._backward
 

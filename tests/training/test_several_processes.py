@@ -129,6 +129,7 @@ def test_error_of_one_process_is_said_and_ends_all(tmp_path):
     assert 'spinsr.train: error: ' in output and '.png cannot be read completely' in output
 
 
+@pytest.mark.slow
 def test_launcher_flag_without_a_launcher_is_one_line(tmp_path):
     folder = project(tmp_path / 'one')
     run = start(folder, ['-opt', 'tiny.yml', '--launcher', 'pytorch'])

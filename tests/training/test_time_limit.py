@@ -236,8 +236,8 @@ IMAGE, CHECKPOINT = (SpinsrModel, 'test'), (SpinsrModel, 'save')
         pytest.param(ITERATION, 8, [3, 6, 8], id='in-the-middle', marks=pytest.mark.slow),
         pytest.param(CHECKPOINT, 2, [3, 6], id='in-a-checkpoint'),
         pytest.param(SAMPLE, 15, [3, 4], id='while-an-epoch-begins', marks=pytest.mark.slow),
-        pytest.param(SAMPLE, 17, [3, 5], id='while-data-is-loaded'),
-        pytest.param(IMAGE, 7, [3, 6], id='in-a-validation'),
+        pytest.param(SAMPLE, 17, [3, 5], id='while-data-is-loaded', marks=pytest.mark.slow),
+        pytest.param(IMAGE, 7, [3, 6], id='in-a-validation', marks=pytest.mark.slow),
     ],
 )
 def test_stopped_training_goes_on_to_the_same_bits(project, whole, monkeypatch, capfd, where, call, states):
@@ -261,6 +261,7 @@ def test_stopped_training_goes_on_to_the_same_bits(project, whole, monkeypatch, 
     assert_identical(final('broken'), whole[1])
 
 
+@pytest.mark.slow
 def test_validation_between_two_checkpoints_is_left_and_done_on_resume(project, whole, monkeypatch):
     """The checkpoint is written with the best metrics of before."""
     changes = {'logger:save_checkpoint_freq': 9}
@@ -277,6 +278,7 @@ def test_validation_between_two_checkpoints_is_left_and_done_on_resume(project, 
     assert_identical(final('broken'), whole[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('where', 'call'),
     [
@@ -310,6 +312,7 @@ def test_time_limit_ends_a_run_after_an_iteration(project, whole, capfd):
     assert_identical(final('broken'), whole[1])
 
 
+@pytest.mark.slow
 def test_time_limit_ends_a_validation_between_two_images(project, whole, monkeypatch, capfd):
     broken, moves = options(project, 'broken', {'train:time_limit': '1h'}), []
     with monkeypatch.context() as patch:
@@ -344,6 +347,7 @@ def test_before_the_first_iteration_nothing_is_written(project, monkeypatch, cap
     assert not any(path.is_file() for folder in files('broken') for path in folder.glob('*'))
 
 
+@pytest.mark.slow
 def test_resumed_run_that_ends_in_its_first_validation_leaves_the_checkpoint(project, whole, monkeypatch, capfd):
     broken = options(project, 'broken', {})
     with monkeypatch.context() as patch:
@@ -389,6 +393,7 @@ def test_ctrl_c_is_one_line(project, ctrl_c, monkeypatch, capfd):
     assert capfd.readouterr().err.splitlines()[-1] == 'spinsr.train: interrupted'
 
 
+@pytest.mark.slow
 def test_model_of_basicsr_stops_too(project, monkeypatch, capfd):
     from basicsr.models.sr_model import SRModel
 

@@ -39,6 +39,17 @@ def test_peak_stays_when_memory_is_freed():
     assert memory.peak_resident() >= max(before, held - 2**20) > 2**20
 
 
+@pytest.mark.parametrize('kind', ['RLIMIT_DATA', 'RLIMIT_AS'])
+def test_a_limit_below_what_torch_needs_is_refused_before_the_import(kind, monkeypatch):
+    resource = pytest.importorskip('resource', reason='Windows has no such limits')
+    limits = dict.fromkeys((resource.RLIMIT_DATA, resource.RLIMIT_AS), resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, 'getrlimit', lambda kind: (limits[kind], resource.RLIM_INFINITY))
+    memory.require_for_torch()
+    limits[getattr(resource, kind)] = 150 * 10**6
+    with pytest.raises(MemoryError, match=r'limited to 150 MB \(ulimit -[dv]\), and importing torch takes'):
+        memory.require_for_torch()
+
+
 @pytest.mark.parametrize(
     ('error', 'expected'),
     [

@@ -29,16 +29,16 @@ class Association:
 
     @property
     def batch(self) -> int:
-        return self.weights.shape[0]
+        raise NotImplementedError
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.weights.dtype
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         grid, device = self.grid, self.grid.labels.device
         size, shape = ('x'.join(map(str, pair)) for pair in (grid.size, grid.shape))
-        kind = f', kind={self.kind!r}' if hasattr(self, 'kind') else ''
+        kind = f', kind={self.kind!r}' if isinstance(self, (SparseAssociation, DenseAssociation)) else ''
         return (
             f'{type(self).__name__}(batch={self.batch}, {size} pixels, {shape} superpixels, reach={grid.reach}{kind}, '
             f'{self.dtype}, {device})'
@@ -57,8 +57,20 @@ class Association:
         raise NotImplementedError
 
 
+class _Stored(Association):
+    weights: Tensor
+
+    @property
+    def batch(self) -> int:
+        return self.weights.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights.dtype
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class SparseAssociation(Association):
+class SparseAssociation(_Stored):
     """An association stored for the M superpixels that a pixel can belong to, 9 as a rule: memory O(M N).
 
     Attributes:
@@ -93,7 +105,7 @@ class SparseAssociation(Association):
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class DenseAssociation(Association):
+class DenseAssociation(_Stored):
     """An association stored as the paper writes it.
 
     Attributes:

@@ -24,7 +24,7 @@ def cached_table(build: Callable) -> Callable:
         for tensor in _tensors(result):
             # With dynamic=True the compiler would make the sizes of a table symbols, and then fail to guard on them.
             # This is what torch._dynamo.mark_static sets; it does nothing while the compiler runs.
-            tensor._dynamo_static_indices = set(range(tensor.ndim))
+            tensor._dynamo_static_indices = set(range(tensor.ndim))  # pyright: ignore[reportAttributeAccessIssue]
         return result
 
     @functools.wraps(build)
@@ -32,8 +32,8 @@ def cached_table(build: Callable) -> Callable:
         return cached(*args)
 
     # What torch.compiler.assume_constant_result sets; calling it imports the compiler, which takes seconds.
-    table._dynamo_marked_constant = True
-    table.cache_clear = cached.cache_clear
+    table._dynamo_marked_constant = True  # pyright: ignore[reportAttributeAccessIssue]
+    table.cache_clear = cached.cache_clear  # pyright: ignore[reportAttributeAccessIssue]
     return table
 
 

@@ -5,6 +5,7 @@ only the inputs are kept; the backward pass computes each chunk once more.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -34,9 +35,12 @@ def chunks(rows: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, rows))
 
 
+Result = TypeVar('Result', Tensor, tuple[Tensor, ...])
+
+
 def recompute_in_chunks(
-    fn: Callable, x: Tensor, weights: Sequence[Tensor], rows: int, *, is_sum: bool = False
-) -> Tensor | tuple[Tensor, ...]:
+    fn: Callable[..., Result], x: Tensor, weights: Sequence[Tensor], rows: int, *, is_sum: bool = False
+) -> Result:
     """fn(x, *weights) for an `fn` that treats every row by itself, or sums over the rows; differentiable once.
 
     Args:

@@ -71,6 +71,7 @@ def gather_incoming(x: Tensor, grid: Grid) -> Tensor:
 
     Entries that would come from outside the grid are copies of others: mask them with `grid.is_neighbor.flip(1)`.
     """
+    assert grid.incoming is not None
     b, k, m, d = x.shape
     return x.reshape(b, k * m, d).index_select(1, grid.incoming.reshape(-1)).view(b, k, m, d)
 

@@ -30,4 +30,4 @@ def matmul_exact(a: Tensor, b: Tensor) -> Tensor:
 def _tf32_allowed() -> bool:
     # Since torch 2.9 the old flag cannot be read after the new one was set; the new one knows both.
     matmul = torch.backends.cuda.matmul
-    return matmul.fp32_precision == 'tf32' if hasattr(matmul, 'fp32_precision') else matmul.allow_tf32
+    return matmul.fp32_precision == 'tf32' if hasattr(matmul, 'fp32_precision') else bool(matmul.allow_tf32)

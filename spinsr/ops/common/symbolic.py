@@ -25,7 +25,7 @@ def number(value: int, least: int) -> int:
     """
     symbol = torch.full((1,), value, dtype=torch.int64).item()
     torch._check(symbol >= least)
-    return symbol
+    return symbol  # pyright: ignore[reportReturnType]  # an int, as the tensor's type says
 
 
 def num_cells(side: int, cell: int) -> int:

@@ -97,7 +97,7 @@ def _reference(x, norm, channel_gate, pixel_gate, first, second, eps):
     def gate(y, w_squeeze, b_squeeze, w_expand, b_expand):
         return _pointwise(F.gelu(_pointwise(y, w_squeeze, b_squeeze)), w_expand, b_expand).sigmoid()
 
-    y = F.layer_norm(x, x.shape[-1:], *norm, eps).transpose(1, 2).unsqueeze(2).contiguous()  # (B, C, 1, N)
+    y = F.layer_norm(x, x.shape[-1:], *norm, eps=eps).transpose(1, 2).unsqueeze(2).contiguous()  # (B, C, 1, N)
     both = torch.cat([y * gate(y.mean(3, keepdim=True), *channel_gate), y * gate(y, *pixel_gate)], 1)  # (B, 2 C, 1, N)
     return _pointwise(F.gelu(_pointwise(both, *first)), *second).squeeze(2).transpose(1, 2)
 

@@ -58,6 +58,6 @@ def norm_project(
 
 def _reference(x, norm, weight, widths, eps):
     """One 1 x 1 convolution a slice, as in the authors' code."""
-    y = F.layer_norm(x, x.shape[-1:], *norm, eps).transpose(1, 2).unsqueeze(2).contiguous()  # (B, C, 1, N)
+    y = F.layer_norm(x, x.shape[-1:], *norm, eps=eps).transpose(1, 2).unsqueeze(2).contiguous()  # (B, C, 1, N)
     convolved = (F.conv2d(y, part[..., None, None]) for part in weight.split(list(widths)))
     return tuple(part.squeeze(2).transpose(1, 2) for part in convolved)
