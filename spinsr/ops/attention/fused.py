@@ -22,8 +22,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Te
     if not on_cpu(q):
         return F.scaled_dot_product_attention(*padded, scale=scale)[..., : v.shape[-1]]
     with no_autocast('cpu'):
-        padded = (x.to(full_type(v.dtype)) for x in padded)
-        return F.scaled_dot_product_attention(*padded, scale=scale)[..., : v.shape[-1]].to(v.dtype)
+        q, k, v_padded = (x.to(full_type(v.dtype)) for x in padded)
+        # The scale before the product, as in the reference: large logits are then rounded in the same way.
+        out = F.scaled_dot_product_attention(q * scale, k, v_padded, scale=1.0)
+        return out[..., : v.shape[-1]].to(v.dtype)
 
 
 def add_attended_rows(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, num_heads: int, start: bool) -> Tensor:
@@ -56,8 +58,9 @@ class _AddAttendedRows(torch.autograd.Function):
         grads = v.new_zeros(len(v), sum(widths), dtype=full)
         for group in _chunks_of(rows, ctx.num_heads):
             inside = [take(x, group).to(full).requires_grad_() for x in (q, k, v)]
-            with torch.enable_grad():
-                out = attend_heads(*inside, ctx.num_heads, attention)
+            # Dense: as fast for a chunk, and exact for large logits, whose fused gradient is not.
+            with torch.enable_grad(), no_autocast('cpu'):
+                out = attend_heads(*inside, ctx.num_heads)
             found = torch.autograd.grad(out, inside, take(grad, group).to(full))
             grads.index_add_(0, group.flatten(), torch.cat(found, 2).flatten(0, 1))
         d_q, d_k, d_v = grads.to(v.dtype).split(widths, 1)
