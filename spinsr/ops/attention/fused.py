@@ -56,13 +56,14 @@ class _AddAttendedRows(torch.autograd.Function):
         full, widths = full_type(v.dtype), [x.shape[1] for x in (q, k, v)]
         # One buffer for the three gradients: one index_add in place of three.
         grads = v.new_zeros(len(v), sum(widths), dtype=full)
-        for group in _chunks_of(rows, ctx.num_heads):
-            inside = [take(x, group).to(full).requires_grad_() for x in (q, k, v)]
-            # Dense: as fast for a chunk, and exact for large logits, whose fused gradient is not.
-            with torch.enable_grad(), no_autocast('cpu'):
-                out = attend_heads(*inside, ctx.num_heads)
-            found = torch.autograd.grad(out, inside, take(grad, group).to(full))
-            grads.index_add_(0, group.flatten(), torch.cat(found, 2).flatten(0, 1))
+        with no_autocast('cpu'):
+            for group in _chunks_of(rows, ctx.num_heads):
+                inside = [take(x, group).to(full).requires_grad_() for x in (q, k, v)]
+                # Dense: as fast for a chunk, and exact for large logits, whose fused gradient is not.
+                with torch.enable_grad():
+                    out = attend_heads(*inside, ctx.num_heads)
+                found = torch.autograd.grad(out, inside, take(grad, group).to(full))
+                grads.index_add_(0, group.flatten(), torch.cat(found, 2).flatten(0, 1))
         d_q, d_k, d_v = grads.to(v.dtype).split(widths, 1)
         return d_q, d_k, d_v + grad if ctx.start else d_v, None, None, None
 
