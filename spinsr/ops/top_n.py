@@ -69,7 +69,9 @@ def _top_n_mixture(association: MixtureAssociation, n: int) -> Tensor:
     for chunk in association.chunks():
         log_odds = association.log_odds_of(chunk).transpose(1, 2)  # (B, K, pixels)
         found = log_odds, torch.arange(chunk.start, chunk.stop, device=log_odds.device).expand_as(log_odds)
-        best = _best(*(found if best is None else (torch.cat(pair, -1) for pair in zip(best, found, strict=True))), n)
+        if best is not None:
+            found = torch.cat([best[0], found[0]], -1), torch.cat([best[1], found[1]], -1)
+        best = _best(*found, n)
     assert best is not None
     return best[1].sort(-1).values
 

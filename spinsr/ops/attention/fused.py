@@ -15,17 +15,17 @@ WEIGHTS = 2**20  # attention weights of a chunk of groups, a thread
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     """See `spinsr.ops.attention.attention`."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    channels, dtype = v.shape[-1], v.dtype
     # The fused kernels take one width for q, k and v; zeros appended to the narrower change nothing.
-    width = max(q.shape[-1], v.shape[-1])
-    padded = (F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (q, k, v))
+    width = max(q.shape[-1], channels)
+    q, k, v = (F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (q, k, v))
     if not on_cpu(q):
-        return F.scaled_dot_product_attention(*padded, scale=scale)[..., : v.shape[-1]]
+        return F.scaled_dot_product_attention(q, k, v, scale=factor)[..., :channels]
     with no_autocast('cpu'):
-        q, k, v_padded = (x.to(full_type(v.dtype)) for x in padded)
+        q, k, v = (x.to(full_type(dtype)) for x in (q, k, v))
         # The scale before the product, as in the reference: large logits are then rounded in the same way.
-        out = F.scaled_dot_product_attention(q * scale, k, v_padded, scale=1.0)
-        return out[..., : v.shape[-1]].to(v.dtype)
+        return F.scaled_dot_product_attention(q * factor, k, v, scale=1.0)[..., :channels].to(dtype)
 
 
 def add_attended_rows(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, num_heads: int, start: bool) -> Tensor:
@@ -45,8 +45,8 @@ class _AddAttendedRows(torch.autograd.Function):
         full = full_type(v.dtype)
         out = v.to(full, memory_format=torch.contiguous_format, copy=True) if start else torch.zeros_like(v, dtype=full)
         for group in _chunks_of(rows, num_heads):
-            inside = (take(x, group).to(full) for x in (q, k, v))
-            out.index_add_(0, group.flatten(), attend_heads(*inside, num_heads, attention).flatten(0, 1))
+            q_in, k_in, v_in = (take(x, group).to(full) for x in (q, k, v))
+            out.index_add_(0, group.flatten(), attend_heads(q_in, k_in, v_in, num_heads, attention).flatten(0, 1))
         return out.to(v.dtype)
 
     @staticmethod
@@ -61,7 +61,7 @@ class _AddAttendedRows(torch.autograd.Function):
                 inside = [take(x, group).to(full).requires_grad_() for x in (q, k, v)]
                 # Dense: as fast for a chunk, and exact for large logits, whose fused gradient is not.
                 with torch.enable_grad():
-                    out = attend_heads(*inside, ctx.num_heads)
+                    out = attend_heads(inside[0], inside[1], inside[2], ctx.num_heads)
                 found = torch.autograd.grad(out, inside, take(grad, group).to(full))
                 grads.index_add_(0, group.flatten(), torch.cat(found, 2).flatten(0, 1))
         d_q, d_k, d_v = grads.to(v.dtype).split(widths, 1)

@@ -233,7 +233,8 @@ def attend_rows_backward(
     delta = (grad * out).unflatten(1, (num_heads, -1)).sum(2)  # (G T, heads)
     at_places = [lse.new_empty(rows.numel(), x.shape[1]) for x in (q, k, v)]
     _launch(attend_rows_bwd_kernel, num_heads, (q, k, v), rows, lse, grad, delta, *at_places)
-    return tuple(_sum_of_rows(x, places, starts).to(one.dtype) for x, one in zip(at_places, (q, k, v), strict=True))
+    d_q, d_k, d_v = (_sum_of_rows(x, places, starts).to(one.dtype) for x, one in zip(at_places, (q, k, v), strict=True))
+    return d_q, d_k, d_v
 
 
 @attend_rows_backward.register_fake

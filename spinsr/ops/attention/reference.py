@@ -36,7 +36,7 @@ def add_attended_rows(
     Returns:
         (R, C) in the type of `v`: for each row the sum of what it got in its groups.
     """
-    out = attend_heads(*(take(x, rows) for x in (q, k, v)), num_heads, attend)  # (G, T, C)
+    out = attend_heads(take(q, rows), take(k, rows), take(v, rows), num_heads, attend)  # (G, T, C)
     return (v if start else torch.zeros_like(v)).index_add(0, rows.flatten(), out.flatten(0, 1).to(v.dtype))
 
 

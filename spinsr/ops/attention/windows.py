@@ -25,7 +25,7 @@ def _build(height: int, width: int, window: int, overlap: int, device: torch.dev
         position, first, last = torch.arange(side), groups[-1][:, :1], groups[-1][:, -1:]
         counts.append(((first <= position) & (position <= last)).sum(0))
     count = (counts[0][:, None] * counts[1]).reshape(-1, 1)
-    return symbolic.join(*groups, width).to(device), count.to(device)
+    return symbolic.join(groups[0], groups[1], width).to(device), count.to(device)
 
 
 _cached = cached_table(_build)

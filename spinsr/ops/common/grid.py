@@ -189,4 +189,4 @@ def patches(height: int, width: int, cell: int, device: torch.device, dtype: tor
         lengths = torch.bincount(cell_of)
         longest = int(lengths.max())
         spans.append((lengths.cumsum(0) - lengths).clamp(max=len(cell_of) - longest)[:, None] + torch.arange(longest))
-    return symbolic.join(*spans, width).to(device)
+    return symbolic.join(spans[0], spans[1], width).to(device)

@@ -67,9 +67,9 @@ def at_a_time(size: int) -> int:
     return 8 * size if INTERPRETED else size
 
 
-def launch(kernel: triton.JITFunction, grid: tuple[int, ...], *arguments: Tensor | int, **constants) -> None:
+def launch(kernel: triton.JITFunction, grid: tuple[int, ...], first: Tensor, *rest: Tensor | int, **constants) -> None:
     """Runs a kernel on the device of its first argument, which need not be the current one."""
-    device = arguments[0].device
+    device = first.device
     if math.prod(grid):
         with torch.cuda.device(device) if device.type == 'cuda' else contextlib.nullcontext():
-            kernel[grid](*arguments, num_warps=NUM_WARPS, **constants)
+            kernel[grid](first, *rest, num_warps=NUM_WARPS, **constants)
