@@ -593,6 +593,7 @@ def data(tmp_path, monkeypatch):
     (tmp_path / 'lr').mkdir()
     (tmp_path / 'half.lmdb').mkdir()
     (tmp_path / 'empty_line.txt').write_text('0.png (24,24,3)\n\n')
+    (tmp_path / 'indented.txt').write_text('0.png (24,24,3)\n 1.png (24,24,3)\n')
     (tmp_path / 'bom.txt').write_bytes(b'\xef\xbb\xbf0.png (24,24,3)\n')
     (tmp_path / 'nul.txt').write_bytes('0.png\n'.encode('utf-16-le'))
     (tmp_path / 'latin.txt').write_bytes(b'\xe4.png\n')
@@ -630,6 +631,7 @@ def data(tmp_path, monkeypatch):
         ),
         ({'path:resume_state': 'a.state'}, True, 'resume_state: a.state does not exist'),
         ({'datasets:val:meta_info_file': 'empty_line.txt'}, False, 'empty_line.txt, line 2 is empty, which BasicSR'),
+        ({'datasets:val:meta_info_file': 'indented.txt'}, False, 'indented.txt, line 2 begins with a space, which B'),
         ({'datasets:val:meta_info_file': 'bom.txt'}, False, 'bom.txt begins with a byte order mark'),
         ({'datasets:val:meta_info_file': 'latin.txt'}, False, 'latin.txt is not a text file in UTF-8'),
         ({'datasets:val:meta_info_file': 'nul.txt'}, False, 'nul.txt is not a text file in UTF-8'),
@@ -651,6 +653,7 @@ def data(tmp_path, monkeypatch):
         'weights-of-a-shipped-file',
         'state',
         'list-with-an-empty-line',
+        'list-with-an-indented-line',
         'list-with-a-byte-order-mark',
         'list-in-another-encoding',
         'list-in-utf-16',
