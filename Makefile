@@ -8,8 +8,7 @@ VENV ?= .venv
 PYTHON ?=
 PYTEST_ARGS ?=
 
-# 3.14 comes last: it is not tested yet.
-PYTHONS = python3.13 python3.12 python3.11 python3.10 python3.14 python3 python
+PYTHONS = python3.13 python3.14 python3.12 python3.11 python3.10 python3 python
 BIN = $(VENV)/bin
 PIP = "$(BIN)/python" -m pip
 STAMP = $(VENV)/.spinsr-setup

@@ -87,7 +87,14 @@ ABLATION = {
     'ignored_values': (555_035, VARIANT | {'own_values': 'ignored'}),
 }
 # Recipes with patches and batches of their own: (LR pixels of a side, images).
-OWN_PATCH_AND_BATCH = {'sample': (32, 4), 'release': (32, 8), 'distill': (24, 8), 'light': (32, 8), 'l2': (120, 4)}
+OWN_PATCH_AND_BATCH = {
+    'sample': (32, 4),
+    'release': (32, 8),
+    'distill': (24, 8),
+    'photo_release': (24, 8),
+    'light': (32, 8),
+    'l2': (120, 4),
+}
 # Networks as small as SPIN, for the comparison at equal budget: parameters.
 LIGHT = {'train_RCAN_x4_light': 1_374_123, 'train_SAN_x4_light': 1_347_799}
 # The other scales of the shipped weights, which start from those of x4: what starts afresh.
@@ -120,7 +127,7 @@ STRATEGIES = {
     'train_SPIN_x4_multistep': (None, {'train:scheduler', 'train:total_iter'}),
 }
 # For photographs (docs/photographs.md): the LR images are made by a degradation.
-PHOTO = ('train_SPIN_x4_photo', 'train_SPIN_x4_gan')
+PHOTO = ('train_SPIN_x4_photo', 'train_SPIN_x4_photo_release', 'train_SPIN_x4_gan')
 BENCHMARKS = ['Set5', 'Set14', 'B100', 'Urban100', 'Manga109']
 SECTIONS = {
     'train': [
@@ -353,7 +360,7 @@ def test_patches_of_the_release_grow_with_the_learning_rate():
     assert data['iters'] == train['scheduler']['periods']
 
 
-@pytest.mark.parametrize('name', ['release', 'distill'])
+@pytest.mark.parametrize('name', ['release', 'distill', 'photo_release'])
 def test_patches_grow_to_the_largest_until_the_end(name):
     opt = load(OPTIONS / f'train_SPIN_x4_{name}.yml')
     data, train = opt['datasets']['train'], opt['train']
@@ -377,7 +384,7 @@ def test_optimizer_scheduler_and_loss_build(file):
     assert 'pixel_opt' in losses or file.stem.endswith('_distill')
     assert all(isinstance(build_loss(part), torch.nn.Module) for part in losses.values())
     of_muon = train['optim_g'].pop('type') == 'Muon'
-    assert of_muon == file.stem.endswith('_distill')
+    assert of_muon == file.stem.endswith(('_distill', '_photo_release'))
     adam = train['optim_g']['adam'] if of_muon else train['optim_g']
     adam.pop('params', None)
     lr = adam['lr']

@@ -117,11 +117,11 @@ class SparseMaskConvolutions(nn.Module):
         neighbours = (rows[:, None] + torch.tensor(around)).flatten()
         e = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).contiguous()  # (B, H + 2, W + 2, C)
         order, known = torch.arange(channels), channels  # dense channels come first
-        total, fuse = self.fuse.bias, self.fuse.weight.flatten(1).split(channels, 1)
+        total, fuse = self.fuse.get_parameter('bias'), self.fuse.weight.flatten(1).split(channels, 1)
         for number, conv in enumerate(self.convs):
             now = dense[:, number]
             before, order = order, (~now).int().argsort(stable=True)
-            weight = conv.weight[order][:, before]
+            weight = conv.get_parameter('weight')[order][:, before]
             out = torch.zeros_like(e)
             if now.any() and known:
                 count = int(now.sum())

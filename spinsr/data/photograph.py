@@ -261,7 +261,7 @@ def _refusal(opened: formats.Opened) -> str | None:
     """Why an image that could be decoded is not taken."""
     image = opened.image
     if image.format not in (*FORMATS.values(), *_NAMES.values(), 'MPO'):
-        return formats.not_taken(image.format, more=True)
+        return formats.not_taken(str(image.format), more=True)
     # Telephones write MPO and HEIC with more pictures, of which the first, or the main one, is the photograph.
     frames = getattr(image, 'n_frames', 1)
     if frames > 1 and image.format not in ('MPO', 'HEIF'):

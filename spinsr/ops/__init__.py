@@ -6,7 +6,8 @@ association, the pooling and the attention within superpixels and windows also h
 `backend` or the environment variable SPINSR_OPS_BACKEND chooses; see `spinsr.ops.common.backend`.
 """
 
-from spinsr.ops.association import Association, DenseAssociation, MixtureAssociation, SparseAssociation, associate
+from spinsr.ops.association import associate
+from spinsr.ops.association.types import Association, DenseAssociation, MixtureAssociation, SparseAssociation
 from spinsr.ops.attention import intra_superpixel_attention, superpixel_cross_attention, window_attention
 from spinsr.ops.common.backend import BACKENDS, resolve_backend
 from spinsr.ops.common.grid import Grid, superpixel_grid

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from spinsr.ops.association import Association, DenseAssociation, MixtureAssociation, SparseAssociation
+from spinsr.ops.association.types import Association, DenseAssociation, MixtureAssociation, SparseAssociation
 from spinsr.ops.common.grid import gather_incoming, patches
 
 
@@ -50,12 +50,7 @@ def top_n(association: Association, n: int | None = None) -> Tensor:
     candidates = gather_incoming(candidates, grid)  # (B, K, M, P)
     candidates = candidates.masked_fill_(~grid.is_neighbor.flip(1).unsqueeze(-1), float('-inf')).flatten(2)
     pixels = grid.pixels[grid.neighbors.flip(1)].flatten(1)  # (K, M P)
-    if _must_sort(candidates):
-        order = pixels.argsort(stable=True, dim=-1)
-        ranked = candidates.gather(-1, order.expand_as(candidates)).sort(dim=-1, descending=True, stable=True).indices
-        selected = order.expand_as(candidates).gather(-1, ranked[..., :n])
-        return pixels.expand_as(candidates).gather(-1, selected).sort(-1).values
-    return _pixels_of(_keys(candidates, pixels).topk(n, -1, sorted=False).values)
+    return _best(candidates, pixels, n)[1].sort(-1).values
 
 
 def _top_n_reference(log_odds: Tensor, n: int) -> Tensor:
@@ -70,43 +65,30 @@ def _top_n_reference(log_odds: Tensor, n: int) -> Tensor:
 
 def _top_n_mixture(association: MixtureAssociation, n: int) -> Tensor:
     """The best of the pixels so far and of the next chunk, chunk by chunk."""
-    best: tuple[Tensor, Tensor] | Tensor | None = None  # log-odds and pixels, or keys
+    best: tuple[Tensor, Tensor] | None = None  # log-odds and pixels
     for chunk in association.chunks():
         log_odds = association.log_odds_of(chunk).transpose(1, 2)  # (B, K, pixels)
-        pixels = torch.arange(chunk.start, chunk.stop, device=log_odds.device)
-        if _must_sort(log_odds):
-            pixels = pixels.expand_as(log_odds)
-            if isinstance(best, tuple):
-                log_odds, pixels = torch.cat([best[0], log_odds], -1), torch.cat([best[1], pixels], -1)
-            # Of equals, those so far come first, in the order of their pixels.
-            log_odds, order = log_odds.sort(dim=-1, descending=True, stable=True)
-            best = log_odds[..., :n], pixels.gather(-1, order[..., :n])
-        else:
-            keys = _keys(log_odds, pixels)
-            keys = torch.cat([best, keys], -1) if isinstance(best, Tensor) else keys
-            best = keys.topk(min(n, keys.shape[-1]), -1, sorted=False).values
+        found = log_odds, torch.arange(chunk.start, chunk.stop, device=log_odds.device).expand_as(log_odds)
+        best = _best(*(found if best is None else (torch.cat(pair, -1) for pair in zip(best, found, strict=True))), n)
     assert best is not None
-    return best[1].sort(-1).values if isinstance(best, tuple) else _pixels_of(best)
+    return best[1].sort(-1).values
 
 
-_LOW = 0xFFFFFFFF
 # torch 2.6 cannot tell: there compiled graphs sort, too, which is slower and selects the same.
 _is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
 
 
-def _must_sort(log_odds: Tensor) -> bool:
-    """Whether keys will not do: they are too short, or the graph may be exported to ONNX, which cannot read bits."""
-    return log_odds.dtype == torch.float64 or _is_exporting()
-
-
-def _keys(log_odds: Tensor, pixels: Tensor) -> Tensor:
-    """float32 log-odds and their pixels as int64: the larger is the better of two."""
-    return (_ordered_int(log_odds) << 32) | (_LOW - pixels)
-
-
-def _pixels_of(keys: Tensor) -> Tensor:
-    """The pixels of keys, ascending."""
-    return (_LOW - (keys & _LOW)).sort(-1).values
+def _best(log_odds: Tensor, pixels: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The n largest of log-odds (B, K, L) and their `pixels`, in any order; of equals the lower pixel is the larger."""
+    pixels = pixels.expand_as(log_odds)
+    if log_odds.dtype == torch.float64 or _is_exporting():  # two sorts: ONNX cannot read the bits of a number
+        order = pixels.argsort(stable=True, dim=-1)
+        chosen = log_odds.gather(-1, order).sort(dim=-1, descending=True, stable=True).indices[..., :n]
+        chosen = order.gather(-1, chosen)
+    else:
+        keys = (_ordered_int(log_odds) << 32) | (0xFFFFFFFF - pixels)
+        chosen = keys.topk(min(n, keys.shape[-1]), -1, sorted=False).indices
+    return log_odds.gather(-1, chosen), pixels.gather(-1, chosen)
 
 
 def _ordered_int(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import spinsr
 from spinsr import ops
 from spinsr.analysis.superpixels import draw, draw_boundaries, each_block, enlarge, find_superpixels, write_pictures
 from spinsr.data import image_file
-from spinsr.ops.attention.reference import attention_reference
+from spinsr.ops.attention.reference import attention
 
 TINY = {'num_feat': 8, 'num_block': 2, 'qk_dim': 4, 'mlp_dim': 8, 'stoken_size': (4, 3), 'num_iter': 2}
 SIZES = {'one_pixel': (1, 1), 'one_row': (1, 9), 'odd': (13, 11), 'divisible': (12, 8), 'side_below_cell': (2, 14)}
@@ -99,7 +99,7 @@ def test_both_softmaxes_make_the_output_of_the_cross_attention(image, backend, b
 def test_attention_is_the_mean_of_the_heads():
     found = find_superpixels(picture(9, 8), network(num_heads=2), 0)
     one_hot = torch.eye(72, dtype=torch.float64)
-    heads = [attention_reference(found.tokens[..., i : i + 2], found.keys[..., i : i + 2], one_hot) for i in (0, 2)]
+    heads = [attention(found.tokens[..., i : i + 2], found.keys[..., i : i + 2], one_hot) for i in (0, 2)]
     expected = torch.stack(heads).mean(0)[0, 3].numpy()
     np.testing.assert_allclose(found.attention_of_superpixel(3).reshape(-1), expected, atol=1e-12)
 

@@ -9,38 +9,32 @@ import re
 import sys
 
 import triton
-import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from spinsr.ops.association import kernels as association
-from spinsr.ops.attention import gather_kernels as rows
+from spinsr.ops.association import kernels as cells
 from spinsr.ops.attention import kernels as attention
 from spinsr.ops.common.triton_launch import NUM_WARPS
-from spinsr.ops.pooling import kernels as pooling
 
-INDICES = ('p_rows', 'p_places', 'p_starts', 'p_neighbors', 'p_pixels')
-HALF = ('p_q', 'p_k', 'p_v', 'p_x', 'p_out')
-C = {'C': 40, 'BLOCK_C': 64, 'TYPE': tl.float32}
-CELL = {**C, 'BLOCK_P': association.BLOCK_P}
+INDICES = ('p_rows', 'p_neighbors', 'p_pixels')
+HALF = ('p_q', 'p_k', 'p_v', 'p_x')
+CELL = {'C': 40, 'BLOCK_C': 64, 'BLOCK_P': cells.BLOCK_P}
 ROWS = {
     'HEADS': 2,
     'D': 12,
     'E': 20,
     'SCALE': 12**-0.5,
-    'TYPE': tl.float32,
     'BLOCK_T': attention.BLOCK_T,
     'BLOCK_D': 16,
     'BLOCK_E': 32,
 }
 JOBS = {
-    'first_round': (association.associate_fwd_kernel, {**CELL, 'IS_LAST': False}, ()),
-    'last_round': (association.associate_fwd_kernel, {**CELL, 'IS_LAST': True}, ()),
-    'pool': (pooling.pool_kernel, {**CELL, 'IS_BACKWARD': False}, HALF),
-    'pool_backward': (pooling.pool_kernel, {**CELL, 'IS_BACKWARD': True}, HALF),
+    'first_round': (cells.associate_fwd_kernel, {**CELL, 'IS_LAST': False}, ()),
+    'last_round': (cells.associate_fwd_kernel, {**CELL, 'IS_LAST': True}, ()),
+    'pool': (cells.pool_kernel, {**CELL, 'IS_BACKWARD': False}, HALF),
+    'pool_backward': (cells.pool_kernel, {**CELL, 'IS_BACKWARD': True}, HALF),
     'attend': (attention.attend_rows_fwd_kernel, ROWS, HALF),
     'attend_backward': (attention.attend_rows_bwd_kernel, ROWS, HALF),
-    'add_rows': (rows.add_rows_fwd_kernel, {'TYPE': tl.float32, 'BLOCK_C': 64, 'BLOCK_R': rows.BLOCK_R}, HALF),
 }
 
 

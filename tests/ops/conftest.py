@@ -78,13 +78,13 @@ def largest_tensor():
 
 # Sizes in place of those that suit a cache: the small cases then have several chunks, and chunks that are not full.
 CHUNK_SIZES = {
-    'few': {'common.chunking.ROWS': 7, 'layers.upsampler.PIXELS': 1, 'attention.chunked.WEIGHTS': 40},
-    'several': {'common.chunking.ROWS': 50, 'layers.upsampler.PIXELS': 700, 'attention.chunked.WEIGHTS': 600},
+    'few': {'common.chunking.ROWS': 7, 'layers.upsampler.PIXELS': 1, 'attention.fused.WEIGHTS': 40},
+    'several': {'common.chunking.ROWS': 50, 'layers.upsampler.PIXELS': 700, 'attention.fused.WEIGHTS': 600},
     # As on a GPU, where nothing is cut.
     'uncut': {
         'common.chunking.in_full_precision_on_cpu': lambda *tensors: False,
         'layers.upsampler.in_full_precision_on_cpu': lambda *tensors: False,
-        'attention.chunked.on_cpu': lambda x: False,
+        'attention.fused.on_cpu': lambda x: False,
     },
 }
 

@@ -19,8 +19,8 @@ from spinsr.ops import (
     window_attention,
 )
 from spinsr.ops.attention import attention
-from spinsr.ops.attention.chunked import add_attended_rows
-from spinsr.ops.common.chunking import in_full_precision_on_cpu, on_cpu, recompute_in_chunks, sum_in_chunks
+from spinsr.ops.attention.fused import add_attended_rows
+from spinsr.ops.common.chunking import in_full_precision_on_cpu, on_cpu, recompute_in_chunks
 
 EPS = 1e-3  # large enough for a wrong one to be seen
 HALF_TYPES = pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=['bfloat16', 'float16'])
@@ -452,11 +452,3 @@ def test_chunks_need_gradients_only_where_asked():
     (expected,) = torch.autograd.grad((x @ frozen).sin().sum(), x)
     torch.testing.assert_close(x.grad, expected)
     assert frozen.grad is None
-
-
-def test_a_known_sum_is_not_computed_again(assert_close):
-    x, known = torch.rand(2, 9, 3, dtype=torch.float64, requires_grad=True), torch.rand(2, 3, dtype=torch.float64)
-    out = sum_in_chunks(lambda x: x.sin().sum(1), x, (), 4, value=known)
-    assert torch.equal(out, known)
-    (gradient,) = torch.autograd.grad(out.sum(), x)
-    assert_close(gradient, x.cos())

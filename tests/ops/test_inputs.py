@@ -170,4 +170,5 @@ def test_attention_of_large_features_rounds_as_the_reference():
         out = ops.intra_superpixel_attention(*leaves, indices, backend=backend)
         return out, *torch.autograd.grad(out.square().sum(), leaves)
 
-    torch.testing.assert_close(run('torch'), run('reference'), rtol=1e-5, atol=1e-5)
+    # Another place would move the results by 0.1 and more; gradients are differences of numbers of 10^4.
+    torch.testing.assert_close(run('torch'), run('reference'), rtol=1e-5, atol=1e-2)

@@ -16,13 +16,11 @@ pytest.importorskip('triton', reason='triton is not installed')
 
 import spinsr
 from spinsr.ops import associate, intra_superpixel_attention, pool, superpixel_cross_attention, top_n, window_attention
-from spinsr.ops.association import kernels as association
-from spinsr.ops.attention import gather_kernels as rows
+from spinsr.ops.association import kernels as cells
 from spinsr.ops.attention import kernels as attention
 from spinsr.ops.common import backend
 from spinsr.ops.common import triton_launch as launch
 from spinsr.ops.common.grid import marked_pixels
-from spinsr.ops.pooling import kernels as pooling
 
 from ..networks import SMALL
 from .conftest import CASES, Case
@@ -205,9 +203,8 @@ def test_equals_reference(op, case, forward_backward, assert_close):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Interpreted, the blocks are so large that most cases have one; these are as small as they can be."""
-    for module, name in ((association, 'BLOCK_P'), (pooling, 'BLOCK_P'), (attention, 'BLOCK_T'), (rows, 'BLOCK_R')):
+    for module, name in ((cells, 'BLOCK_P'), (attention, 'BLOCK_T')):
         monkeypatch.setattr(module, name, 16)
-    monkeypatch.setattr(rows, 'BLOCK_C', 16)
 
 
 @pytest.mark.slow
@@ -360,31 +357,26 @@ def op_arguments(name, case, dtype=torch.float32):
     sparse = associate(features(case, 3, dtype), case.cell, backend='torch')
     grid, x = sparse.grid, features(case, 5, dtype).flatten(1, 2).contiguous()
     pixels = marked_pixels(grid)
-    row_map = rows.RowMap.build(top_n(sparse)[0], grid.num_pixels)
-    to_rows = (row_map.rows, row_map.places, row_map.starts)
+    to_rows = attention.row_map(top_n(sparse)[0], grid.num_pixels)
     q, k, v = (torch.randn(grid.num_pixels, c, dtype=dtype, device=DEVICE) for c in (8, 8, 6))
     if name == 'associate':
         centroids = torch.randn(case.batch, grid.num_cells, 5, dtype=dtype, device=DEVICE)
         neighbors = grid.neighbors.masked_fill(~grid.is_neighbor, -1)
-        return association.associate_rounds, (x, x.mean(1), centroids, neighbors, grid.incoming, pixels, 2)
+        return cells.associate_rounds, (x, x.mean(1), centroids, neighbors, grid.incoming, pixels, 2)
     if name == 'pool':
-        return pooling.cell_sums, (x.requires_grad_(), sparse.weights, pixels)
+        return cells.cell_sums, (x.requires_grad_(), sparse.weights, pixels)
     if name == 'pool_backward':
-        sums = pooling.cell_sums(x, sparse.weights, pixels)
-        return pooling.cell_sums_backward, (sums, sparse.weights, pixels, grid.num_pixels, torch.bfloat16)
+        sums = cells.cell_sums(x, sparse.weights, pixels)
+        return cells.cell_sums_backward, (sums, sparse.weights, pixels, grid.num_pixels, torch.bfloat16)
     if name == 'attend_rows':
         return attention.attend_rows, (*(x.requires_grad_() for x in (q, k, v)), *to_rows, 2)
-    out, lse = attention.attend_rows(q, k, v, *to_rows, 2)
-    if name == 'attend_rows_backward':
-        return attention.attend_rows_backward, (out, q, k, v, out.clone(), lse, *to_rows)
-    assert name == 'add_rows'
-    return rows.add_rows, (out.requires_grad_(), *to_rows)
+    assert name == 'attend_rows_backward'
+    total, out, lse = attention.attend_rows(q, k, v, *to_rows, 2)
+    return attention.attend_rows_backward, (total, q, k, v, out, lse, *to_rows)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    'name', ['associate', 'pool', 'pool_backward', 'attend_rows', 'attend_rows_backward', 'add_rows']
-)
+@pytest.mark.parametrize('name', ['associate', 'pool', 'pool_backward', 'attend_rows', 'attend_rows_backward'])
 def test_custom_op_is_registered_as_torch_wants_it(name, one_case):
     op, arguments = op_arguments(name, one_case('one_row'))
     results = torch.library.opcheck(op, arguments)
@@ -413,7 +405,7 @@ class OpNames(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     ('op', 'expected'),
-    [(pool_by, {'pool'}), (intra_by, {'attend_rows', 'add_rows'}), (window_by, {'attend_rows', 'add_rows'})],
+    [(pool_by, {'pool'}), (intra_by, {'attend_rows'}), (window_by, {'attend_rows'})],
     ids=['pool', 'intra', 'window'],
 )
 def test_runs_the_kernels_when_asked(op, expected, one_case):
@@ -432,7 +424,7 @@ def test_environment_brings_the_kernels_into_the_modules(monkeypatch):
     monkeypatch.setenv('SPINSR_OPS_BACKEND', 'triton')
     with OpNames() as ops:
         block(x).sum().backward()
-    ours = {'associate', 'pool', 'pool_backward', 'attend_rows', 'attend_rows_backward', 'add_rows'}
+    ours = {'associate', 'pool', 'pool_backward', 'attend_rows', 'attend_rows_backward'}
     assert {name for name in ops.names if name.startswith('spinsr::')} == {f'spinsr::{name}' for name in ours}
 
 
@@ -498,7 +490,7 @@ def test_kernels_compile_for_a_gpu_without_tf32_and_atomics(tmp_path):
     command = [sys.executable, '-W', 'ignore', Path(__file__).with_name('compile_kernels.py')]
     process = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert process.returncode == 0, process.stderr
-    assert [line.split(': ')[1] for line in process.stdout.splitlines()] == ['True []'] * 7
+    assert [line.split(': ')[1] for line in process.stdout.splitlines()] == ['True []'] * 6
 
 
 @pytest.mark.slow

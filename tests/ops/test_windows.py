@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spinsr.ops import window_attention
-from spinsr.ops.attention.windows import window_starts
+from spinsr.ops.common.symbolic import windows
 
 BACKENDS = pytest.mark.parametrize('backend', ['reference', 'torch'])
 HEADS = pytest.mark.parametrize('num_heads', [1, 2], ids=['one_head', 'two_heads'])
@@ -32,7 +32,9 @@ def attend(backend, window, overlap=2, num_heads=1):
     ],
 )
 def test_starts_by_hand(side, window, overlap, starts):
-    assert window_starts(side, window, overlap) == starts
+    places = windows(side, window, overlap)
+    assert places[:, 0].tolist() == starts
+    assert torch.equal(places - places[:, :1], torch.arange(min(window, side)).expand_as(places))
 
 
 @BACKENDS

@@ -145,10 +145,10 @@ def test_a_kernel_that_is_wrong_in_one_gradient_is_found(monkeypatch):
 
     attend = ops.window_attention
 
-    def wrong(q, k, v, *args, backend=None):
+    def wrong(q, k, v, *args, backend=None, **kwargs):
         if backend == 'reference':
-            return attend(q, k, v, *args, backend=backend)
-        return attend(q, k.detach() + 0.999 * (k - k.detach()), v, *args, backend='torch')
+            return attend(q, k, v, *args, backend=backend, **kwargs)
+        return attend(q, k.detach() + 0.999 * (k - k.detach()), v, *args, backend='torch', **kwargs)
 
     shape, cpu = gpu_check.Shape(1, 5, 6, 3), torch.device('cpu')
     monkeypatch.setattr(ops, 'window_attention', wrong)

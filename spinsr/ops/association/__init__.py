@@ -14,26 +14,10 @@ import torch
 from torch import Tensor
 
 from spinsr.ops.association import mixture, reference, sparse
-from spinsr.ops.association.types import (
-    KINDS,
-    Association,
-    DenseAssociation,
-    MixtureAssociation,
-    SparseAssociation,
-)
+from spinsr.ops.association.types import KINDS, Association
 from spinsr.ops.common.backend import check_features, resolve_backend
 from spinsr.ops.common.grid import superpixel_grid
 from spinsr.ops.common.precision import full_type, no_autocast
-
-__all__ = [
-    'KINDS',
-    'Association',
-    'DenseAssociation',
-    'MixtureAssociation',
-    'SparseAssociation',
-    'associate',
-    'check_kind',
-]
 
 
 def associate(

@@ -15,11 +15,11 @@ def associate(x: Tensor, grid: Grid, num_iter: int, kind: str) -> SparseAssociat
     # |x|^2 - 2 x.c + |c|^2 are small, which keeps digits in float32.
     mean = x.detach().mean((1, 2), keepdim=True)  # (B, 1, 1, C)
     x = x - mean
-    cells = homogeneous(x, grid)  # (B, K, P, C + 1)
+    cells = homogeneous(x.flatten(1, 2), grid)  # (B, K, P, C + 1)
     centroids = initial_centroids(x, grid)  # (B, K, C)
     for i in range(num_iter):
         if i > 0:
-            mass, total = weighted_sums(cells, weights, grid)  # noqa: F821
+            mass, total = add_incoming(matmul_exact(weights, cells), grid)  # noqa: F821
             # The sum was taken over x - mean; what the eps adds to the denominator must not pull it to the mean.
             centroids = (total - MASS_EPS * mean[:, 0]) / (mass + MASS_EPS)
         logits = _logits(cells, centroids, grid)  # (B, K, M, P)
@@ -67,8 +67,8 @@ def _softmax_over_pixels(logits: Tensor, grid: Grid) -> Tensor:
 
 
 def homogeneous(x: Tensor, grid: Grid) -> Tensor:
-    """(B, H, W, C) -> (x, 1) by cell, (B, K, P, C + 1): one matmul then gives sums of features and of weights."""
-    cells = to_cells(x.flatten(1, 2), grid)
+    """(B, N, C) -> (x, 1) by cell, (B, K, P, C + 1): one matmul then gives sums of features and of weights."""
+    cells = to_cells(x, grid)
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
         return F.pad(cells, (0, 1), value=1.0)
     out = cells.new_empty(*cells.shape[:-1], cells.shape[-1] + 1)  # one pass where F.pad fills first
@@ -77,15 +77,10 @@ def homogeneous(x: Tensor, grid: Grid) -> Tensor:
     return out
 
 
-def weighted_sums(cells: Tensor, weights: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Sums over the pixels of every superpixel: mass (B, K, 1) = sum_n A[k, n], total (B, K, C) = sum_n A[k, n] x_n.
-
-    Each cell sums up for each of its neighbours (a small matmul); each superpixel then adds up what was sent to it.
-    """
-    return add_incoming(matmul_exact(weights, cells), grid)
-
-
 def add_incoming(sums: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """What each cell sends to its neighbours, (B, K, M, C + 1) -> what each receives, (B, K, 1) and (B, K, C)."""
+    """Adds up what each superpixel receives: mass (B, K, 1) = sum_n A[k, n], total (B, K, C) = sum_n A[k, n] x_n.
+
+    `sums` (B, K, M, C + 1) is what each cell sums up over its pixels for each of its neighbours, a small matmul.
+    """
     received = (gather_incoming(sums, grid) * grid.is_neighbor.flip(1).unsqueeze(-1)).sum(2)
     return received[..., -1:], received[..., :-1]

@@ -3,21 +3,21 @@
 import torch
 from torch import Tensor
 
-from spinsr.ops.attention import chunked, reference
+from spinsr.ops.attention import fused, reference
 from spinsr.ops.attention.heads import check_heads
-from spinsr.ops.attention.windows import batch_rows, symbolic_windows, windows_of
+from spinsr.ops.attention.reference import attend_heads
+from spinsr.ops.attention.windows import batch_rows, windows_of
 from spinsr.ops.common.backend import check_floating, check_no_tangents, dense_or_torch, resolve_backend
 from spinsr.ops.common.cache import specialize_int
-from spinsr.ops.common.symbolic import is_symbolic
 
 OWN_VALUES = ('all', 'ignored')
+IMPLEMENTATIONS = {'reference': reference, 'torch': fused}
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, backend: str | None = None) -> Tensor:
     """softmax(scale q k^T) v.
 
-    The `torch` backend is torch's fused attention; on the CPU without gradients it runs in chunks, because torch has no
-    fused kernel for every width.
+    The `torch` backend is torch's fused attention, on the CPU in float32 at least.
 
     Args:
         q: (B, heads, L, D).
@@ -35,8 +35,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, ba
     """
     check_floating(q=q, k=k, v=v)
     backend = dense_or_torch('attention', backend, q.device)
-    run = reference.attention_reference if backend == 'reference' else chunked.attention
-    return run(q, k, v, scale)
+    return IMPLEMENTATIONS[backend].attention(q, k, v, scale)
 
 
 def superpixel_cross_attention(
@@ -47,8 +46,8 @@ def superpixel_cross_attention(
         s_out = softmax over pixels (tokens k^T / sqrt(D)) v        (K x C)
         out   = softmax over superpixels (q tokens^T / sqrt(D)) s_out   (N x C)
 
-    The `torch` backend stores no N x K matrix, forward or backward, on the CPU and where torch has a fused kernel for
-    the device and type.
+    The `torch` backend stores no N x K matrix, forward or backward, where torch has a fused kernel for the device and
+    type, as on the CPU.
 
     Args:
         q: Queries of the pixels (B, N, num_heads * D).
@@ -73,8 +72,8 @@ def superpixel_cross_attention(
     check_heads(num_heads, q, k, v, tokens)
     check_floating(q=q, k=k, v=v, tokens=tokens)
     backend = dense_or_torch('superpixel_cross_attention', backend, q.device)
-    run = reference.superpixel_cross_attention if backend == 'reference' else chunked.cross_attention
-    return run(q, k, v, tokens, num_heads)
+    attend = IMPLEMENTATIONS[backend].attention
+    return attend_heads(q, tokens, attend_heads(tokens, k, v, num_heads, attend), num_heads, attend)
 
 
 def intra_superpixel_attention(
@@ -122,23 +121,23 @@ def intra_superpixel_attention(
     check_heads(num_heads, q, k, v)
     check_floating(q=q, k=k, v=v)
     backend = resolve_backend(backend, v.device)
-    if backend == 'reference':
-        return reference.intra_superpixel_attention(q, k, v, indices, num_heads, own_values)
     b, n, c = v.shape
     rows = batch_rows(indices, n, b)  # (B K, T) rows of (B N, C)
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    start = own_values == 'all'
     if backend == 'triton':
-        from spinsr.ops.attention.kernels import intra_superpixel_attention as attend
+        from spinsr.ops.attention import kernels
 
         check_no_tangents(q, k, v)
-        return attend(q, k, v, rows, num_heads, own_values).view(b, n, c)
-    total = chunked.add_attended_rows(q, k, v, rows, num_heads, start=own_values == 'all')
+        total = kernels.attend_rows(q, k, v, *kernels.row_map(rows, b * n), num_heads)[0]
+        total = total + v if start else total
+    else:
+        total = IMPLEMENTATIONS[backend].add_attended_rows(q, k, v, rows, num_heads, start)
     rows = rows.flatten()
-    count = v.new_full((b * n, 1), own_values == 'all')
+    count = v.new_full((b * n, 1), start)
     count = count.index_add_(0, rows, count.new_ones(1, 1).expand(rows.shape[0], 1))
-    if own_values == 'ignored':
-        return torch.where(count > 0, total / count.clamp(min=1), v).view(b, n, c)
-    return (total / count).view(b, n, c)
+    mean = total / count if start else torch.where(count > 0, total / count.clamp(min=1), v)
+    return mean.to(v.dtype).view(b, n, c)
 
 
 def check_own_values(own_values: str) -> None:
@@ -187,19 +186,16 @@ def window_attention(
     check_heads(num_heads, q, k, v)
     check_floating(q=q, k=k, v=v)
     backend = resolve_backend(backend, v.device)
-    if backend == 'reference':
-        return reference.window_attention(q, k, v, window, overlap, num_heads)
+    b, h, w, _ = v.shape
+    rows, count = windows_of(h, w, window, overlap, v.device)
+    flat = [x.flatten(0, 2) for x in (q, k, v)]
     if backend == 'triton':
-        from spinsr.ops.attention.kernels import window_attention as attend
+        from spinsr.ops.attention import kernels
 
         check_no_tangents(q, k, v)
-        return attend(q, k, v, window, overlap, num_heads)
-    b, h, w, _ = v.shape
-    if is_symbolic(h, w):
-        windows = symbolic_windows(h, w, window, overlap, v.device)
+        row_map = kernels.window_map(*map(specialize_int, (b, h, w)), window, overlap, v.device)
+        total = kernels.attend_rows(*flat, *row_map, num_heads)[0]
     else:
-        windows = windows_of(specialize_int(h), specialize_int(w), window, overlap, v.device)
-    rows = batch_rows(windows.rows, h * w, b)
-    q_rows, k_rows, v_rows = (x.flatten(0, 2) for x in (q, k, v))
-    total = chunked.add_attended_rows(q_rows, k_rows, v_rows, rows, num_heads, start=False)
-    return total.unflatten(0, (b, h * w)).div(windows.count.to(v.dtype)).view(v.shape)
+        rows = batch_rows(rows, h * w, b)
+        total = IMPLEMENTATIONS[backend].add_attended_rows(*flat, rows, num_heads, start=False)
+    return total.unflatten(0, (b, h * w)).div(count.to(total.dtype)).to(v.dtype).view(v.shape)

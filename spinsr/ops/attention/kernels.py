@@ -2,32 +2,48 @@
 
 Rows are gathered inside the kernels. Keys are streamed past a block of queries with a running maximum and sum, so that
 no T x T matrix is stored; forward keeps the log-sum-exp (G * T, heads), from which backward computes the weights again.
-Backward writes what each place of a group adds to the gradients of q, k and v, O(G T (D + C)), and `sum_of_rows` brings
-it together.
+Backward writes what each place of a group adds to the gradients of q, k and v, O(G T (D + C)).
+
+What goes to the places of groups comes together again in rows: the places are sorted by row beforehand, and each row
+adds its own in their order, without atomics and so the same every time.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from spinsr.ops.attention.gather_kernels import RowMap, add_rows, counts, sum_of_rows, window_map
-from spinsr.ops.common.cache import specialize_int
-from spinsr.ops.common.triton_launch import (
-    NUM_WARPS,
-    at_a_time,
-    block_of,
-    compute_type,
-    kernel_type,
-    load_rows,
-    on_device_of,
-    rows_of,
-    store_rows,
-)
+from spinsr.ops.attention.windows import batch_rows, windows_of
+from spinsr.ops.common.cache import cached_table
+from spinsr.ops.common.precision import full_type
+from spinsr.ops.common.triton_launch import at_a_time, block_of, launch, load_rows, store_rows
 
 BLOCK_T = at_a_time(32)  # queries, and keys
+
+
+def row_map(rows: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the rows of groups, (G, T) int64 in [0, R), went.
+
+    Returns:
+        `rows`; `places` (G * T,), its entries (flattened) sorted by row, then by place; `starts` (R + 1,), where the
+        places of each row start among these.
+    """
+    rows = rows.contiguous()
+    in_order, places = rows.flatten().sort(stable=True)
+    return rows, places, torch.searchsorted(in_order, torch.arange(num_rows + 1, device=rows.device))
+
+
+@cached_table
+def window_map(
+    batch: int, height: int, width: int, window: int, overlap: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The (cached) map of the windows of images that follow one another."""
+    rows, _ = windows_of(height, width, window, overlap, device)
+    return row_map(batch_rows(rows, height * width, batch), batch * height * width)
 
 
 @triton.jit
@@ -46,12 +62,12 @@ def attend_rows_fwd_kernel(
     D: tl.constexpr,
     E: tl.constexpr,
     SCALE: tl.constexpr,
-    TYPE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
     """out = softmax(q k^T / sqrt(D)) v for a block of queries of one group and head."""
+    TYPE = p_lse.dtype.element_ty
     b_blocks = (T + BLOCK_T - 1) // BLOCK_T
     b_first = (tl.program_id(0) // b_blocks).to(tl.int64) * T  # place of the group
     b_head = tl.program_id(1)
@@ -101,7 +117,6 @@ def attend_rows_bwd_kernel(
     D: tl.constexpr,
     E: tl.constexpr,
     SCALE: tl.constexpr,
-    TYPE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr,
@@ -110,6 +125,7 @@ def attend_rows_bwd_kernel(
 
     For one block of places, first as queries against all keys, then as keys against all queries.
     """
+    TYPE = p_lse.dtype.element_ty
     b_blocks = (T + BLOCK_T - 1) // BLOCK_T
     b_first = (tl.program_id(0) // b_blocks).to(tl.int64) * T
     b_head = tl.program_id(1)
@@ -159,43 +175,45 @@ def attend_rows_bwd_kernel(
     store_rows(p_grad_v, o_place, m_t, E, b_grad_v, E, BLOCK_E)
 
 
-def _launch(kernel, num_heads: int, qkv: list[Tensor], rows: Tensor, *tensors: Tensor) -> None:
+def _launch(kernel, num_heads: int, qkv: Sequence[Tensor], rows: Tensor, *tensors: Tensor) -> None:
+    qkv = [x if x.stride(-1) == 1 else x.contiguous() for x in qkv]  # all that the kernels ask of rows
     d, e, t = qkv[0].shape[1] // num_heads, qkv[2].shape[1] // num_heads, rows.shape[1]
-    block_t = min(BLOCK_T, block_of(t))
-    options = {'HEADS': num_heads, 'D': d, 'E': e, 'SCALE': 1 / math.sqrt(d), 'TYPE': kernel_type(compute_type(*qkv))}
-    options |= {'BLOCK_T': block_t, 'BLOCK_D': block_of(d), 'BLOCK_E': block_of(e), 'num_warps': NUM_WARPS}
-    if rows.numel():
-        grid = len(rows) * triton.cdiv(t, block_t), num_heads
-        with on_device_of(rows):
-            kernel[grid](*qkv, rows, *tensors, t, *(x.stride(0) for x in qkv), **options)
+    blocks = {'BLOCK_T': min(BLOCK_T, block_of(t)), 'BLOCK_D': block_of(d), 'BLOCK_E': block_of(e)}
+    grid, strides = (len(rows) * -(-t // blocks['BLOCK_T']), num_heads), (x.stride(0) for x in qkv)
+    launch(kernel, grid, *qkv, rows, *tensors, t, *strides, HEADS=num_heads, D=d, E=e, SCALE=1 / math.sqrt(d), **blocks)
+
+
+def _sum_of_rows(x: Tensor, places: Tensor, starts: Tensor) -> Tensor:
+    """The sum of the places of each row in their order, (G * T, C) -> (R, C)."""
+    return F.embedding_bag(places, x, starts, mode='sum', include_last_offset=True)
 
 
 @torch.library.custom_op('spinsr::attend_rows', mutates_args=())
 def attend_rows(
     q: Tensor, k: Tensor, v: Tensor, rows: Tensor, places: Tensor, starts: Tensor, num_heads: int
-) -> tuple[Tensor, Tensor]:
-    """Attention within groups of rows; differentiable in `q`, `k` and `v`.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention within groups of rows, added up by row; the sum is differentiable in `q`, `k` and `v`.
 
     Args:
         q, k: (R, num_heads * D), any float type, any strides.
         v: (R, C), likewise.
-        rows, places, starts: See `spinsr.ops.attention.gather_kernels.RowMap`; each row at most once in a group.
+        rows, places, starts: See `row_map`; each row at most once in a group.
         num_heads: Number of heads.
 
     Returns:
-        (G * T, C) in the type of `v`, and the log-sum-exp of the logits (G * T, heads), float32 or float64, which has
-        no gradient.
+        (R, C), for each row the sum of what it got in its groups; and for the backward pass what each place got,
+        (G * T, C), and the log-sum-exp of its logits, (G * T, heads). All are float32 or float64.
     """
-    out = v.new_empty(rows.numel(), v.shape[1])
-    lse = v.new_empty(rows.numel(), num_heads, dtype=compute_type(q, k, v))
-    _launch(attend_rows_fwd_kernel, num_heads, [rows_of(x) for x in (q, k, v)], rows, out, lse)
-    return out, lse
+    out = v.new_empty(rows.numel(), v.shape[1], dtype=full_type(v.dtype))
+    lse = out.new_empty(rows.numel(), num_heads)
+    _launch(attend_rows_fwd_kernel, num_heads, (q, k, v), rows, out, lse)
+    return _sum_of_rows(out, places, starts), out, lse
 
 
 @attend_rows.register_fake
 def _(q, k, v, rows, places, starts, num_heads):
-    out = v.new_empty(rows.shape[0] * rows.shape[1], v.shape[1])
-    return out, v.new_empty(out.shape[0], num_heads, dtype=compute_type(q, k, v))
+    out = v.new_empty(rows.shape[0] * rows.shape[1], v.shape[1], dtype=full_type(v.dtype))
+    return out.new_empty(starts.shape[0] - 1, v.shape[1]), out, out.new_empty(out.shape[0], num_heads)
 
 
 @torch.library.custom_op('spinsr::attend_rows_backward', mutates_args=())
@@ -210,14 +228,12 @@ def attend_rows_backward(
     places: Tensor,
     starts: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `q`, `k` and `v` from `grad`, that of the output, (G * T, C)."""
-    num_heads, grad = lse.shape[1], grad.contiguous()
-    delta = (grad.to(lse.dtype) * out).unflatten(1, (num_heads, -1)).sum(2)  # (G T, heads)
+    """Gradients of `q`, `k` and `v` from `grad`, that of the sum, (R, C)."""
+    num_heads, grad = lse.shape[1], grad.index_select(0, rows.flatten())  # (G T, C)
+    delta = (grad * out).unflatten(1, (num_heads, -1)).sum(2)  # (G T, heads)
     at_places = [lse.new_empty(rows.numel(), x.shape[1]) for x in (q, k, v)]
-    qkv = [rows_of(x) for x in (q, k, v)]
-    _launch(attend_rows_bwd_kernel, num_heads, qkv, rows, lse, grad, delta, *at_places)
-    d_q, d_k, d_v = (sum_of_rows(x, places, starts).to(one.dtype) for x, one in zip(at_places, (q, k, v), strict=True))
-    return d_q, d_k, d_v
+    _launch(attend_rows_bwd_kernel, num_heads, (q, k, v), rows, lse, grad, delta, *at_places)
+    return tuple(_sum_of_rows(x, places, starts).to(one.dtype) for x, one in zip(at_places, (q, k, v), strict=True))
 
 
 @attend_rows_backward.register_fake
@@ -226,37 +242,12 @@ def _(grad, q, k, v, out, lse, rows, places, starts):
 
 
 def _save(ctx, inputs, output) -> None:
-    *tensors, ctx.num_heads = inputs
-    ctx.save_for_backward(*tensors[:3], *output, *tensors[3:])
+    *tensors, _ = inputs
+    ctx.save_for_backward(*tensors[:3], *output[1:], *tensors[3:])
 
 
-def _backward(ctx, grad: Tensor, _grad_lse: Tensor):
+def _backward(ctx, grad: Tensor, *_):
     return *attend_rows_backward(grad, *ctx.saved_tensors), None, None, None, None
 
 
 attend_rows.register_autograd(_backward, setup_context=_save)
-
-
-def _attended_sums(q: Tensor, k: Tensor, v: Tensor, row_map: RowMap, num_heads: int) -> Tensor:
-    """For each row (R, C) the sum of what it got in its groups, float32 or float64."""
-    maps = row_map.rows, row_map.places, row_map.starts
-    return add_rows(attend_rows(q, k, v, *maps, num_heads)[0], *maps)
-
-
-def intra_superpixel_attention(
-    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, num_heads: int, own_values: str
-) -> Tensor:
-    """ISPA on rows (B N, heads * D) and (B N, C) with groups (B K, T) of them: (B N, C)."""
-    row_map = RowMap.build(rows, len(v))
-    total, count = _attended_sums(q, k, v, row_map, num_heads), counts(row_map)
-    if own_values == 'all':
-        return ((total + v) / (count + 1)).to(v.dtype)
-    return torch.where(count > 0, total / count.clamp(min=1), v).to(v.dtype)
-
-
-def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, overlap: int, num_heads: int) -> Tensor:
-    """Attention of features (B, H, W, heads * D) and (B, H, W, C) in windows, averaged: (B, H, W, C)."""
-    row_map = window_map(*map(specialize_int, v.shape[:3]), window, overlap, v.device)
-    q_rows, k_rows, v_rows = (x.flatten(0, 2) for x in (q, k, v))
-    total = _attended_sums(q_rows, k_rows, v_rows, row_map, num_heads)
-    return (total / counts(row_map)).to(v.dtype).view(v.shape)

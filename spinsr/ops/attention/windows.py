@@ -1,57 +1,34 @@
 """The overlapping windows of an image, the "overlapped patches" of SPIN."""
 
-import dataclasses
-
 import torch
 from torch import Tensor
 
 from spinsr.ops.common import symbolic
-from spinsr.ops.common.cache import cached_table
+from spinsr.ops.common.cache import cached_table, specialize_int
 
 
-def window_starts(side: int, window: int, overlap: int) -> list[int]:
-    """First pixels of the windows along a side.
+def windows_of(height: int, width: int, window: int, overlap: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The (cached) windows of an image of a size; for symbolic sides, at least `window`, the graph computes them.
 
-    Example:
-        >>> window_starts(side=25, window=12, overlap=2)
-        [0, 10, 13]
+    Returns:
+        (windows, T) int64 in [0, N), the pixels of each window; (N, 1) int64, the windows that each pixel is in.
     """
-    last = max(side - window, 0)
-    return [*range(0, last, max(window - overlap, 1)), last]
+    if symbolic.is_symbolic(height, width):
+        return _build(height, width, window, overlap, device)
+    return _cached(specialize_int(height), specialize_int(width), window, overlap, device)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Windows:
-    """The windows of an image.
-
-    Attributes:
-        rows: (windows, T) int64 in [0, N), the pixels of each window.
-        count: (N, 1) int64, the windows that each pixel is in.
-    """
-
-    rows: Tensor
-    count: Tensor
+def _build(height: int, width: int, window: int, overlap: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    groups, counts = [], []
+    for side in (height, width):
+        groups.append(symbolic.windows(side, window, overlap))
+        position, first, last = torch.arange(side), groups[-1][:, :1], groups[-1][:, -1:]
+        counts.append(((first <= position) & (position <= last)).sum(0))
+    count = (counts[0][:, None] * counts[1]).reshape(-1, 1)
+    return symbolic.join(*groups, width).to(device), count.to(device)
 
 
-@cached_table
-def windows_of(height: int, width: int, window: int, overlap: int, device: torch.device) -> Windows:
-    """The (cached) windows of an image of a size."""
-    tops = torch.tensor(window_starts(height, window, overlap))
-    lefts = torch.tensor(window_starts(width, window, overlap))
-    rows = tops[:, None] + torch.arange(min(window, height))
-    cols = lefts[:, None] + torch.arange(min(window, width))
-    index = rows[:, None, :, None] * width + cols[None, :, None, :]
-    count = torch.bincount(index.flatten(), minlength=height * width).unsqueeze(1)
-    return Windows(index.view(len(tops) * len(lefts), -1).to(device), count.to(device))
-
-
-def symbolic_windows(height: int, width: int, window: int, overlap: int, device: torch.device) -> Windows:
-    """As `windows_of`, for an exported graph that computes them for each image, whose sides are at least `window`."""
-    tops, lefts = (symbolic.window_starts(side, window, overlap, device) for side in (height, width))
-    steps = torch.arange(window, device=device)
-    index = (tops[:, None] + steps)[:, None, :, None] * width + (lefts[:, None] + steps)[None, :, None, :]
-    in_rows, in_columns = symbolic.windows_at(tops, height, window), symbolic.windows_at(lefts, width, window)
-    return Windows(index.flatten(2).flatten(0, 1), (in_rows[:, None] * in_columns).reshape(-1, 1))
+_cached = cached_table(_build)
 
 
 def batch_rows(rows: Tensor, num_rows: int, batch: int) -> Tensor:

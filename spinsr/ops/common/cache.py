@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ def cached_table(build: Callable) -> Callable:
 
     @functools.lru_cache(maxsize=16)
     def cached(*args):
-        result = _in_new_thread(build, *args)
+        with ThreadPoolExecutor(1) as thread:
+            result = thread.submit(build, *args).result()
         for tensor in _tensors(result):
             # With dynamic=True the compiler would make the sizes of a table symbols, and then fail to guard on them.
             # This is what torch._dynamo.mark_static sets; it does nothing while the compiler runs.
@@ -40,27 +41,9 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
         yield from _tensors(value._base)
-    elif dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            yield from _tensors(getattr(value, field.name))
-
-
-def _in_new_thread(function: Callable, *args) -> Any:
-    results: list = []
-
-    def run() -> None:
-        try:
-            results.append((function(*args), None))
-        except BaseException as error:
-            results.append((None, error))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join()
-    result, error = results[0]
-    if error is not None:
-        raise error
-    return result
+    elif dataclasses.is_dataclass(value) or isinstance(value, tuple):
+        for part in value if isinstance(value, tuple) else vars(value).values():
+            yield from _tensors(part)
 
 
 def specialize_int(number: int) -> int:

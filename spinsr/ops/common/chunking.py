@@ -39,51 +39,37 @@ Result = TypeVar('Result', Tensor, tuple[Tensor, ...])
 
 
 def recompute_in_chunks(
-    fn: Callable[..., Result], x: Tensor | Sequence[Tensor], weights: Sequence[Tensor], rows: int
+    fn: Callable[..., Result], x: Tensor, weights: Sequence[Tensor], rows: int, *, is_sum: bool = False
 ) -> Result:
-    """fn(x, *weights) for an `fn` that treats every row by itself; differentiable once.
+    """fn(x, *weights) for an `fn` that treats every row by itself, or sums over the rows; differentiable once.
 
     Args:
         fn: Maps chunks (B, n, C) of `x` and the whole `weights` to (B, n, D), or to a tuple of such tensors.
-        x: (B, N, C), or several with the same B and N.
+        x: (B, N, C).
         weights: Tensors that every row needs.
         rows: Rows of a chunk, n.
+        is_sum: Whether `fn` returns one sum over its rows, of a shape without n.
 
     Returns:
-        (B, N, D), or the tuple of them.
+        (B, N, D), or the tuple of them, or the sum over all rows.
     """
-    return _apply(fn, x, weights, rows, False)
-
-
-def sum_in_chunks(
-    fn: Callable, x: Tensor | Sequence[Tensor], weights: Sequence[Tensor], rows: int, value: Tensor | None = None
-) -> Tensor:
-    """Sum of fn(x, *weights) over the chunks, each of the same shape; `value` is that sum where it is known already."""
-    return _apply(fn, x, weights, rows, True, value)
-
-
-def _apply(fn, x, weights, rows, is_sum, value=None):
-    x = (x,) if isinstance(x, Tensor) else tuple(x)
-    return _Chunks.apply(fn, len(x), max(1, rows), is_sum, value, *x, *weights)
+    return _Chunks.apply(fn, rows, is_sum, x, *weights)
 
 
 class _Chunks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, fn, num_x, rows, is_sum, value, *tensors):
-        ctx.save_for_backward(*tensors)
-        ctx.arguments = fn, num_x, rows, is_sum
-        if value is not None:
-            return value.clone()
-        x, weights = tensors[:num_x], tensors[num_x:]
+    def forward(ctx, fn, rows, is_sum, x, *weights):
+        ctx.save_for_backward(x, *weights)
+        ctx.arguments = fn, rows, is_sum
         out: list[Tensor] = []
         with no_autocast('cpu'):
-            for place in chunks(x[0].shape[1], rows):
-                result = fn(*(t[:, place] for t in x), *weights)
+            for place in chunks(x.shape[1], rows):
+                result = fn(x[:, place], *weights)
                 parts = (result,) if isinstance(result, Tensor) else result
                 if is_sum:
-                    out = [one if not out else out[0].add_(one) for one in parts]
+                    out = [out[0].add_(result)] if out else [result]
                     continue
-                out = out or [one.new_empty(len(one), x[0].shape[1], *one.shape[2:]) for one in parts]
+                out = out or [one.new_empty(len(one), x.shape[1], *one.shape[2:]) for one in parts]
                 for whole, one in zip(out, parts, strict=True):
                     whole[:, place] = one
         return out[0] if isinstance(result, Tensor) else tuple(out)
@@ -91,27 +77,24 @@ class _Chunks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
-        fn, num_x, rows, is_sum = ctx.arguments
-        needed = ctx.needs_input_grad[5:]
-        tensors = ctx.saved_tensors
+        (fn, rows, is_sum), needed = ctx.arguments, ctx.needs_input_grad[3:]
+        x, *weights = ctx.saved_tensors
         sums = [
-            (torch.empty_like(t, memory_format=torch.contiguous_format) if i < num_x else torch.zeros_like(t))
+            (torch.zeros_like if i else torch.empty_like)(t, memory_format=torch.contiguous_format)
             if needed[i]
             else None
-            for i, t in enumerate(tensors)
+            for i, t in enumerate((x, *weights))
         ]
         with no_autocast('cpu'):
-            for place in chunks(tensors[0].shape[1], rows):
-                leaves = [(t[:, place] if i < num_x else t).detach() for i, t in enumerate(tensors)]
-                wanted = [leaf.requires_grad_() for leaf, need in zip(leaves, needed, strict=True) if need]
+            for place in chunks(x.shape[1], rows):
+                leaves = [t.detach().requires_grad_(i) for t, i in zip((x[:, place], *weights), needed, strict=True)]
                 with torch.enable_grad():
                     out = fn(*leaves)
-                    out = (out,) if isinstance(out, Tensor) else out
                 upstream = grads if is_sum else [grad[:, place] for grad in grads]
-                found = iter(torch.autograd.grad(out, wanted, upstream))
+                found = iter(torch.autograd.grad(out, [leaf for leaf in leaves if leaf.requires_grad], upstream))
                 for i, total in enumerate(sums):
-                    if total is not None and i < num_x:
-                        total[:, place] = next(found)
-                    elif total is not None:
+                    if total is not None and i:
                         total += next(found)
-        return None, None, None, None, None, *sums
+                    elif total is not None:
+                        total[:, place] = next(found)
+        return None, None, None, *sums

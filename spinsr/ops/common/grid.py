@@ -13,7 +13,6 @@ from torch import Tensor
 
 from spinsr.ops.common import symbolic
 from spinsr.ops.common.cache import cached_table, specialize_int
-from spinsr.ops.common.index_map import IndexMap
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,7 +31,6 @@ class Grid:
         is_neighbor: (K, M) bool, False where there is no such cell.
         pixels: (K, P) int64, the pixels of each cell; padding slots repeat a pixel of the cell.
         is_pixel: (K, P) bool, False in padding slots; None when no cell has padding.
-        cells: `pixels` as a map.
         incoming: (K, M) int64, for each cell and direction d the entry `k * M + d` of the cell k that sees it there;
             None where the reach is None.
         smallest_neighborhood: Pixels within the reach of the cell that has the fewest.
@@ -49,7 +47,6 @@ class Grid:
     is_neighbor: Tensor
     pixels: Tensor
     is_pixel: Tensor | None
-    cells: IndexMap
     incoming: Tensor | None
     smallest_neighborhood: int
     num_cells: int
@@ -66,11 +63,7 @@ def marked_pixels(grid: Grid) -> Tensor:
 
 def to_cells(x: Tensor, grid: Grid) -> Tensor:
     """Sorts tokens (B, N, C) by cell: (B, K, P, C); padding slots repeat a pixel of their cell."""
-    if torch.compiler.is_compiling():
-        cells = x.index_select(1, grid.pixels.reshape(-1))
-    else:
-        cells = grid.cells.gather(x)
-    return cells.unflatten(1, (grid.num_cells, -1))
+    return x.index_select(1, grid.pixels.reshape(-1)).unflatten(1, (grid.num_cells, -1))
 
 
 def gather_incoming(x: Tensor, grid: Grid) -> Tensor:
@@ -123,44 +116,42 @@ def superpixel_grid(
         raise ValueError(f'height, width and cell must be at least 1, got {height=}, {width=}, {cell=}')
     if reach is not None and reach < 0:
         raise ValueError(f'reach must be at least 0, or None for the whole image, got {reach=}')
+    arguments = cell, torch.device(device), torch.float64 if dtype == torch.float64 else torch.float32, reach
     if symbolic.is_symbolic(height, width) and reach is not None:
-        return _symbolic(height, width, cell, torch.device(device), reach)
-    label_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    return _build(specialize_int(height), specialize_int(width), cell, torch.device(device), label_dtype, reach)
+        return _build(height, width, *arguments)
+    return _cached(specialize_int(height), specialize_int(width), *arguments)
 
 
-@cached_table
 def _build(height: int, width: int, cell: int, device: torch.device, dtype: torch.dtype, reach: int | None) -> Grid:
-    rows, cols = max(1, height // cell), max(1, width // cell)
-    numbers = torch.arange(rows * cols, dtype=dtype).view(1, 1, rows, cols)
-    labels = F.interpolate(numbers, size=(height, width), mode='nearest').long().view(height, width)
-    row_of, col_of = labels[:, 0] // cols, labels[0] % cols
-    assert torch.equal(labels, row_of[:, None] * cols + col_of), 'cells must be rectangles'
-
-    row_slots, row_valid = _slots(row_of, rows)
-    col_slots, col_valid = _slots(col_of, cols)
-    pixels, is_pixel = _of_cells(row_slots, col_slots, width), _of_cells(row_valid, col_valid)
-
-    incoming = None
+    """Built on the CPU; for symbolic sides, which are at least `cell`, by the exported graph for each image."""
+    is_symbolic = symbolic.is_symbolic(height, width)
+    rows, cols = symbolic.num_cells(height, cell), symbolic.num_cells(width, cell)
+    if is_symbolic:
+        row_of, col_of = symbolic.cell_of(height, rows), symbolic.cell_of(width, cols)
+    else:
+        numbers = torch.arange(rows * cols, dtype=dtype).view(1, 1, rows, cols)
+        labels = F.interpolate(numbers, size=(height, width), mode='nearest').long().view(height, width)
+        row_of, col_of = labels[:, 0] // cols, labels[0] % cols
+        assert torch.equal(labels, row_of[:, None] * cols + col_of), 'cells must be rectangles'
+    (row_slots, row_valid), (col_slots, col_valid) = symbolic.slots(row_of, rows), symbolic.slots(col_of, cols)
+    pixels, is_pixel = symbolic.join(row_slots, col_slots, width), symbolic.join(row_valid, col_valid)
     if reach is None:
-        neighbors = torch.arange(rows * cols).expand(rows * cols, -1)
+        neighbors, incoming = torch.arange(rows * cols).expand(rows * cols, -1), None
         is_neighbor = torch.ones((), dtype=torch.bool).expand_as(neighbors)
         smallest = height * width
     else:
-        neighbors, is_neighbor, incoming = _neighbors(rows, cols, reach, torch.device('cpu'))
-        areas = is_pixel.sum(1)
-        smallest = int((areas[neighbors] * is_neighbor).sum(1).min())
+        neighbors, is_neighbor, incoming = _neighbors(rows, cols, reach)
+        smallest = cell**2 if is_symbolic else int((is_pixel.sum(1)[neighbors] * is_neighbor).sum(1).min())
     return Grid(
         size=(height, width),
         shape=(rows, cols),
         cell=cell,
         reach=reach,
-        labels=labels.reshape(-1).to(device),
+        labels=(row_of[:, None] * cols + col_of).reshape(-1).to(device),
         neighbors=neighbors.to(device),
         is_neighbor=is_neighbor.to(device),
         pixels=pixels.to(device),
-        is_pixel=None if bool(is_pixel.all()) else is_pixel.to(device),
-        cells=IndexMap.build(pixels.flatten(), height * width).to(device),
+        is_pixel=is_pixel.to(device) if is_symbolic or not is_pixel.all() else None,
         incoming=None if incoming is None else incoming.to(device),
         smallest_neighborhood=smallest,
         num_cells=rows * cols,
@@ -168,51 +159,20 @@ def _build(height: int, width: int, cell: int, device: torch.device, dtype: torc
     )
 
 
-def _symbolic(height: int, width: int, cell: int, device: torch.device, reach: int) -> Grid:
-    """As `_build`, with maps that an exported graph computes for each image, whose sides are at least `cell`."""
-    rows, cols = (symbolic.number(side // cell, least=1) for side in (height, width))
-    row_of, col_of = symbolic.cell_of(height, rows, device), symbolic.cell_of(width, cols, device)
-    row_slots, row_valid = symbolic.slots(row_of, rows)
-    col_slots, col_valid = symbolic.slots(col_of, cols)
-    neighbors, is_neighbor, incoming = _neighbors(rows, cols, reach, device)
-    pixels = _of_cells(row_slots, col_slots, width)
-    return Grid(
-        size=(height, width),
-        shape=(rows, cols),
-        cell=cell,
-        reach=reach,
-        labels=(row_of[:, None] * cols + col_of).reshape(-1),
-        neighbors=neighbors,
-        is_neighbor=is_neighbor,
-        pixels=pixels,
-        is_pixel=_of_cells(row_valid, col_valid),
-        # Only its `index` is read while a graph is traced.
-        cells=IndexMap(pixels.reshape(-1), pixels, pixels, pixels),
-        incoming=incoming,
-        smallest_neighborhood=cell**2,
-        num_cells=rows * cols,
-        num_pixels=height * width,
-    )
+_cached = cached_table(_build)
 
 
-def _of_cells(rows: Tensor, columns: Tensor, width: int | None = None) -> Tensor:
-    """Joins slots (rows, h) and (columns, w) to those of cells, (K, h w): pixels of an image of `width`, or flags."""
-    rows, columns = rows[:, None, :, None], columns[None, :, None, :]
-    joined = rows & columns if width is None else rows * width + columns
-    return joined.flatten(2).flatten(0, 1)
-
-
-def _neighbors(rows: int, cols: int, reach: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _neighbors(rows: int, cols: int, reach: int) -> tuple[Tensor, Tensor, Tensor]:
     """`Grid.neighbors`, `Grid.is_neighbor` and `Grid.incoming`."""
-    offsets = torch.arange(-reach, reach + 1, device=device)
+    offsets = torch.arange(-reach, reach + 1)
     m = len(offsets) ** 2
-    r = torch.arange(rows, device=device).view(-1, 1, 1, 1) + offsets.view(1, 1, -1, 1)
-    c = torch.arange(cols, device=device).view(1, -1, 1, 1) + offsets.view(1, 1, 1, -1)
+    r = torch.arange(rows).view(-1, 1, 1, 1) + offsets.view(1, 1, -1, 1)
+    c = torch.arange(cols).view(1, -1, 1, 1) + offsets.view(1, 1, 1, -1)
     is_neighbor = ((r >= 0) & (r < rows) & (c >= 0) & (c < cols)).reshape(rows * cols, m)
     neighbors = (r.clamp(0, rows - 1) * cols + c.clamp(0, cols - 1)).reshape(rows * cols, m)
     neighbors = neighbors.masked_fill(~is_neighbor, 0)
     # The cell in direction d of mine sees me in the opposite one.
-    return neighbors, is_neighbor, neighbors.flip(1) * m + torch.arange(m, device=device)
+    return neighbors, is_neighbor, neighbors.flip(1) * m + torch.arange(m)
 
 
 @cached_table
@@ -224,22 +184,9 @@ def patches(height: int, width: int, cell: int, device: torch.device, dtype: tor
     """
     grid = superpixel_grid(height, width, cell, torch.device('cpu'), dtype, reach=0)
     labels, cols = grid.labels.view(height, width), grid.shape[1]
-    y, x = (_spans(cells) for cells in (labels[:, 0] // cols, labels[0] % cols))
-    return (y[:, None, :, None] * width + x[None, :, None, :]).reshape(grid.num_cells, -1).to(device)
-
-
-def _spans(cell_of: Tensor) -> Tensor:
-    """As `_slots`, but the padding of a shorter cell is the next position, or the one before."""
-    lengths = torch.bincount(cell_of)
-    longest = int(lengths.max())
-    starts = (lengths.cumsum(0) - lengths).clamp(max=len(cell_of) - longest)
-    return starts[:, None] + torch.arange(longest)
-
-
-def _slots(cell_of: Tensor, num_cells: int) -> tuple[Tensor, Tensor]:
-    """Positions along a side by cell, (cells, longest), padded with the cell's last one; and False for padding."""
-    lengths = torch.bincount(cell_of, minlength=num_cells)
-    starts = lengths.cumsum(0) - lengths
-    steps = torch.arange(int(lengths.max()))
-    valid = steps < lengths[:, None]
-    return starts[:, None] + torch.minimum(steps, lengths[:, None] - 1), valid
+    spans = []
+    for cell_of in (labels[:, 0] // cols, labels[0] % cols):
+        lengths = torch.bincount(cell_of)
+        longest = int(lengths.max())
+        spans.append((lengths.cumsum(0) - lengths).clamp(max=len(cell_of) - longest)[:, None] + torch.arange(longest))
+    return symbolic.join(*spans, width).to(device)

@@ -1,8 +1,8 @@
-"""Index maps for images whose size is a symbol of an exported graph: the graph computes them for each image.
+"""Positions along the sides of an image, of which its grid and its windows are made.
 
-`spinsr.ops.common.grid` and `spinsr.ops.attention.windows` build the same maps once a size, with Python numbers. Here
-they are comparisons and sums over one side of the image, which every runtime knows. A side is at least the cell, and
-at least the window: below it the number of selected pixels and the shape of the windows depend on the size.
+A side may be a symbol of a graph that is being exported, which then computes the positions for each image. So they are
+comparisons and sums over one side, which every runtime knows. A symbolic side is at least the cell, and at least the
+window: below it the number of selected pixels and the shape of the windows depend on the size.
 """
 
 import torch
@@ -28,20 +28,25 @@ def number(value: int, least: int) -> int:
     return symbol  # pyright: ignore[reportReturnType]  # an int, as the tensor's type says
 
 
-def cell_of(side: int, cells: int, device: torch.device) -> Tensor:
-    """The cell of each position along a side, by nearest-neighbour interpolation in float32: (side,) int64."""
-    step = torch.full((1,), cells, dtype=torch.float32, device=device) / side
-    return (torch.arange(side, device=device).float() * step).long().clamp(max=cells - 1)
+def num_cells(side: int, cell: int) -> int:
+    """Cells along a side."""
+    return number(side // cell, least=1) if isinstance(side, torch.SymInt) else max(1, side // cell)
+
+
+def cell_of(side: int, cells: int) -> Tensor:
+    """The cell of each position along a symbolic side, by nearest-neighbour interpolation in float32: (side,) int64."""
+    step = torch.full((1,), cells, dtype=torch.float32) / side
+    return (torch.arange(side).float() * step).long().clamp(max=cells - 1)
 
 
 def slots(labels: Tensor, cells: int) -> tuple[Tensor, Tensor]:
     """Positions by cell, (cells, longest), padded with the cell's last one; and False for padding."""
-    number = torch.arange(cells, device=labels.device)[:, None]
+    number = torch.arange(cells)[:, None]
     starts, ends = (labels < number).sum(1), (labels <= number).sum(1)
     lengths = (ends - starts)[:, None]
     longest = lengths.max().item()
     torch._check(longest >= 1)
-    steps = torch.arange(longest, device=labels.device)
+    steps = torch.arange(longest)
     return starts[:, None] + torch.minimum(steps, lengths - 1), steps < lengths
 
 
@@ -53,14 +58,21 @@ def cell_means(side: int, cells: int, x: Tensor) -> Tensor:
     return inside / (ends - starts).to(x.dtype)
 
 
-def window_starts(side: int, window: int, overlap: int, device: torch.device) -> Tensor:
-    """First pixels of the windows along a side of at least `window`."""
+def windows(side: int, window: int, overlap: int) -> Tensor:
+    """Positions of the windows along a side, (windows, window): a new one each `window - overlap`, the last inside.
+
+    Example:
+        >>> windows(side=9, window=4, overlap=1)[:, 0]
+        tensor([0, 3, 5])
+    """
+    window = window if isinstance(side, torch.SymInt) else min(window, side)
     step, last = max(window - overlap, 1), side - window
-    windows = number((last + step - 1) // step + 1, least=1)
-    return (torch.arange(windows, device=device) * step).clamp(max=last)
+    starts = torch.arange(number((last + step - 1) // step + 1, least=1)) * step
+    return starts.clamp(max=last)[:, None] + torch.arange(window)
 
 
-def windows_at(starts: Tensor, side: int, window: int) -> Tensor:
-    """How many windows each position along a side is in: (side,) int64."""
-    position = torch.arange(side, device=starts.device)
-    return ((starts[:, None] <= position) & (position < starts[:, None] + window)).sum(0)
+def join(rows: Tensor, columns: Tensor, width: int | None = None) -> Tensor:
+    """Joins groups (R, h) and (S, w) along both sides to (R S, h w): pixels of an image of `width`, or flags."""
+    rows, columns = rows[:, None, :, None], columns[None, :, None, :]
+    joined = rows & columns if width is None else rows * width + columns
+    return joined.flatten(2).flatten(0, 1)

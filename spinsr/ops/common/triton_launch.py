@@ -7,6 +7,7 @@ so that results repeat bit for bit on one device.
 """
 
 import contextlib
+import math
 
 import numpy as np
 import torch
@@ -56,16 +57,6 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split('.')[:2])
 
 
-def compute_type(*tensors: Tensor) -> torch.dtype:
-    """float64 if one of the tensors is, else float32."""
-    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
-
-
-def kernel_type(dtype: torch.dtype) -> tl.dtype:
-    """The name that kernels have for float32 and float64."""
-    return tl.float64 if dtype == torch.float64 else tl.float32
-
-
 def block_of(width: int) -> int:
     """Size of a block that holds `width` entries: a power of two, and what a matrix product takes at least."""
     return max(16, triton.next_power_of_2(width))
@@ -76,11 +67,9 @@ def at_a_time(size: int) -> int:
     return 8 * size if INTERPRETED else size
 
 
-def on_device_of(x: Tensor) -> contextlib.AbstractContextManager:
-    """Kernels are launched on the current device, which need not be that of their tensors."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
-
-
-def rows_of(x: Tensor) -> Tensor:
-    """`x` with its last dimension contiguous, which is all that the kernels ask of rows."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+def launch(kernel: triton.JITFunction, grid: tuple[int, ...], *arguments: Tensor | int, **constants) -> None:
+    """Runs a kernel on the device of its first argument, which need not be the current one."""
+    device = arguments[0].device
+    if math.prod(grid):
+        with torch.cuda.device(device) if device.type == 'cuda' else contextlib.nullcontext():
+            kernel[grid](*arguments, num_warps=NUM_WARPS, **constants)

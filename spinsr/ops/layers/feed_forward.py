@@ -76,7 +76,7 @@ def gated_feed_forward(
         weight = _joined_weight(normalise(x, *norm).mean(1), channel_gate, first[0], pixel_gate[0])
         return feed(x, *norm, weight, *rest)
     rows = chunking.ROWS // max(1, len(x))
-    mean = chunking.sum_in_chunks(sum_of_pixels, x, norm, rows) / x.shape[1]
+    mean = chunking.recompute_in_chunks(sum_of_pixels, x, norm, rows, is_sum=True) / x.shape[1]
     weight = _joined_weight(mean, channel_gate, first[0], pixel_gate[0])
     return chunking.recompute_in_chunks(feed, x, (*norm, weight, *rest), rows)
 

@@ -91,26 +91,23 @@ def _in_token_order(weight: Tensor, bias: Tensor) -> Stage:
 
 
 def _rows(x: Tensor, stages: list[Stage], last: Stage, slope: float, rows: slice) -> Tensor:
-    """The rows of the output that belong to `rows` of the input."""
-    scale = _scale(stages)
-    top, bottom = rows.start * scale, rows.stop * scale
-    first, end = max(0, top - 1), min(x.shape[2] * scale, bottom + 1)
-    x = _features(x, stages, slope, first, end)
-    return F.conv2d(x, *last, padding=1)[:, :, top - first : bottom - first]
+    """The rows of the output that belong to `rows` of the input.
+
+    Where x is cut, a convolution pads as if the image ended there: it takes one row more than is kept of its output.
+    """
+    x, start, stop = _cut(x, rows.start, rows.stop, len(stages) + 1)
+    for i, (weight, bias) in enumerate(stages):
+        f, (b, _, h, w) = _factor(weight), x.shape
+        x = F.conv2d(x, weight, bias, padding=1)
+        x = x.permute(0, 2, 3, 1).unflatten(3, (f, f, -1)).transpose(2, 3).contiguous()  # (B, H, f, W, f, C)
+        if slope != 1:
+            x = F.leaky_relu_(x, slope)  # in place: one tensor is kept for the gradient, not two
+        x = x.view(b, h * f, w * f, x.shape[-1]).permute(0, 3, 1, 2)
+        x, start, stop = _cut(x, start * f, stop * f, len(stages) - i)
+    return F.conv2d(x, *last, padding=1)[:, :, start:stop]
 
 
-def _features(x: Tensor, stages: list[Stage], slope: float, top: int, bottom: int) -> Tensor:
-    """Rows [top, bottom) of the features after all `stages`, from as few rows of each stage before as they need."""
-    if not stages:
-        return x[:, :, top:bottom]
-    *before, (weight, bias) = stages
-    f, height = _factor(weight), x.shape[2] * _scale(before)
-    first, end = max(0, top // f - 1), min(height, -(-bottom // f) + 1)
-    x = F.conv2d(_features(x, before, slope, first, end), weight, bias, padding=1)
-    b, _, h, w = x.shape
-    x = x.permute(0, 2, 3, 1).unflatten(3, (f, f, -1)).transpose(2, 3).contiguous()  # (B, H, f, W, f, C)
-    if slope != 1:
-        x = F.leaky_relu_(x, slope)  # in place: one tensor is kept for the gradient, not two
-    x = x.view(b, h * f, w * f, x.shape[-1]).permute(0, 3, 1, 2)
-    # The outermost rows were computed as if the image ended there, and are cut off.
-    return x[:, :, top - first * f : bottom - first * f]
+def _cut(x: Tensor, start: int, stop: int, margin: int) -> tuple[Tensor, int, int]:
+    """Rows [start, stop) of x with a margin on either side, and where these rows are then."""
+    first = max(0, start - margin)
+    return x[:, :, first : min(x.shape[2], stop + margin)], start - first, stop - first

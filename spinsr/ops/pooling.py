@@ -2,10 +2,12 @@
 
 from torch import Tensor
 
-from spinsr.ops.association import Association, DenseAssociation, MixtureAssociation, SparseAssociation, mixture
+from spinsr.ops.association import mixture
+from spinsr.ops.association.sparse import add_incoming, homogeneous
+from spinsr.ops.association.types import MASS_EPS, Association, DenseAssociation, MixtureAssociation, SparseAssociation
 from spinsr.ops.common.backend import check_floating, check_no_tangents, resolve_backend
-from spinsr.ops.common.precision import no_autocast
-from spinsr.ops.pooling import reference, sparse
+from spinsr.ops.common.grid import marked_pixels
+from spinsr.ops.common.precision import matmul_exact, no_autocast
 
 
 def pool(x: Tensor, association: Association, *, backend: str | None = None) -> Tensor:
@@ -49,15 +51,20 @@ def pool(x: Tensor, association: Association, *, backend: str | None = None) -> 
     elif isinstance(association, SparseAssociation) and association.weights.requires_grad:
         no_kernel = 'the Triton kernels of pool have no gradient to a differentiable association'
     backend = resolve_backend(backend, x.device, no_kernel=no_kernel)
+    x = x.flatten(1, 2)  # (B, N, C)
     with no_autocast(x.device.type):
         if isinstance(association, MixtureAssociation):
-            return mixture.pool(x.flatten(1, 2).to(association.dtype), association)
+            return mixture.pool(x.to(association.dtype), association)
+        assert isinstance(association, (DenseAssociation, SparseAssociation))
+        weights = association.weights
         if isinstance(association, DenseAssociation):
-            return reference.pool(x, association)
-        assert isinstance(association, SparseAssociation)
+            return matmul_exact(weights, x.to(weights.dtype)) / (weights.sum(2, keepdim=True) + MASS_EPS)
         if backend == 'triton':
-            from spinsr.ops.pooling.kernels import pool as pool_triton
+            from spinsr.ops.association.kernels import cell_sums
 
             check_no_tangents(x)
-            return pool_triton(x, association)
-        return sparse.pool(x, association)
+            sums = cell_sums(x, weights.contiguous(), marked_pixels(grid))
+        else:
+            sums = matmul_exact(weights, homogeneous(x.to(weights.dtype), grid))
+        mass, total = add_incoming(sums, grid)
+        return total / (mass + MASS_EPS)

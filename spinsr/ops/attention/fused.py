@@ -1,0 +1,73 @@
+"""Attention by torch's fused kernels, which store no matrix of all weights, forward or backward."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from spinsr.ops.attention import reference
+from spinsr.ops.attention.reference import attend_heads, take
+from spinsr.ops.common.chunking import chunks, on_cpu
+from spinsr.ops.common.precision import full_type, no_autocast
+
+WEIGHTS = 2**20  # attention weights of a chunk of groups, a thread
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """See `spinsr.ops.attention.attention`."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    # The fused kernels take one width for q, k and v; zeros appended to the narrower change nothing.
+    width = max(q.shape[-1], v.shape[-1])
+    padded = (F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (q, k, v))
+    if not on_cpu(q):
+        return F.scaled_dot_product_attention(*padded, scale=scale)[..., : v.shape[-1]]
+    with no_autocast('cpu'):
+        q, k, v_padded = (x.to(full_type(v.dtype)) for x in padded)
+        # The scale before the product, as in the reference: large logits are then rounded in the same way.
+        out = F.scaled_dot_product_attention(q * scale, k, v_padded, scale=1.0)
+        return out[..., : v.shape[-1]].to(v.dtype)
+
+
+def add_attended_rows(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, num_heads: int, start: bool) -> Tensor:
+    """See `spinsr.ops.attention.reference.add_attended_rows`."""
+    if on_cpu(q):
+        return _AddAttendedRows.apply(q, k, v, rows, num_heads, start)
+    return reference.add_attended_rows(q, k, v, rows, num_heads, start, attention)
+
+
+class _AddAttendedRows(torch.autograd.Function):
+    """Keeps q, k and v and not what is gathered from them, which is as large again, and more where groups overlap."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, num_heads: int, start: bool) -> Tensor:
+        ctx.save_for_backward(q, k, v, rows)
+        ctx.num_heads, ctx.start = num_heads, start
+        full = full_type(v.dtype)
+        out = v.to(full, memory_format=torch.contiguous_format, copy=True) if start else torch.zeros_like(v, dtype=full)
+        for group in _chunks_of(rows, num_heads):
+            inside = (take(x, group).to(full) for x in (q, k, v))
+            out.index_add_(0, group.flatten(), attend_heads(*inside, num_heads, attention).flatten(0, 1))
+        return out.to(v.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        q, k, v, rows = ctx.saved_tensors
+        full, widths = full_type(v.dtype), [x.shape[1] for x in (q, k, v)]
+        # One buffer for the three gradients: one index_add in place of three.
+        grads = v.new_zeros(len(v), sum(widths), dtype=full)
+        with no_autocast('cpu'):
+            for group in _chunks_of(rows, ctx.num_heads):
+                inside = [take(x, group).to(full).requires_grad_() for x in (q, k, v)]
+                # Dense: as fast for a chunk, and exact for large logits, whose fused gradient is not.
+                with torch.enable_grad():
+                    out = attend_heads(*inside, ctx.num_heads)
+                found = torch.autograd.grad(out, inside, take(grad, group).to(full))
+                grads.index_add_(0, group.flatten(), torch.cat(found, 2).flatten(0, 1))
+        d_q, d_k, d_v = grads.to(v.dtype).split(widths, 1)
+        return d_q, d_k, d_v + grad if ctx.start else d_v, None, None, None
+
+
+def _chunks_of(rows: Tensor, num_heads: int) -> list[Tensor]:
+    size = torch.get_num_threads() * WEIGHTS // max(1, num_heads * rows.shape[1] ** 2)
+    return [rows[place] for place in chunks(len(rows), size)]
