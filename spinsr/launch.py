@@ -21,6 +21,7 @@ from spinsr.training.imports import ImportFailed, add_import, import_modules
 from spinsr.utils import memory
 from spinsr.utils.errors import OptionError, UserError
 from spinsr.utils.patching import replaced
+from spinsr.utils.text import printable
 
 # What a shell says of a program that Ctrl-C has ended.
 INTERRUPTED = 130
@@ -137,7 +138,7 @@ def _is_lost_worker(error: BaseException | None) -> TypeGuard[RuntimeError]:
 
 
 def _fail(name: str, error: BaseException | str) -> int:
-    sys.stderr.write(f'{name}: error: {" ".join(str(error).split())}\n')
+    sys.stderr.write(f'{name}: error: {printable(" ".join(str(error).split()))}\n')
     return 1
 
 

@@ -22,7 +22,7 @@ class Finding(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        return f'{printable(self.key)}: {self.message}' if self.key else self.message
+        return printable(f'{self.key}: {self.message}' if self.key else self.message)
 
 
 def error(key: str, message: str) -> Finding:

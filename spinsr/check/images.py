@@ -81,9 +81,14 @@ class _Source:
             value = self._values.get(name.encode())
             if value is None:
                 raise ValueError(f'{where} is missing, but meta_info.txt names it')
-            return _header(
-                io.BytesIO(value[:_HEAD]), bytes(value[-len(PNG_END) :]), lambda: bytes(value), where, decode
-            )
+            tail = bytes(value[-len(PNG_END) :])
+            try:
+                return _header(io.BytesIO(value[:_HEAD]), tail, lambda: bytes(value), where, decode)
+            except ValueError:
+                if len(value) <= _HEAD:
+                    raise
+            # Of a TIFF and of a JPEG with much metadata the header may be anywhere.
+            return _header(io.BytesIO(value), tail, lambda: bytes(value), where, decode)
         try:
             with open(self.root / name, 'rb') as file:
                 file.seek(-min(len(PNG_END), os.fstat(file.fileno()).st_size), os.SEEK_END)

@@ -20,6 +20,7 @@ def list_problem(path: str) -> str:
     if lines[0].startswith('\ufeff'):
         return f'{path} begins with a byte order mark, which BasicSR reads as part of a name: save it without'
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            return f'{path}, line {number} is empty, which BasicSR takes for an image without a name: delete it'
+        if not line.split(' ')[0].strip():
+            what = 'begins with a space' if line.strip() else 'is empty'
+            return f'{path}, line {number} {what}, which BasicSR takes for an image without a name: delete it'
     return ''

@@ -1,6 +1,7 @@
 """The values of an option file: each of its kind, and all of them in agreement."""
 
 import inspect
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -269,8 +270,8 @@ def _learning_rate(options: Mapping[str, Any]) -> Iterator[Finding]:
             if is_number(lr) and lr > _LARGEST_OF_MUON:
                 yield warning(where, f'is {lr}: networks are trained by Muon with 0.001 to 0.05')
             kind, where, lr = 'Adam', f'train:{name}:adam:lr', section(part, 'adam').get('lr')
-        elif is_number(lr) and not lr > 0:
-            yield error(where, f'must be above 0, got {lr}')
+        elif is_number(lr) and not 0 < lr < math.inf:
+            yield error(where, f'must be a finite number above 0, got {lr}')
         if kind in ('Adam', 'AdamW') and is_number(lr) and lr > 0.01:
             yield warning(where, f'is {lr}: networks for super-resolution are trained with 0.0001 to 0.001')
 

@@ -9,6 +9,7 @@ from typing import Any
 from spinsr.cli import arguments, network
 from spinsr.utils.text import printable
 
+ENDINGS = ('.html', '.htm')
 EXAMPLE = """\
 examples:
   spinsr report datasets/benchmark/Set5 -o set5.html --weights net_g_latest.pth
@@ -30,7 +31,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('folder', metavar='DIR', type=arguments.path, help='a benchmark, or a folder of images')
-    parser.add_argument('-o', '--out', metavar='FILE', type=arguments.path, required=True, help='the page')
+    parser.add_argument('-o', '--out', metavar='FILE', type=arguments.path, required=True, help='the page, .html')
     parser.add_argument(
         '--scale',
         metavar='S',
@@ -69,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
     for folder in (args.folder, args.log):
         if folder is not None and not folder.is_dir():
             raise ValueError(f'not a directory: {folder}')
+    if args.out.suffix.lower() not in ENDINGS:
+        raise ValueError(f'a page must end in {", ".join(ENDINGS)}, got {printable(args.out)}')
     network.check_files(args, args.scale)
     arguments.check_outputs([args.out], args.overwrite)
     from spinsr.report import make_report

@@ -26,9 +26,8 @@ WRAPPERS = (
 )
 # What DataParallel, torch.compile and GAN trainers put in front of the names.
 PREFIXES = ('module.', '_orig_mod.', 'netG.')
-# What a program that trains the network as a part of another module puts in front of every name. A network may have
-# such names of its own, so they are removed only where the rest are the names of a network.
-OUTER_PREFIXES = ('model.', 'net.', 'net_g.', 'network.', 'generator.')
+# In front of the names of the other half of a GAN, in files that hold both halves.
+DISCRIMINATORS = ('net_d.', 'net_D.', 'netD.', 'discriminator.', 'D.')
 # torch does not compress. Content may be this many times the file's size, so that a small file cannot fill the memory.
 _LARGEST_RATIO = 10
 _FOLDER = 0x10  # of the attributes of a ZIP archive's record
@@ -176,8 +175,9 @@ def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:
 
     Args:
         checkpoint: A state dict, or a mapping that holds one under a key of `WRAPPERS` (the first of them that is
-            there, and so on inside). `PREFIXES` in front of the names, in any order, are removed; so are
-            `OUTER_PREFIXES`, if every name has the same and the rest are the names of a network of spinsr.
+            there, and so on inside), or as its only mapping from names to tensors. `PREFIXES` in front of the names, in
+            any order, are removed; so is what else stands in front of every name, and a discriminator, if the rest are
+            the names of a network of spinsr.
 
     Raises:
         TypeError: Not a mapping of names to dense tensors.
@@ -202,18 +202,26 @@ def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:
 
 
 def without_outer_prefix(state_dict: dict[str, Tensor], fits: Callable[[Collection[str]], bool]) -> dict[str, Tensor]:
-    """Removes `OUTER_PREFIXES` and `PREFIXES` from the names, as many as needed.
+    """Removes what a program that trains the network as a part of another module adds.
+
+    That is the name of the part ('model.', 'net_g.', 'generator.', ...) in front of every name, as often as needed, and
+    the tensors of a discriminator (`DISCRIMINATORS`) beside the network.
 
     Args:
         state_dict: Names to tensors, without `PREFIXES` in front.
         fits: Whether names are those of the network. If that is never so, nothing is removed.
     """
-    shorter = state_dict
-    while prefix := next((prefix for prefix in OUTER_PREFIXES if all(name.startswith(prefix) for name in shorter)), ''):
-        if not shorter or fits(shorter.keys()):
-            break
-        shorter = {_without_prefixes(name.removeprefix(prefix)): value for name, value in shorter.items()}
-    return shorter if len(shorter) == len(state_dict) and fits(shorter.keys()) else state_dict
+    network = {name: value for name, value in state_dict.items() if not name.startswith(DISCRIMINATORS)}
+    for shorter in (state_dict, network):
+        while shorter and not fits(shorter.keys()):
+            prefix, point, _ = next(iter(shorter)).partition('.')
+            cut = {_without_prefixes(name.removeprefix(prefix + point)): value for name, value in shorter.items()}
+            if not point or len(cut) < len(shorter) or not all(name.startswith(prefix + point) for name in shorter):
+                break
+            shorter = cut
+        else:
+            return shorter or state_dict
+    return state_dict
 
 
 def _are_known(names: Collection[str]) -> bool:
@@ -232,7 +240,21 @@ def wrapped_in(checkpoint: Any) -> list[str]:
     """The keys of a checkpoint that hold a state dict, the one to take first; [] for a bare state dict."""
     if not isinstance(checkpoint, Mapping):
         return []
-    return [key for key in WRAPPERS if isinstance(checkpoint.get(key), Mapping)]
+    if known := [key for key in WRAPPERS if isinstance(checkpoint.get(key), Mapping)]:
+        return known
+    if any(isinstance(value, Tensor) for value in checkpoint.values()):
+        return []
+    # Under another key, if no other can be meant.
+    found = [key for key, value in checkpoint.items() if isinstance(key, str) and _maps_names_to_tensors(value)]
+    return found if len(found) == 1 else []
+
+
+def _maps_names_to_tensors(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items())
+    )
 
 
 def check_finite(state_dict: Mapping[str, Tensor]) -> None:

@@ -59,7 +59,8 @@ _OTHERS = {
     'DDS': (b'DDS ',),
     'icon (ICO)': (b'\0\0\x01\0',),
     'SVG or XML': (b'<svg', b'<?xml'),
-    'HTML': (b'<!DOCTYPE', b'<html'),
+    'HTML': (b'<!DOCTYPE', b'<!doctype', b'<html', b'<HTML'),
+    'a Git LFS pointer; fetch the file with: git lfs pull': (b'version https://',),
     'ZIP': (b'PK\x03\x04',),
 }
 # Formats of photographs, which no dataset has.

@@ -382,6 +382,8 @@ def _reason(source: Path, error: Exception, size: tuple[int, int] | None, net: n
     if str(source) in str(error):  # a name may hold line ends
         return printable(error)
     reason = (str(error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, MemoryError) and not str(error):
+        reason = 'out of memory while reading it' if size is None else 'out of memory'
     if size is None or isinstance(error, (ValueError, MemoryError, OSError)):
         return printable(f'{source}: {reason}')
     kind = type(error).__name__

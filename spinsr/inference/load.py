@@ -67,7 +67,10 @@ class Network:
             try:
                 net.load_state_dict(without_outer_prefix(self.state_dict, names.__eq__))
             except RuntimeError as error:
-                reason = _rrdbnet(self.state_dict) or _reason(error)
+                reason, advice = _reason(error), _rrdbnet(self.state_dict)
+                # If they are those of the network, only the reason helps.
+                if advice and advice != _rrdbnet(net.state_dict()):
+                    reason = f'{advice} ({reason})'
                 raise ValueError(f'{self.source} does not fit {self.arch} x{self.scale}: {reason}') from error
         return net.to(device).eval()
 

@@ -18,6 +18,7 @@ from spinsr import compat
 compat.install()
 
 from basicsr.data.paired_image_dataset import PairedImageDataset  # noqa: E402
+from basicsr.data.single_image_dataset import SingleImageDataset  # noqa: E402
 from basicsr.utils import FileClient  # noqa: E402
 
 from spinsr.data import image_file  # noqa: E402
@@ -154,12 +155,12 @@ class ExactDataset(Dataset):
         return ' and '.join(dict.fromkeys(names))
 
     def _open(self) -> None:
-        """Opens the file client of BasicSR's pairs, in the process that reads, and lets nothing damaged through it.
+        """Opens the file client of BasicSR's data sets, in the process that reads; nothing damaged goes through it.
 
         What other data sets read may be no images at all.
         """
         data = self.dataset
-        if isinstance(data, PairedImageDataset) and data.file_client is None:
+        if isinstance(data, PairedImageDataset | SingleImageDataset) and data.file_client is None:
             options = {key: value for key, value in data.io_backend_opt.items() if key != 'type'}
             data.file_client = cast(Any, _StrictClient(FileClient(data.io_backend_opt['type'], **options)))
 

@@ -1,5 +1,6 @@
 """Rules on values of option files and constructor arguments, and the checks that raise where one is broken."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
@@ -53,7 +54,7 @@ def each(rule: Rule) -> Rule:
 
 
 FLAG = Rule(lambda value: isinstance(value, bool), 'true or false', False)
-ABOVE_0 = Rule(lambda value: value is None or (is_number(value) and value > 0), 'a number above 0, or ~')
+ABOVE_0 = Rule(lambda value: value is None or (is_number(value) and 0 < value < math.inf), 'a number above 0, or ~')
 
 NAMES = Rule(
     lambda value: value is None or (isinstance(value, list) and all(isinstance(name, str) and name for name in value)),

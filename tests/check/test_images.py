@@ -311,6 +311,14 @@ def test_lmdb(databases, change, expected):
     assert all(fits(text, f'error {pattern}') for text, pattern in zip(found, expected, strict=True)), found
 
 
+def test_header_behind_much_metadata_in_an_lmdb(databases):
+    """A TIFF may have its header at the end, a JPEG behind its metadata."""
+    pixels = random_image(24, 24, 3)
+    Image.fromarray(pixels).save(databases / 'hr' / '1.png', 'JPEG', comment=b'x' * 60_000, icc_profile=b'x' * 60_000)
+    write_lmdb(databases / 'other.lmdb', databases / 'hr', '012')
+    assert said(lmdb_options(databases, dataroot_gt=str(databases / 'other.lmdb'))) == []
+
+
 def test_images_of_an_lmdb(databases):
     one, other = random_image(24, 30, 3), (databases / 'hr' / '1.png').read_bytes()
     Image.fromarray(one).save(databases / 'hr' / '0.png')

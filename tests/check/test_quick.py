@@ -213,7 +213,9 @@ for changes, line, name in [
     ({'train:optim_g:beta': [0.9, 0.99]}, "Adam has no keyword 'beta'; did you mean 'betas'", 'optimizer-key'),
     ({'train:optim_g:betas': [0.9, 99]}, 'train:optim_g: ', 'optimizer-value'),
     ({'train:optim_g:betas': []}, 'train:optim_g: ', 'optimizer-values-missing'),
-    ({'train:optim_g:lr': 0}, 'train:optim_g:lr: must be above 0, got 0', 'lr-zero'),
+    ({'train:optim_g:lr': 0}, 'train:optim_g:lr: must be a finite number above 0, got 0', 'lr-zero'),
+    ({'train:optim_g:lr': float('inf')}, 'lr: must be a finite number above 0, got inf', 'lr-infinite'),
+    ({'datasets:train:dataset_enlarge_ratio': float('inf')}, 'must be a number above 0, or ~, got inf', 'ratio'),
     ({'train:optim_g': {**MUON, 'lr': '1e-2'}}, 'train:optim_g:lr: 1e-2 is text to YAML', 'muon-text'),
     ({'train:optim_g': {**MUON, 'lr': -1}}, 'train:optim_g:lr: must be a number above 0, got -1', 'muon-lr'),
     ({'train:optim_g': {**MUON, 'momntum': 0.9}}, "no keyword 'momntum'; did you mean 'momentum'", 'muon-key'),
@@ -593,6 +595,7 @@ def data(tmp_path, monkeypatch):
     (tmp_path / 'lr').mkdir()
     (tmp_path / 'half.lmdb').mkdir()
     (tmp_path / 'empty_line.txt').write_text('0.png (24,24,3)\n\n')
+    (tmp_path / 'indented.txt').write_text('0.png (24,24,3)\n 1.png (24,24,3)\n')
     (tmp_path / 'bom.txt').write_bytes(b'\xef\xbb\xbf0.png (24,24,3)\n')
     (tmp_path / 'nul.txt').write_bytes('0.png\n'.encode('utf-16-le'))
     (tmp_path / 'latin.txt').write_bytes(b'\xe4.png\n')
@@ -611,6 +614,7 @@ def data(tmp_path, monkeypatch):
         ),
         ({'datasets:val:dataroot_gt': 'elsewhere/HR'}, False, 'datasets:val:dataroot_gt: elsewhere/HR does not exist'),
         ({'datasets:val:dataroot_gt': 'half.lmdb'}, False, 'half.lmdb is not complete'),
+        ({'datasets:val:dataroot_gt': 'x\x1b[2J\ny'}, False, 'x\\x1b[2J\\ny does not exist'),
         ({'datasets:train:meta_info_file': 'meta.txt'}, False, 'datasets:train:meta_info_file: meta.txt does not'),
         ({'path:pretrain_network_g': 'a.pth'}, False, 'a.pth does not exist'),
         (
@@ -630,6 +634,7 @@ def data(tmp_path, monkeypatch):
         ),
         ({'path:resume_state': 'a.state'}, True, 'resume_state: a.state does not exist'),
         ({'datasets:val:meta_info_file': 'empty_line.txt'}, False, 'empty_line.txt, line 2 is empty, which BasicSR'),
+        ({'datasets:val:meta_info_file': 'indented.txt'}, False, 'indented.txt, line 2 begins with a space, which B'),
         ({'datasets:val:meta_info_file': 'bom.txt'}, False, 'bom.txt begins with a byte order mark'),
         ({'datasets:val:meta_info_file': 'latin.txt'}, False, 'latin.txt is not a text file in UTF-8'),
         ({'datasets:val:meta_info_file': 'nul.txt'}, False, 'nul.txt is not a text file in UTF-8'),
@@ -644,6 +649,7 @@ def data(tmp_path, monkeypatch):
         'benchmark',
         'elsewhere',
         'half-an-lmdb',
+        'control-sequence',
         'meta_info',
         'weights',
         'weights-of-mine',
@@ -651,6 +657,7 @@ def data(tmp_path, monkeypatch):
         'weights-of-a-shipped-file',
         'state',
         'list-with-an-empty-line',
+        'list-with-an-indented-line',
         'list-with-a-byte-order-mark',
         'list-in-another-encoding',
         'list-in-utf-16',

@@ -82,11 +82,13 @@ def test_damaged_image_is_one_line_and_exit_status_1(report, capfd, tmp_path):
         ('nowhere -o page.html', 'not a directory: nowhere'),
         ('Mine -o page.html --block 1', 'the block must be 0 to 0, got 1'),
         ('Mine -o page.html --log Mine', 'Mine holds no TensorBoard log (events.out.tfevents…)'),
-        ('Mine -o Mine --overwrite', 'Mine exists'),
+        ('Mine -o page.txt', 'a page must end in .html, .htm, got page.txt'),
+        ('Mine -o folder.html --overwrite', 'folder.html exists'),
     ],
-    ids=['folder', 'block', 'log', 'page'],
+    ids=['folder', 'block', 'log', 'ending', 'page'],
 )
 def test_bad_input_is_one_line_and_exit_status_1(report, capfd, arguments, message):
+    os.mkdir('folder.html')
     assert report(arguments) == 1
     assert capfd.readouterr().err == f'spinsr report: error: {message}\n'
     assert not os.path.exists('page.html')

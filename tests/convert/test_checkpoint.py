@@ -34,6 +34,13 @@ def test_wrappers_inside_wrappers(weights):
     assert unwrap({'net': {'state_dict': weights, 'epoch': 3}}).keys() == weights.keys()
 
 
+def test_another_key_is_taken_if_no_other_can_be_meant(weights):
+    assert unwrap({'ema': weights, 'epoch': 3}).keys() == weights.keys()
+    for other in ({'G': weights, 'D': weights}, {'ema': weights, 'scale': torch.ones(1)}):
+        with pytest.raises(TypeError, match='names to tensors'):
+            unwrap(other)
+
+
 def test_averaged_weights_come_first(weights):
     averaged = {name: value + 1 for name, value in weights.items()}
     assert unwrap({'params': weights, 'params-ema': averaged})['fuse.bias'] is averaged['fuse.bias']
@@ -44,9 +51,17 @@ def test_prefixes_in_any_order_are_removed(prefix, weights):
     assert unwrap({prefix + name: value for name, value in weights.items()}).keys() == weights.keys()
 
 
-@pytest.mark.parametrize('prefix', ['model.', 'net_g.', 'module.generator._orig_mod.', 'network.net.netG.'])
+@pytest.mark.parametrize('prefix', ['model.', 'module.ema_model._orig_mod.'])
 def test_prefixes_of_all_names_are_removed_from_those_of_a_known_network(prefix, weights):
     assert unwrap({'state_dict': {prefix + name: value for name, value in weights.items()}}).keys() == weights.keys()
+
+
+@pytest.mark.parametrize(('prefix', 'other'), [('net_g.', 'net_d.'), ('netG.', 'module.netD.')])
+def test_a_discriminator_beside_a_known_network_is_left_out(prefix, other, weights):
+    both = {prefix + name: value for name, value in weights.items()} | {f'{other}conv0.weight': torch.zeros(1)}
+    assert unwrap(both).keys() == weights.keys()
+    with_loss = both | {'vgg.conv0.weight': torch.zeros(1)}
+    assert f'{other.removeprefix("module.")}conv0.weight' in unwrap(with_loss)  # what else there is may be needed
 
 
 @pytest.mark.parametrize(

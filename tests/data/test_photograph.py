@@ -496,6 +496,8 @@ def test_cmyk_with_an_unusable_profile_is_converted_by_the_formula(tmp_path, cap
         (saved(Image.new('RGB', (8, 8)), 'GIF'), 'GIF'),
         (saved(Image.new('RGB', (8, 8)), 'ICO'), 'icon'),
         (b'%PDF-1.7\n', 'PDF'),
+        (b'<!doctype html>\n', 'HTML'),
+        (b'version https://git-lfs.github.com/spec/v1\n', 'a Git LFS pointer'),
     ],
     ids=lambda value: value if isinstance(value, str) else '',
 )

@@ -415,6 +415,16 @@ def test_an_image_whose_result_does_not_fit_is_a_failure_before_the_work(photos,
     assert 'out of memory for a 4x5 image: the result takes 0.00 GiB' in report.failed[photos / 'a.png']
 
 
+def test_an_image_that_memory_does_not_hold_is_a_failure(photos, tmp_path, monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(photograph, 'read', full)
+    outputs = name_outputs([photos / 'a.png'], tmp_path / 'out', 2)
+    (reason,) = upscale_files(outputs, Twice()).failed.values()
+    assert reason == f'{photos / "a.png"}: out of memory while reading it'
+
+
 def test_more_pixels_than_allowed_are_a_failure(photos, tmp_path):
     report = upscale_files(name_outputs([photos / 'a.png'], tmp_path / 'out', 2), Twice(), max_pixels=19)
     assert 'a.png must have at most 19 pixels' in report.failed[photos / 'a.png']

@@ -174,6 +174,17 @@ def test_weights_of_rrdbnet_are_refused_with_the_arguments_they_need(scale, arch
     same(spinsr.load('RRDBNet', scale, weights, **sizes), net)
 
 
+def test_damaged_weights_of_rrdbnet_name_the_damage():
+    sizes = {'num_feat': 8, 'num_block': 1, 'num_grow_ch': 4}
+    state_dict = spinsr.load('RRDBNet', 4, None, **sizes).state_dict()
+    del state_dict['conv_hr.bias']
+    with pytest.raises(ValueError, match=r'pass .* num_feat=8 .*\(.*\)$'):
+        spinsr.load('RRDBNet', 4, state_dict, num_feat=12)
+    with pytest.raises(ValueError, match='conv_hr.bias') as caught:
+        spinsr.load('RRDBNet', 4, state_dict, **sizes)
+    assert 'pass' not in str(caught.value)
+
+
 def test_arch_without_a_scale_is_refused():
     with pytest.raises(ValueError, match='VGGStyleDiscriminator takes neither upscale nor scale'):
         spinsr.load('VGGStyleDiscriminator', 2, None)

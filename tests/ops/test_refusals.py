@@ -30,10 +30,16 @@ def test_norm_project():
 
 
 @pytest.mark.parametrize('backend', ['reference', 'torch'])
-def test_window_attention(backend):
+def test_shapes_of_attention(backend):
     q, v = torch.rand(1, 6, 6, 4), torch.rand(1, 5, 5, 4)
-    with pytest.raises(ValueError, match=r'must agree in \(B, H, W\)'):
+    with pytest.raises(ValueError, match=r'must have the shape \(B, H, W, C\) and agree in all but C, got .*5, 5'):
         ops.window_attention(q, q, v, window=3, backend=backend)
+    indices, tokens = torch.arange(4).view(1, 1, 4), torch.rand(1, 1, 4)
+    for images in ((q, q, q), (q[0], q[0], v[0])):  # not flattened, or of two sizes
+        with pytest.raises(ValueError, match=r'must have the shape \(B, N, C\)'):
+            ops.intra_superpixel_attention(*images, indices, backend=backend)
+        with pytest.raises(ValueError, match=r'must have the shape \(B, N, C\)'):
+            ops.superpixel_cross_attention(*images, tokens, backend=backend)
 
 
 def test_tables_ignore_the_default_device():

@@ -18,6 +18,7 @@ import spinsr.archs  # noqa: F401
 
 # isort: split
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.utils import FileClient
 
 from spinsr.data import png as png_file
@@ -171,6 +172,14 @@ def test_sample_that_cannot_be_used_is_one_line_with_its_file(pairs, tmp_path, d
     with refused(line) as error:
         next(iter(loader))
     assert '\n' not in str(error.value)
+
+
+def test_a_cut_image_without_hr_is_refused(tmp_path):
+    data = cv2.imencode('.jpg', np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))[1].tobytes()
+    (tmp_path / 'a.jpg').write_bytes(data[: len(data) // 2] + b'\xff\xd9')  # OpenCV fills it up with grey
+    single = SingleImageDataset({'dataroot_lq': str(tmp_path), 'io_backend': {'type': 'disk'}})
+    with refused(r'a\.jpg cannot be read completely'):
+        ExactDataset(single, 0)[0]
 
 
 @pytest.mark.parametrize('workers', [0, 1])

@@ -60,11 +60,15 @@ def superpixel_cross_attention(
     Returns:
         (B, N, C).
 
+    Raises:
+        ValueError: Sizes disagree, or channels are not divisible by `num_heads`.
+
     Example:
         >>> q, k, v, tokens = torch.rand(1, 60, 8), torch.rand(1, 60, 8), torch.rand(1, 60, 12), torch.rand(1, 6, 8)
         >>> superpixel_cross_attention(q, k, v, tokens).shape
         torch.Size([1, 60, 12])
     """
+    _check_shapes('(B, N, C)', q, k, v)
     check_heads(num_heads, q, k, v, tokens)
     check_floating(q=q, k=k, v=v, tokens=tokens)
     backend = dense_or_torch('superpixel_cross_attention', backend, q.device)
@@ -105,7 +109,7 @@ def intra_superpixel_attention(
         (B, N, C).
 
     Raises:
-        ValueError: `own_values` is not one of these, or channels are not divisible by `num_heads`.
+        ValueError: `own_values` is not one of these, sizes disagree, or channels are not divisible by `num_heads`.
 
     Example:
         >>> q, k, v = torch.rand(1, 60, 8), torch.rand(1, 60, 8), torch.rand(1, 60, 12)
@@ -113,6 +117,7 @@ def intra_superpixel_attention(
         torch.Size([1, 60, 12])
     """
     check_own_values(own_values)
+    _check_shapes('(B, N, C)', q, k, v)
     check_heads(num_heads, q, k, v)
     check_floating(q=q, k=k, v=v)
     backend = resolve_backend(backend, v.device)
@@ -139,6 +144,12 @@ def check_own_values(own_values: str) -> None:
     """Raises ValueError if `own_values` is not one of `OWN_VALUES`."""
     if own_values not in OWN_VALUES:
         raise ValueError(f'own_values must be one of {", ".join(OWN_VALUES)}, got {own_values=}')
+
+
+def _check_shapes(layout: str, q: Tensor, k: Tensor, v: Tensor) -> None:
+    shapes = [tuple(x.shape) for x in (q, k, v)]
+    if not shapes[0][:-1] == shapes[1][:-1] == shapes[2][:-1] or v.ndim != layout.count(',') + 1:
+        raise ValueError(f'q, k and v must have the shape {layout} and agree in all but C, got {shapes}')
 
 
 def window_attention(
@@ -171,8 +182,7 @@ def window_attention(
     """
     if window < 1 or overlap < 0:
         raise ValueError(f'window must be at least 1 and overlap at least 0, got {window=}, {overlap=}')
-    if not q.shape[:3] == k.shape[:3] == v.shape[:3]:
-        raise ValueError(f'q, k and v must agree in (B, H, W), got {q.shape[:3]}, {k.shape[:3]}, {v.shape[:3]}')
+    _check_shapes('(B, H, W, C)', q, k, v)
     check_heads(num_heads, q, k, v)
     check_floating(q=q, k=k, v=v)
     backend = resolve_backend(backend, v.device)
