@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from spinsr import ops
+from spinsr.ops.attention import attention
 
 STAGE, LAST = (torch.rand(32, 8, 3, 3), torch.rand(32)), (torch.rand(3, 8, 3, 3), torch.rand(3))
 NORM = torch.ones(8), torch.zeros(8)
@@ -32,14 +33,22 @@ def test_norm_project():
 @pytest.mark.parametrize('backend', ['reference', 'torch'])
 def test_shapes_of_attention(backend):
     q, v = torch.rand(1, 6, 6, 4), torch.rand(1, 5, 5, 4)
-    with pytest.raises(ValueError, match=r'must have the shape \(B, H, W, C\) and agree in all but C, got .*5, 5'):
+    with pytest.raises(ValueError, match=r'same shape \(B, H, W, C\), and v may only have another C, got .*5, 5'):
         ops.window_attention(q, q, v, window=3, backend=backend)
     indices, tokens = torch.arange(4).view(1, 1, 4), torch.rand(1, 1, 4)
-    for images in ((q, q, q), (q[0], q[0], v[0])):  # not flattened, or of two sizes
-        with pytest.raises(ValueError, match=r'must have the shape \(B, N, C\)'):
+    # Not flattened, of two sizes, of two widths.
+    for images in ((q, q, q), (q[0], q[0], v[0]), (q[0, ..., :2], q[0], q[0])):
+        with pytest.raises(ValueError, match=r'must have the same shape \(B, N, C\)'):
             ops.intra_superpixel_attention(*images, indices, backend=backend)
-        with pytest.raises(ValueError, match=r'must have the shape \(B, N, C\)'):
+        with pytest.raises(ValueError, match=r'must have the same shape \(B, N, C\)'):
             ops.superpixel_cross_attention(*images, tokens, backend=backend)
+    x = q.flatten(1, 2)
+    for other in (tokens[0], tokens[..., :2], tokens.expand(2, -1, -1)):
+        with pytest.raises(ValueError, match='tokens must have the shape .* got'):
+            ops.superpixel_cross_attention(x, x, x, other, backend=backend)
+    for wrong in ((x, x[..., :2], x), (x, x, x[:, :5])):
+        with pytest.raises(ValueError, match='must have the shapes .* got'):
+            attention(*(one[None] for one in wrong), backend=backend)
 
 
 def test_tables_ignore_the_default_device():

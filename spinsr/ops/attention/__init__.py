@@ -29,11 +29,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, ba
     Returns:
         (B, heads, L, E).
 
+    Raises:
+        ValueError: q and k differ in D, or k and v in S.
+
     Example:
         >>> attention(torch.rand(1, 2, 9, 4), torch.rand(1, 2, 5, 4), torch.rand(1, 2, 5, 6)).shape
         torch.Size([1, 2, 9, 6])
     """
     check_floating(q=q, k=k, v=v)
+    # torch's fused attention reads beyond a short v, and zeros appended to q would hide that k is wider.
+    if q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
+        shapes = ', '.join(str(tuple(x.shape)) for x in (q, k, v))
+        raise ValueError(f'q, k and v must have the shapes (..., L, D), (..., S, D) and (..., S, E), got {shapes}')
     backend = dense_or_torch('attention', backend, q.device)
     return IMPLEMENTATIONS[backend].attention(q, k, v, scale)
 
@@ -69,6 +76,10 @@ def superpixel_cross_attention(
         torch.Size([1, 60, 12])
     """
     _check_shapes('(B, N, C)', q, k, v)
+    if tokens.ndim != 3 or tokens.shape[::2] != q.shape[::2]:
+        raise ValueError(
+            f'tokens must have the shape (B, K, C) with the B and C of q, {tuple(q.shape)}, got {tuple(tokens.shape)}'
+        )
     check_heads(num_heads, q, k, v, tokens)
     check_floating(q=q, k=k, v=v, tokens=tokens)
     backend = dense_or_torch('superpixel_cross_attention', backend, q.device)
@@ -147,9 +158,9 @@ def check_own_values(own_values: str) -> None:
 
 
 def _check_shapes(layout: str, q: Tensor, k: Tensor, v: Tensor) -> None:
-    shapes = [tuple(x.shape) for x in (q, k, v)]
-    if not shapes[0][:-1] == shapes[1][:-1] == shapes[2][:-1] or v.ndim != layout.count(',') + 1:
-        raise ValueError(f'q, k and v must have the shape {layout} and agree in all but C, got {shapes}')
+    if q.shape != k.shape or k.shape[:-1] != v.shape[:-1] or v.ndim != layout.count(',') + 1:
+        shapes = ', '.join(str(tuple(x.shape)) for x in (q, k, v))
+        raise ValueError(f'q and k must have the same shape {layout}, and v may only have another C, got {shapes}')
 
 
 def window_attention(
