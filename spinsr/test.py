@@ -15,7 +15,7 @@ if __name__ == '__main__':
     try:
         memory.require_for_torch()
     except MemoryError as error:
-        sys.exit(f'spinsr.test: {error}')
+        sys.exit(f'spinsr.test: error: {error}')
 
 from spinsr import compat
 from spinsr.check import targets

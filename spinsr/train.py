@@ -30,7 +30,7 @@ if __name__ == '__main__':
     try:
         memory.require_for_torch()
     except MemoryError as error:
-        sys.exit(f'spinsr.train: {error}')
+        sys.exit(f'spinsr.train: error: {error}')
 
 from spinsr import compat
 from spinsr.check import targets

@@ -54,7 +54,6 @@ def test_is_clearly_better_than_bicubic(model):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(PHOTO not in MODELS, reason='the weights for photographs are not in this version')
 def test_photo_is_better_than_spin_on_a_jpeg():
     hr = data.coffee()[100:300, 200:400]
     file = io.BytesIO()

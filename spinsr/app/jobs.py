@@ -25,7 +25,7 @@ from spinsr.data.photograph import Photograph
 from spinsr.inference import upscale as upscaling
 from spinsr.inference.image_files import name_outputs, upscale_files
 from spinsr.inference.load import load
-from spinsr.weights.models import MODELS, PHOTO, find_model
+from spinsr.weights.models import PHOTO, find_model
 
 # A browser shows larger pictures slowly, or not at all; in pixels.
 SHOWN_SIDE = 4096
@@ -292,9 +292,7 @@ class _Watched:
 
 def _advice(model: str) -> str | None:
     """What to say about JPEGs of low quality."""
-    if PHOTO not in MODELS or model == PHOTO.name:
-        return None
-    return f'the model {PHOTO.name} (x{PHOTO.scale}) may do better'
+    return None if model == PHOTO.name else f'the model {PHOTO.name} (x{PHOTO.scale}) may do better'
 
 
 def _count_tiles(height: int, width: int, side: int) -> int:

@@ -89,7 +89,10 @@ def _file(
             raise TypeError(f'{file} is not a checkpoint: it holds a {type(checkpoint).__name__}')
         yield from _param_key(checkpoint, wanted, file, key, is_train)
         state = checkpoint.get(wanted, checkpoint)
-        state = _converted(state, format.name, strict) if format is not None and converts else convert.unwrap(state)
+        if format is not None and converts:
+            state = _converted(state, format.name, strict)
+        else:
+            state = convert.unwrap(state, lambda names: True)
     except (ValueError, TypeError, OSError, ImportError) as problem:
         # Of another network every name may be wrong, and there are hundreds.
         reason = textwrap.shorten(str(problem), 300, placeholder=' …')
@@ -100,6 +103,8 @@ def _file(
     except Exception:
         # Wrong arguments are said by `types`; an arch of another project may need memory to be built.
         return
+    if format is None and converts:
+        state = convert.unwrap(state, built.keys().__eq__)
     yield from _compared(built, state, strict, where, f'{file} does not fit {arch.__name__}', is_train)
 
 

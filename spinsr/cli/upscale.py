@@ -192,10 +192,10 @@ def _factor(text: str) -> float:
 
 
 def _advice(args: argparse.Namespace) -> str | None:
-    """What to say about JPEGs of low quality; nothing to who has chosen the weights, or the model for them."""
-    if PHOTO not in MODELS or args.weights != 'default' or args.model == PHOTO.name:
+    """What to say about JPEGs of low quality; None if the user chose weights, or the model for such JPEGs."""
+    if args.weights != 'default' or args.model == PHOTO.name:
         return None
-    scale = '' if args.scale in (None, PHOTO.scale) else f' --outscale {args.scale} in place of --scale'
+    scale = '' if args.scale in (None, PHOTO.scale) else f' --outscale {args.scale} instead of --scale'
     return f'--model {PHOTO.name}{scale} may do better'
 
 

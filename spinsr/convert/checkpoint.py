@@ -170,14 +170,16 @@ def write_checkpoint(
     write_bytes(path, buffer.getbuffer())
 
 
-def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:
+def unwrap(checkpoint: Mapping, fits: Callable[[Collection[str]], bool] | None = None) -> dict[str, Tensor]:
     """Returns the bare state dict inside a checkpoint.
 
     Args:
         checkpoint: A state dict, or a mapping that holds one under a key of `WRAPPERS` (the first of them that is
             there, and so on inside), or as its only mapping from names to tensors. `PREFIXES` in front of the names, in
-            any order, are removed; so is what else stands in front of every name, and a discriminator, if the rest are
-            the names of a network of spinsr.
+            any order, are removed; so is what else stands in front of every name, and a discriminator, if `fits` holds
+            for the rest.
+        fits: Whether names are those of the network; None: of any network of spinsr. A network of another project may
+            contain one of spinsr, and then needs the prefix.
 
     Raises:
         TypeError: Not a mapping of names to dense tensors.
@@ -198,7 +200,7 @@ def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:
         if short in origins:
             raise ValueError(f'{printable(origins[short])} and {printable(name)} are both {printable(short)}')
         origins[short] = name
-    return without_outer_prefix({short: checkpoint[name] for short, name in origins.items()}, _are_known)
+    return without_outer_prefix({short: checkpoint[name] for short, name in origins.items()}, fits or _are_known)
 
 
 def without_outer_prefix(state_dict: dict[str, Tensor], fits: Callable[[Collection[str]], bool]) -> dict[str, Tensor]:

@@ -166,10 +166,9 @@ def resolve(
         _named(arch, scale or DEFAULT_SCALE, arch_args)  # a misspelt name or argument shows before the file is read
     checkpoint = weights if isinstance(weights, Mapping) else convert.read_checkpoint(weights)
     try:
-        state_dict = convert.unwrap(checkpoint)
-        found = convert.detect_arch(state_dict) if arch is None else arch
+        found = convert.detect_arch(checkpoint) if arch is None else arch
         network = replace(_named(found, scale or DEFAULT_SCALE, arch_args), source=source)
-        return _with_weights(network, state_dict, scale)
+        return _with_weights(network, checkpoint, scale)
     except (ValueError, TypeError) as error:
         wanted = '' if arch is None else f' does not fit {arch}' + f' x{scale}' * (scale is not None)
         raise ValueError(f'{source}{wanted}: {_rrdbnet(checkpoint) or _reason(error)}') from error
@@ -212,20 +211,22 @@ def _named(arch: str, scale: int, arch_args: Mapping[str, Any], weighted: bool =
     return Network(arch, cls, scale, dict.fromkeys(asked, 3) | dict(configuration) | dict(arch_args), None)
 
 
-def _with_weights(network: Network, state_dict: dict[str, Tensor], scale: int | None) -> Network:
-    """The network with a bare state dict, and with the scale and the arguments that it tells."""
+def _with_weights(network: Network, checkpoint: Mapping, scale: int | None) -> Network:
+    """The network with the state dict in a checkpoint, and with the scale and the arguments that it tells."""
     from spinsr import convert
     from spinsr.convert.shapes import arch_args_of
 
     format = convert.find_format(network.cls)
     if format is None:
+        # All names stay: `Network.build` knows those of the network.
+        state_dict = convert.unwrap(checkpoint, lambda names: True)
         convert.check_finite(state_dict)
         return replace(network, state_dict=state_dict)
     try:
-        converted = convert.convert_state_dict(state_dict, format.name)
+        converted = convert.convert_state_dict(checkpoint, format.name)
         told = arch_args_of(converted, format.name, network.cls, network.arguments)
     except ValueError as error:
-        raise ValueError(_other_network(state_dict, format.name) or str(error)) from error
+        raise ValueError(_other_network(checkpoint, format.name) or str(error)) from error
     found = told.pop(format.scale_keyword)
     if scale is not None and scale != found:
         try:  # a network for several scales takes its weights at each of them
@@ -237,15 +238,15 @@ def _with_weights(network: Network, state_dict: dict[str, Tensor], scale: int | 
     return replace(network, scale=scale or found, arguments=told | network.arguments, state_dict=converted)
 
 
-def _other_network(state_dict: dict[str, Tensor], arch: str) -> str:
-    """What a state dict holds, if it is another network than was asked for."""
+def _other_network(checkpoint: Mapping, arch: str) -> str:
+    """What a checkpoint holds, if it is another network than was asked for."""
     from spinsr import convert
     from spinsr.convert.shapes import arch_args_of
 
     try:
-        if (found := convert.detect_arch(state_dict)) == arch:
+        if (found := convert.detect_arch(checkpoint)) == arch:
             return ''
-        told = arch_args_of(convert.convert_state_dict(state_dict, found), found)
+        told = arch_args_of(convert.convert_state_dict(checkpoint, found), found)
     except ValueError:
         return ''
     return f'the file holds {found} x{told[convert.get_format(found).scale_keyword]} weights'

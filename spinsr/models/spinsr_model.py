@@ -289,7 +289,8 @@ class SpinsrModel(SRModel):
                 logger.info(f'{load_path} has no {param_key}: its params are loaded.')
                 param_key = 'params'
             state = checkpoint.get(param_key, checkpoint)
-            state = _state_dict(state, format.name, strict) if format else convert.unwrap(state)
+            names = bare.state_dict().keys()
+            state = _state_dict(state, format.name, strict) if format else convert.unwrap(state, names.__eq__)
             logger.info(f'Loading {arch} model from {load_path}, with param key: [{param_key}].')
             self._print_different_keys_loading(bare, state, strict)
             if net is getattr(self, 'net_g_ema', None):

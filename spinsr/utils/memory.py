@@ -16,7 +16,8 @@ _REFUSALS = (
 )
 
 # What importing torch takes of RLIMIT_DATA (ulimit -d) and RLIMIT_AS (ulimit -v). Measured with torch 2.14 for CUDA:
-# 0.75 GB and 3 to 4 GB; with less, libraries crash in their own ways. Builds for the CPU are much smaller.
+# 0.75 GB and 3 to 4 GB; with less, libraries crash in their own ways. Builds for the CPU are much smaller; their limits
+# are estimates, low enough not to refuse a process that could import torch.
 _IMPORT_OF_TORCH = {'ulimit -d': (700 * 10**6, 200 * 10**6), 'ulimit -v': (3 * 10**9, 500 * 10**6)}
 
 
@@ -68,8 +69,8 @@ def require_for_torch() -> None:
     except ImportError:  # Windows
         return
     for name, kind in (('ulimit -d', resource.RLIMIT_DATA), ('ulimit -v', resource.RLIMIT_AS)):
-        limit, least = resource.getrlimit(kind)[0], _IMPORT_OF_TORCH[name][not _torch_is_for_gpus()]
-        if limit != resource.RLIM_INFINITY and limit < least:
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY and limit < (least := _IMPORT_OF_TORCH[name][not _torch_is_for_gpus()]):
             raise MemoryError(
                 f'out of memory: this process is limited to {limit / 1e6:,.0f} MB ({name}), and importing torch takes '
                 f'more than {least / 1e6:,.0f} MB: raise the limit'

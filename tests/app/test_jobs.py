@@ -188,8 +188,7 @@ def test_warnings_are_in_the_summary(jobs, source, monkeypatch):
 def test_the_model_for_photographs_is_named_for_a_jpeg_of_low_quality(jobs, tmp_path, monkeypatch):
     model = dataclasses.replace(models.PHOTO, scale=2)
     monkeypatch.setattr(jobs_module, 'PHOTO', model)
-    for module in (jobs_module, models):
-        monkeypatch.setattr(module, 'MODELS', (*models.MODELS, model))
+    monkeypatch.setattr(models, 'MODELS', (*models.MODELS, model))
     Image.new('RGB', (9, 8)).save(tmp_path / 'a.jpg', quality=30)
     advice = 'a.jpg: a JPEG of quality 30; the model photo (x2) may do better'
     assert advice in jobs.run('page', tmp_path / 'a.jpg', 'spin', 2).summary.splitlines()

@@ -1,6 +1,5 @@
 """`spinsr upscale` as it is typed."""
 
-import dataclasses
 import os
 from types import SimpleNamespace
 
@@ -15,7 +14,6 @@ from spinsr.cli import upscale as upscale_command
 from spinsr.data import photograph
 from spinsr.data.photograph import Photograph
 from spinsr.inference import upscale as upscaling
-from spinsr.weights import models
 
 SMALL = {'num_feat': 4, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 2}
 FLAGS = ['--arch', 'RCAN', '--scale', '2', '--arch-args', *(f'{key}={value}' for key, value in SMALL.items())]
@@ -228,14 +226,10 @@ def test_max_pixels_reaches_the_reader(upscale, capfd):
 
 
 @pytest.fixture
-def photo_model(monkeypatch, net):
-    """The model for photographs exists, and every model is a small network."""
+def small_models(monkeypatch, net):
+    """Every model is a small network."""
     described = SimpleNamespace(scale=2, build=lambda device: net)
     monkeypatch.setattr(upscale_command.network, 'resolve', lambda args, scale: described)
-    model = dataclasses.replace(models.PHOTO, file='SPIN_x4.safetensors')
-    for module in (models, upscale_command):
-        monkeypatch.setattr(module, 'PHOTO', model)
-        monkeypatch.setattr(module, 'MODELS', (*(other for other in models.MODELS if other.name != 'photo'), model))
 
 
 @pytest.mark.parametrize(
@@ -243,21 +237,14 @@ def photo_model(monkeypatch, net):
     [
         ('', '--model photo may do better'),
         ('--model spin', '--model photo may do better'),
-        ('--scale 2', '--model photo --outscale 2 in place of --scale may do better'),
+        ('--scale 2', '--model photo --outscale 2 instead of --scale may do better'),
         ('--model photo', None),
         (f'--weights net.pth {" ".join(FLAGS)}', None),
     ],
 )
-def test_the_model_for_photographs_is_named_where_weights_are_not(upscale, photo_model, capfd, flags, advice):
+def test_the_model_for_photographs_is_named_where_weights_are_not(upscale, small_models, capfd, flags, advice):
     image = Image.new('RGB', (5, 4))
     image.save('a.jpg', quality=30)
     image.save('b.jpg', quality=60)
     assert main(['upscale', 'a.jpg', 'b.jpg', '-o', 'out', *flags.split()]) == 0
     assert capfd.readouterr().err == (f'a.jpg: a JPEG of quality 30; {advice}\n' if advice else '')
-
-
-def test_a_model_that_is_not_shipped_is_not_named(upscale, photo_model, monkeypatch, capfd):
-    monkeypatch.setattr(upscale_command, 'MODELS', tuple(one for one in models.MODELS if one.name != 'photo'))
-    Image.new('RGB', (5, 4)).save('a.jpg', quality=30)
-    assert main(['upscale', 'a.jpg', '-o', 'out']) == 0
-    assert capfd.readouterr().err == ''

@@ -303,7 +303,7 @@ def wait_for_bytes(path, count):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == 'win32', reason='needs signals')
-@pytest.mark.parametrize('name', ['SIGKILL', *(pytest.param(name) for name in ('SIGTERM', 'SIGINT'))])
+@pytest.mark.parametrize('name', ['SIGKILL', 'SIGTERM', 'SIGINT'])
 def test_a_stopped_run_is_continued(tmp_path, many, name, hears_ctrl_c):
     (source, expected), out = many, tmp_path / 'out'
     command = [sys.executable, '-m', 'spinsr.cli', 'prepare', 'div2k', str(source), '-o', str(out), '--scale', '2']

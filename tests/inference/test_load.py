@@ -6,6 +6,8 @@ import torch
 from safetensors.torch import save_file
 
 import spinsr
+from spinsr.archs import ARCH_REGISTRY
+from spinsr.archs.rcan_arch import RCAN
 
 from ..networks import SMALL
 
@@ -15,6 +17,17 @@ each_arch = pytest.mark.parametrize('arch', SMALL)
 @pytest.fixture
 def image():
     return np.random.randint(0, 256, (5, 7, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def wrapping_arch(monkeypatch):
+    class Wrapping(torch.nn.Module):
+        def __init__(self, upscale=2):
+            super().__init__()
+            self.model = RCAN(**SMALL['RCAN'], upscale=upscale)
+
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, 'Wrapping', Wrapping)
+    return 'Wrapping'
 
 
 def same(net, other):
@@ -171,7 +184,7 @@ def test_weights_of_rrdbnet_are_refused_with_the_arguments_they_need(scale, arch
     with pytest.raises(ValueError, match=wanted):
         spinsr.load(arch, weights={'params': net.state_dict()})
     weights = {f'generator.{name}': value for name, value in net.state_dict().items()}
-    same(spinsr.load('RRDBNet', scale, weights, **sizes), net)
+    assert same(spinsr.load('RRDBNet', scale, weights, **sizes), net)
 
 
 def test_damaged_weights_of_rrdbnet_name_the_damage():
@@ -183,6 +196,13 @@ def test_damaged_weights_of_rrdbnet_name_the_damage():
     with pytest.raises(ValueError, match='conv_hr.bias') as caught:
         spinsr.load('RRDBNet', 4, state_dict, **sizes)
     assert 'pass' not in str(caught.value)
+
+
+@pytest.mark.parametrize('prefix', ['', 'generator.'])
+def test_a_network_of_another_project_keeps_the_names_of_one_of_spinsr_inside(prefix, wrapping_arch):
+    net = spinsr.load(wrapping_arch, 2, None)
+    weights = {prefix + name: value for name, value in net.state_dict().items()}
+    assert same(spinsr.load(wrapping_arch, 2, weights), net)
 
 
 def test_arch_without_a_scale_is_refused():

@@ -18,6 +18,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 
 import spinsr.models.spinsr_model  # noqa: F401
 from spinsr.analysis.superpixels import draw, find_superpixels
+from spinsr.archs.rcan_arch import RCAN
 from spinsr.training import distributed
 from spinsr.utils.errors import OptionError, TrainingError
 
@@ -354,6 +355,20 @@ def test_average_starts_as_the_average_of_the_file(tmp_path):
     content = {'params': trained.net_g.state_dict(), 'params_ema': trained.net_g_ema.state_dict()}
     torch.save(content, tmp_path / 'a.pth')
     same(build(**{'path:pretrain_network_g': str(tmp_path / 'a.pth')}), trained)
+
+
+def test_weights_of_a_network_of_another_project_keep_the_names_of_one_of_spinsr_inside(tmp_path, monkeypatch):
+    class Wrapping(nn.Module):
+        def __init__(self, num_feat):
+            super().__init__()
+            self.model = RCAN(num_feat=num_feat, num_group=1, num_block=1, squeeze_factor=2)
+
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, 'Wrapping', Wrapping)
+    network = {'network_g': {'type': 'Wrapping', 'num_feat': 4}}
+    model = train(build(**network), data=batch(scale=4))
+    torch.save({'params': model.net_g.state_dict()}, tmp_path / 'a.pth')
+    again = build(**network, **{'path:pretrain_network_g': str(tmp_path / 'a.pth')})
+    torch.testing.assert_close(again.net_g.state_dict(), model.net_g.state_dict(), rtol=0, atol=0)
 
 
 def test_recomputed_training_gives_the_same():
