@@ -230,7 +230,7 @@ def test_max_pixels_reaches_the_reader(upscale, capfd):
 @pytest.fixture
 def photo_model(monkeypatch, net):
     """The model for photographs exists, and every model is a small network."""
-    described = SimpleNamespace(scale=2, build=lambda device: net)
+    described = SimpleNamespace(scale=2, cls=type(net), build=lambda device: net)
     monkeypatch.setattr(upscale_command.network, 'resolve', lambda args, scale: described)
     model = dataclasses.replace(models.PHOTO, file='SPIN_x4.safetensors')
     for module in (models, upscale_command):
