@@ -119,7 +119,7 @@ def _header(file: BinaryIO, tail: bytes, whole: Any, where: str, decode: bool) -
     except DAMAGE as problem:
         raise unreadable(where, problem) from problem
     # Bytes after the end are legal, if odd: only decoding tells whether the image is complete.
-    if decode or not tail.endswith(_ENDS.get(kind, b'')):
+    if decode or not tail.endswith(_ENDS.get(kind or '', b'')):
         _decode(whole(), where)
     return header
 

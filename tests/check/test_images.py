@@ -1,5 +1,6 @@
 """The images of a data set: what is missing, unpaired, damaged or of another size is found, in folders and LMDBs."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -203,7 +204,7 @@ def test_list_of_names(place):
 @pytest.mark.parametrize(
     ('content', 'line'),
     [
-        (b'0.png\r\n0.png\r\n 1.png \x0c', 'warning * has 0.png 2 times: it counts 2 times'),
+        (b'0.png\r\n0.png\r\n1.png \x0c', 'warning * has 0.png 2 times: it counts 2 times'),
         (b'0.png\n\n', None),
     ],
     ids=['duplicate', 'bad-list-which-another-check-names'],
@@ -313,8 +314,11 @@ def test_lmdb(databases, change, expected):
 
 def test_header_behind_much_metadata_in_an_lmdb(databases):
     """A TIFF may have its header at the end, a JPEG behind its metadata."""
-    pixels = random_image(24, 24, 3)
-    Image.fromarray(pixels).save(databases / 'hr' / '1.png', 'JPEG', comment=b'x' * 60_000, icc_profile=b'x' * 60_000)
+    file = io.BytesIO()
+    Image.fromarray(random_image(24, 24, 3)).save(file, 'JPEG')
+    start, rest = file.getvalue()[:2], file.getvalue()[2:]
+    comment = b'\xff\xfe' + (60_002).to_bytes(2, 'big') + b'x' * 60_000
+    (databases / 'hr' / '1.png').write_bytes(start + 2 * comment + rest)
     write_lmdb(databases / 'other.lmdb', databases / 'hr', '012')
     assert said(lmdb_options(databases, dataroot_gt=str(databases / 'other.lmdb'))) == []
 

@@ -52,7 +52,8 @@ LINES = {
     'evaluate --benchmark bench --sr missing': 'not a directory: missing',
     'evaluate --benchmark bench --json a.png': 'a.png exists',
     'report missing -o page.html': 'not a directory: missing',
-    'report bench -o a.png': 'a.png exists',
+    'report bench -o a.png': 'a page must end in .html, .htm, got a.png',
+    'report bench -o a.html': 'a.html exists',
     'report bench -o page.html --log missing': 'not a directory: missing',
     'report bench -o page.html --weights missing.pth': 'no such weights file: missing.pth',
     'superpixels missing.png -o out': 'missing.png is missing',
@@ -74,6 +75,7 @@ LINES = {
 
 def test_mistakes_show_before_torch_is_imported(tmp_path):
     (tmp_path / 'a.png').touch()
+    (tmp_path / 'a.html').touch()
     (tmp_path / 'bench' / 'HR').mkdir(parents=True)
     (tmp_path / 'bench' / 'b.png').touch()
     (tmp_path / 'script.py').write_text(f'LINES = {list(LINES)!r}\n' + SCRIPT)

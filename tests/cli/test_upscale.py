@@ -228,7 +228,7 @@ def test_max_pixels_reaches_the_reader(upscale, capfd):
 @pytest.fixture
 def small_models(monkeypatch, net):
     """Every model is a small network."""
-    described = SimpleNamespace(scale=2, build=lambda device: net)
+    described = SimpleNamespace(scale=2, cls=type(net), build=lambda device: net)
     monkeypatch.setattr(upscale_command.network, 'resolve', lambda args, scale: described)
 
 

@@ -281,5 +281,5 @@ def test_a_model_is_loaded_by_its_name():
     assert (type(net).__name__, net.upscale) == ('SPIN', 2)
     with pytest.raises(ValueError, match='leave weights out'):
         spinsr.load(model='spin', weights=None)
-    with pytest.raises(ValueError, match="got 'spinn'; did you mean 'spin'"):
+    with pytest.raises(ValueError, match="unknown model 'spinn'; did you mean 'spin'"):
         spinsr.load(model='spinn')

@@ -57,7 +57,7 @@ def test_an_unknown_model_is_one_line(tiny, monkeypatch, capsys):
     monkeypatch.undo()
     assert photo_comparison.main(['--models', 'none-such']) == 1
     error = capsys.readouterr().err
-    assert "got 'none-such'" in error and error.count('\n') == 1
+    assert "unknown model 'none-such'" in error and error.count('\n') == 1
 
 
 def test_a_picture_needs_a_quality_that_is_shown(tiny, capsys):
