@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-# torch annotates its operations on lists of tensors as not for others.
+# torch's annotations mark its operations on lists of tensors as private.
 # pyright: reportPrivateImportUsage=false
 import torch
 from torch import Tensor, nn

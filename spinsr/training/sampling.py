@@ -157,7 +157,7 @@ class ExactDataset(Dataset):
     def _open(self) -> None:
         """Opens the file client of BasicSR's data sets, in the process that reads; nothing damaged goes through it.
 
-        What other data sets read may be no images at all.
+        Other data sets may read files that are not images.
         """
         data = self.dataset
         if isinstance(data, PairedImageDataset | SingleImageDataset) and data.file_client is None:

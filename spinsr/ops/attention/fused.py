@@ -10,7 +10,7 @@ from spinsr.ops.attention.reference import attend_heads, take
 from spinsr.ops.common.chunking import chunks, on_cpu
 from spinsr.ops.common.precision import full_type, no_autocast
 
-WEIGHTS = 2**20  # attention weights of a chunk of groups, a thread
+WEIGHTS = 2**20  # attention weights of a chunk of groups, for each thread
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
@@ -54,7 +54,7 @@ class _AddAttendedRows(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         q, k, v, rows = ctx.saved_tensors
         full, widths = full_type(v.dtype), [x.shape[1] for x in (q, k, v)]
-        # One buffer for the three gradients: one index_add in place of three.
+        # One buffer for the three gradients: one index_add instead of three.
         grads = v.new_zeros(len(v), sum(widths), dtype=full)
         with no_autocast('cpu'):
             for group in _chunks_of(rows, ctx.num_heads):

@@ -20,8 +20,8 @@ def is_symbolic(*sides: int) -> bool:
 def number(value: int, least: int) -> int:
     """`value`, of at least `least`, as a symbol of its own.
 
-    torch.export compares sizes while it traces. What it concludes from a quotient of a side, as that the side leaves a
-    certain rest, would become a condition on every image.
+    torch.export compares sizes while it traces. What it concludes from a quotient of a side, such as a certain
+    remainder, would become a condition on every image.
     """
     symbol = torch.full((1,), value, dtype=torch.int64).item()
     torch._check(symbol >= least)
