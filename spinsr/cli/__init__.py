@@ -33,7 +33,8 @@ COMMANDS = (
 MODULES = ('train', 'test')
 # Those that skip what an earlier run of theirs has done.
 CONTINUING = ('prepare', 'upscale')
-WITHOUT_TORCH = ('install-basicsr', 'options')
+# `prepare` needs torch for some of its kinds only, and asks for the memory there.
+WITHOUT_TORCH = ('install-basicsr', 'options', 'prepare')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

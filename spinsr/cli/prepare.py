@@ -7,6 +7,7 @@ from pathlib import Path
 
 from spinsr.cli import arguments, network
 from spinsr.data.degradation import PRESETS
+from spinsr.utils import memory
 from spinsr.utils.text import printable
 
 EXAMPLE = """\
@@ -178,6 +179,7 @@ def _run_teacher(args: argparse.Namespace) -> int:
     check_options(args.tile, 'fp32')
     find_lr(args.dataset, args.scale)
     network.check_files(args, args.scale)
+    memory.require_for_torch()
 
     from spinsr.inference.teacher import prepare_teacher
 
@@ -254,6 +256,7 @@ def _images(args: argparse.Namespace) -> list[Path]:
 
 
 def _degraded(args: argparse.Namespace) -> list[Path]:
+    memory.require_for_torch()
     from spinsr.data.degraded_images import prepare_degraded
 
     return prepare_degraded(args.folders, args.out, args.scales, args.preset, args.overwrite)

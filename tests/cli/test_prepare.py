@@ -7,6 +7,7 @@ import pytest
 
 from spinsr.cli import main
 from spinsr.data import prepare, sample
+from spinsr.utils import memory
 
 
 @pytest.fixture
@@ -46,6 +47,16 @@ def test_scales(calls, arguments, expected):
 def test_outputs(calls, command, out):
     assert main(['prepare', *command.split()]) == 0
     assert out in map(str, calls[0])
+
+
+@pytest.mark.parametrize(('command', 'status'), [('div2k DIV2K', 0), ('degraded Set5', 1)])
+def test_only_what_imports_torch_needs_memory_for_it(calls, monkeypatch, capsys, command, status):
+    def refuse():
+        raise MemoryError('out of memory: too little for torch')
+
+    monkeypatch.setattr(memory, 'require_for_torch', refuse)
+    assert main(['prepare', *command.split()]) == status
+    assert ('too little for torch' in capsys.readouterr().err) == bool(status)
 
 
 @pytest.mark.parametrize('kind', ['div2k', 'benchmark', 'images', 'sample', 'degraded', 'teacher'])
