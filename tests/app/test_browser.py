@@ -124,7 +124,8 @@ def test_broken_file_is_an_error_in_the_page(show, tmp_path, write_photo, trunca
     truncate(path)
     browser = show()
     upload(browser, path)
-    wait(browser, lambda: browser.find_elements('css selector', '.toast-body'))
+    # The toast is empty while it moves in.
+    wait(browser, lambda: any(toast.text for toast in browser.find_elements('css selector', '.toast-body')))
     message = browser.find_element('css selector', '.toast-body').text
     assert 'broken.png' in message
     assert os.sep not in message
