@@ -247,7 +247,8 @@ def wrapped_in(checkpoint: Any) -> list[str]:
     if any(isinstance(value, Tensor) for value in checkpoint.values()):
         return []
     # Under another key, if no other can be meant.
-    found = [key for key, value in checkpoint.items() if isinstance(key, str) and _maps_names_to_tensors(value)]
+    held = {key: value for key, value in checkpoint.items() if isinstance(key, str)}
+    found = [key for key, value in held.items() if _maps_names_to_tensors(value) or wrapped_in(value)]
     return found if len(found) == 1 else []
 
 

@@ -55,10 +55,10 @@ def pool(x: Tensor, association: Association, *, backend: str | None = None) -> 
     with no_autocast(x.device.type):
         if isinstance(association, MixtureAssociation):
             return mixture.pool(x.to(association.dtype), association)
-        assert isinstance(association, (DenseAssociation, SparseAssociation))
-        weights = association.weights
         if isinstance(association, DenseAssociation):
-            return matmul_exact(weights, x.to(weights.dtype)) / (weights.sum(2, keepdim=True) + MASS_EPS)
+            return _reference(x, association)
+        assert isinstance(association, SparseAssociation)
+        weights = association.weights
         if backend == 'triton':
             from spinsr.ops.association.kernels import cell_sums
 
@@ -68,3 +68,9 @@ def pool(x: Tensor, association: Association, *, backend: str | None = None) -> 
             sums = matmul_exact(weights, homogeneous(x.to(weights.dtype), grid))
         mass, total = add_incoming(sums, grid)
         return total / (mass + MASS_EPS)
+
+
+def _reference(x: Tensor, association: DenseAssociation) -> Tensor:
+    """As the paper writes it, with the association as a matrix."""
+    weights = association.weights
+    return matmul_exact(weights, x.to(weights.dtype)) / (weights.sum(2, keepdim=True) + MASS_EPS)

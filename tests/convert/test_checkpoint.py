@@ -36,7 +36,9 @@ def test_wrappers_inside_wrappers(weights):
 
 def test_another_key_is_taken_if_no_other_can_be_meant(weights):
     assert unwrap({'ema': weights, 'epoch': 3}).keys() == weights.keys()
-    for other in ({'G': weights, 'D': weights}, {'ema': weights, 'scale': torch.ones(1)}):
+    assert unwrap({'G': {'state_dict': weights}, 'optimizer': {'state': {0: weights}}}).keys() == weights.keys()
+    both, nested = {'G': weights, 'D': weights}, {'G': {'state_dict': weights}, 'D': weights}
+    for other in (both, nested, {'ema': weights, 'scale': torch.ones(1)}):
         with pytest.raises(TypeError, match='names to tensors'):
             unwrap(other)
 

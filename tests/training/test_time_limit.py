@@ -102,7 +102,7 @@ def test_time_of_a_program_counts_from_its_start(monkeypatch):
     assert time_limit.Stop(program=False)._begin == pytest.approx(begin, abs=1)
 
 
-@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='the system does not tell')
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='reads the start of a process in /proc')
 def test_age_of_a_process():
     context, begin = multiprocessing.get_context('fork'), time.monotonic()
     receiver, sender = context.Pipe(duplex=False)
