@@ -151,14 +151,14 @@ def compressed(image: np.ndarray, quality: int) -> np.ndarray:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: means over the images, a row for each quality and a column for each method."""
     methods = list(dict.fromkeys(row['method'] for row in rows))
-    measures = {'psnr': ('PSNR', 2), 'niqe': ('NIQE', 2)} if 'niqe' in rows[0] else {'psnr': ('PSNR', 2)}
-    lines = [['JPEG quality', *(f'{title}, {method}' for title, _ in measures.values() for method in methods)]]
+    measures = [key for key in ('psnr', 'niqe') if key in rows[0]]
+    lines = [['JPEG quality', *(f'{key.upper()}, {method}' for key in measures for method in methods)]]
     for quality in dict.fromkeys(row['quality'] for row in rows):
         means = []
-        for key, (_, digits) in measures.items():
+        for key in measures:
             for method in methods:
                 values = [row[key] for row in rows if (row['quality'], row['method']) == (quality, method)]
-                means.append(f'{sum(values) / len(values):.{digits}f}')
+                means.append(f'{sum(values) / len(values):.2f}')
         lines.append([quality, *means])
     return markdown_table(lines)
 

@@ -4,7 +4,7 @@ Upstream: https://github.com/The-Learning-And-Vision-Atelier-LAVA/SMSR (no licen
 description of the published network: the same function in float64, in dense form, so that it needs no preparation after
 loading and works on batches and under torch.compile. Without gradients and outside of torch.compile, channels that are
 dense and channels that are sparse are convolved apart, which saves three of seven convolutions in a block. On the CPU,
-sparse channels are moreover computed only at the pixels in the mask, as in the authors' inference, where these are so
+sparse channels are also computed only at the pixels in the mask, as in the authors' inference, where these are so
 few that gathering them pays (`SparseMaskConvolutions`). Weights are converted by `spinsr.convert`.
 """
 
