@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.support.wait import WebDriverWait
 
 from spinsr import cli
@@ -57,7 +58,15 @@ def show(chromium, server):
 
 
 def wait(browser, condition, seconds=180):
-    return WebDriverWait(browser, seconds).until(lambda _: condition())
+    """What the condition returns once it is true; an element that the page replaces meanwhile is looked up again."""
+    driver_wait = WebDriverWait(browser, seconds, ignored_exceptions=[StaleElementReferenceException])
+    return driver_wait.until(lambda _: condition())
+
+
+def with_text(browser, selector, text=''):
+    """Elements whose text is shown and contains `text`: what moves in has none at first."""
+    found = [(element, element.text) for element in browser.find_elements('css selector', selector)]
+    return [element for element, shown in found if shown and text in shown]
 
 
 def upload(browser, path):
@@ -66,8 +75,7 @@ def upload(browser, path):
 
 def choose(browser, name, value):
     browser.find_element('css selector', f'#{name} input').click()
-    options = wait(browser, lambda: browser.find_elements('css selector', '[role=option]'))
-    next(option for option in options if value in option.text).click()
+    wait(browser, lambda: with_text(browser, '[role=option]', value))[0].click()
 
 
 def is_enabled(browser, name):
@@ -124,9 +132,7 @@ def test_broken_file_is_an_error_in_the_page(show, tmp_path, write_photo, trunca
     truncate(path)
     browser = show()
     upload(browser, path)
-    # The toast is empty while it moves in.
-    wait(browser, lambda: any(toast.text for toast in browser.find_elements('css selector', '.toast-body')))
-    message = browser.find_element('css selector', '.toast-body').text
+    message = wait(browser, lambda: with_text(browser, '.toast-body'))[0].text
     assert 'broken.png' in message
     assert os.sep not in message
     assert not is_enabled(browser, 'start')
