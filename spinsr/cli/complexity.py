@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
             row |= complexity.count(net, height, width)
             del net
             if not args.no_latency:
-                arguments.say('complexity', f'running {about} {1 + args.runs} times on {device}')
+                arguments.say('complexity', f'timing {about} on {device}')
                 row |= complexity.measure(
                     described.arch,
                     scale,

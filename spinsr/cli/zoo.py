@@ -68,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     arguments.check_outputs([path for path in (args.markdown, args.csv, args.plot) if path], args.overwrite)
     network.import_modules(args)
 
+    from tqdm import tqdm
+
     from spinsr.evaluation import plot, zoo
     from spinsr.utils.atomic_write import write_bytes
 
@@ -82,14 +84,16 @@ def run(args: argparse.Namespace) -> int:
     ):
         raise ValueError(f'--plot has nothing to draw: no results for {args.dataset} x{args.scale[0]} are published')
     table, failed = [], False
-    for variant in variants:
-        for scale in args.scale:
+    wanted = [(variant, scale) for variant in variants for scale in args.scale]
+    with tqdm(wanted, unit='network', disable=None, leave=False) as progress:
+        for variant, scale in progress:
+            name = f'{variant.name} x{scale}'
+            progress.set_description(name)
             try:
                 table += zoo.rows(variant, scale, measure=measure)
             except (ValueError, TypeError) as error:
                 failed = True
-                reason = printable(f'{variant.name} x{scale}: {error}')
-                print(f'spinsr zoo: error: {reason}', file=sys.stderr)
+                progress.write(f'spinsr zoo: error: {printable(f"{name}: {error}")}', file=sys.stderr)
     if not table:
         return 1
     markdown = zoo.to_markdown(table)

@@ -31,6 +31,7 @@ _SAME_FORMULA = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _aten._scaled_dot_product_flash_attention,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _aten._scaled_dot_product_flash_attention_backward,
 }
+ENOUGH = 60.0  # seconds that timed runs may take together before the next one begins
 COLUMNS = (
     'arch',
     'scale',
@@ -125,7 +126,7 @@ def measure(
         arch, scale, arch_args: As for `spinsr.load`.
         height: Of the input, in LR pixels.
         width: Of the input, in LR pixels.
-        runs: How many are timed, after one that is not.
+        runs: How many are timed, after one that is not; fewer where they take more than `ENOUGH` seconds together.
         device: Where it runs.
         imports: Modules to import first.
 
@@ -295,13 +296,14 @@ def _work(order: Mapping[str, Any]) -> dict[str, Any]:
     base = peak()
     seconds = []
     with torch.inference_mode():
-        for _ in range(1 + order['runs']):
+        net(x)
+        while len(seconds) < order['runs'] and sum(seconds) < ENOUGH:
             with timed(device) as clock:
                 net(x)
             seconds.append(clock[0])
     return {
-        'latency': statistics.median(seconds[1:]),
-        'seconds': seconds[1:],
+        'latency': statistics.median(seconds),
+        'seconds': seconds,
         'peak_memory': peak(),
         'base_memory': base,
     }
