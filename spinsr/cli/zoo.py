@@ -94,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
                 name = f'{variant.name} x{scale}'
                 progress.set_description(name)
                 try:
-                    table += zoo.rows(variant, scale, measure=measure)
+                    with network.errors_only():
+                        table += zoo.rows(variant, scale, measure=measure)
                 except (ValueError, TypeError) as error:
                     failed = True
                     progress.write(f'spinsr zoo: error: {printable(f"{name}: {error}")}', file=sys.stderr)
