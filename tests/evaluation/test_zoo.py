@@ -101,6 +101,20 @@ def test_command_names_what_fails_and_continues(counted, capsys):
     assert err == 'spinsr zoo: error: BSRN-S x4: cannot be counted\n'
 
 
+def test_what_was_measured_survives_ctrl_c(tmp_path, monkeypatch, counted, capsys):
+    rows, path = zoo.rows, tmp_path / 't.csv'
+
+    def interrupted(variant, *args, **kwargs):
+        if variant.name == 'SMFANet':
+            raise KeyboardInterrupt
+        return rows(variant, *args, **kwargs)
+
+    monkeypatch.setattr(zoo, 'rows', interrupted)
+    assert main(['zoo', '--arch', SMALL, 'SMFANet', '--csv', str(path)]) == 1
+    assert [line['name'] for line in csv.DictReader(io.StringIO(path.read_text()))] == [SMALL]
+    assert SMALL in capsys.readouterr().out
+
+
 def test_plot_needs_latency(capsys):
     with pytest.raises(SystemExit) as exit_info:
         main(['zoo', '--plot', 'p.png'])
