@@ -1,12 +1,13 @@
-"""How much the choices in SPIN and in its training matter: small networks, equal budget, several seeds.
+"""How much the choices in SPIN, and in its and RCAN's training, matter: small networks, equal budget, several seeds.
 
     spinsr prepare images T91 BSDS500 DIV2K_test_LRx4 -o datasets/ablation --scale 2 3 4 --min-side 128 \\
         --exclude B100 Set5 Set14
     python scripts/ablation.py --data datasets/ablation --benchmark datasets/benchmark/Set5 datasets/benchmark/Set14
 
-trains each row of ROWS with each seed by `python -m spinsr.train`, in OUT/experiments, scores it, and writes
-OUT/ablation.md, .json and .png from the finished rows. The same command resumes where it was stopped. A finished row is
-skipped unless its options have changed.
+trains each row of a study with each seed by `python -m spinsr.train`, in OUT/experiments, scores it, and writes
+OUT/<study>.md, .json and .png from the finished rows. The same command resumes where it was stopped. A finished row is
+skipped unless its options have changed. The studies of recipes (--study recipe_SPIN, recipe_RCAN) also need a teacher's
+outputs, by `spinsr prepare teacher`.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +38,48 @@ from spinsr.utils.atomic_write import write_bytes
 
 SCALE = 4
 PROTOCOL = 'y_crop_scale'
-DEFAULT = 'SPIN'
+# Half of the iterations.
+HALF = object()
+
+
+@dataclass(frozen=True)
+class Study:
+    """Trainings to compare. The keys are those of an option file, as `section:key`.
+
+    Attributes:
+        rows: What each changes of the study's own recipe. The first row is the one that the others are compared with.
+        changes: What the study changes of the release recipe of SPIN.
+        has_teacher: Whether the data have a teacher's outputs.
+    """
+
+    rows: Mapping[str, Mapping[str, Any]]
+    changes: Mapping[str, Any]
+    has_teacher: bool = False
+
+    @property
+    def default(self) -> str:
+        return next(iter(self.rows))
+
+
 # A SPIN for patches of 24x24: its cells are half as large as the paper's, and a patch has 16, 9, 4 and 4 of them.
-SMALL = {'num_feat': 24, 'num_block': 4, 'qk_dim': 12, 'mlp_dim': 40, 'stoken_size': [6, 8, 10, 12]}
+SMALL_SPIN = {'num_feat': 24, 'num_block': 4, 'qk_dim': 12, 'mlp_dim': 40, 'stoken_size': [6, 8, 10, 12]}
+SMALL_RCAN = {
+    'type': 'RCAN_spinsr',
+    'num_in_ch': 3,
+    'num_out_ch': 3,
+    'num_feat': 24,
+    'num_group': 2,
+    'num_block': 4,
+    'squeeze_factor': 6,
+    'upscale': SCALE,
+    'res_scale': 1,
+    'img_range': 255.0,
+    'rgb_mean': [0.4488, 0.4371, 0.4040],
+}
 VARIANT = {'network_g:type': 'SPINVariant'}
 LONGER = {'network_g:num_block': 6, 'network_g:stoken_size': [6, 8, 10, 12, 6, 8]}
-# What a row changes of the small network's recipe.
-ROWS: dict[str, dict[str, Any]] = {
-    DEFAULT: {},
+VARIANTS: dict[str, dict[str, Any]] = {
+    'SPIN': {},
     'only ISPA, 6 blocks': VARIANT | LONGER | {'network_g:interaction': 'only_intra'},
     'only SPCA, 6 blocks': VARIANT | LONGER | {'network_g:interaction': 'only_cross'},
     'parallel': VARIANT | {'network_g:interaction': 'parallel'},
@@ -59,6 +95,54 @@ ROWS: dict[str, dict[str, Any]] = {
     'values of ignored pixels only': VARIANT | {'network_g:own_values': 'ignored'},
     'L2 loss': {'train:pixel_opt:type': 'MSELoss'},
     'constant learning rate': {'train:scheduler:eta_min': 1e-3},
+}
+
+
+def recipe_rows(low: float, middle: float, high: float) -> dict[str, dict[str, Any]]:
+    """Targets and optimizers, with three learning rates of Muon."""
+
+    def l1(weight: float) -> dict[str, Any]:
+        return {'type': 'L1Loss', 'loss_weight': weight, 'reduction': 'mean'}
+
+    def muon(lr: float, weight_decay: float = 0.0) -> dict[str, Any]:
+        adam = {'lr': 1e-3, 'betas': [0.9, 0.99], 'weight_decay': 0.0, 'params': ['conv_first', 'conv_last']}
+        return {
+            'train:optim_g': {
+                'type': 'Muon',
+                'lr': lr,
+                'momentum': 0.95,
+                'weight_decay': weight_decay,
+                'adam': adam,
+            }
+        }
+
+    adamw = {'train:optim_g': {'type': 'AdamW', 'lr': 1e-3, 'weight_decay': 0.01, 'betas': [0.9, 0.99]}}
+    teacher = {'train:pixel_opt': None, 'train:distill_opt': l1(1)}
+    both = {'train:pixel_opt': l1(0.5), 'train:distill_opt': l1(0.5)}
+    then_hr = {'train:distill_opt': l1(1), 'train:distill_iters': HALF, 'train:pixel_after': HALF}
+    return {
+        'HR, Adam': {},
+        'HR, AdamW': adamw,
+        f'HR, Muon {middle}': muon(middle),
+        'teacher, Adam': teacher,
+        'teacher, AdamW': teacher | adamw,
+        f'teacher, Muon {low}': teacher | muon(low),
+        f'teacher, Muon {middle}': teacher | muon(middle),
+        f'teacher, Muon {middle}, decay 0.1': teacher | muon(middle, 0.1),
+        f'teacher, Muon {high}': teacher | muon(high),
+        'HR and teacher, Adam': both,
+        f'HR and teacher, Muon {middle}': both | muon(middle),
+        'teacher, then HR, Adam': then_hr,
+        f'teacher, then HR, Muon {middle}': then_hr | muon(middle),
+    }
+
+
+STUDIES = {
+    'ablation': Study(VARIANTS, {f'network_g:{key}': value for key, value in SMALL_SPIN.items()}),
+    'recipe_SPIN': Study(
+        recipe_rows(0.003, 0.01, 0.02), {f'network_g:{key}': value for key, value in SMALL_SPIN.items()}, True
+    ),
+    'recipe_RCAN': Study(recipe_rows(0.002, 0.005, 0.01), {'network_g': SMALL_RCAN}, True),
 }
 
 
@@ -97,15 +181,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         required=True,
         help='folders of the scores, the first counts',
     )
-    parser.add_argument('-o', '--out', metavar='DIR', type=path, default='ablation', help='default: %(default)s')
-    parser.add_argument('--rows', metavar='NAME', nargs='+', choices=ROWS, default=list(ROWS), help='default: all rows')
+    parser.add_argument('--study', choices=STUDIES, default='ablation', help='default: %(default)s')
+    parser.add_argument('-o', '--out', metavar='DIR', type=path, help='default: the name of the study')
+    parser.add_argument('--rows', metavar='NAME', nargs='+', default=[], help='default: all rows')
     parser.add_argument('--seeds', metavar='N', type=int, nargs='+', default=[0, 1, 2], help='default: 0 1 2')
     parser.add_argument('--iterations', metavar='N', type=positive, default=2000, help='default: %(default)s')
     parser.add_argument(
         '--jobs', metavar='N', type=positive, default=os.cpu_count() or 1, help='trainings at once, with a thread each'
     )
     args = parser.parse_args(argv)
-    args.rows = [row for row in ROWS if row in (*args.rows, DEFAULT)]
+    args.name, args.study = args.study, STUDIES[args.study]
+    args.out = args.out or Path(args.name)
+    known = list(args.study.rows)
+    if unknown := [row for row in args.rows if row not in known]:
+        parser.error(f'argument --rows: {unknown[0]!r} is not a row of {args.name}, which has {", ".join(known)}')
+    args.rows = [row for row in known if row in (*(args.rows or known), args.study.default)]
     args.seeds = sorted(set(args.seeds))
     return args
 
@@ -118,6 +208,9 @@ def options(args: argparse.Namespace, row: str, seed: int) -> dict[str, Any]:
     for key in progressive_learning.KEYS:
         opt['datasets']['train'].pop(key, None)
     data = args.data.resolve()
+    if args.study.has_teacher:
+        opt['datasets']['train']['type'] = 'DistillationDataset'
+        opt['datasets']['train']['dataroot_teacher'] = str(data / f'train_teacher_X{SCALE}.lmdb')
     changes = {
         'datasets:train:dataroot_gt': str(data / 'train_HR.lmdb'),
         'datasets:train:dataroot_lq': str(data / f'train_LR_bicubic_X{SCALE}.lmdb'),
@@ -132,15 +225,15 @@ def options(args: argparse.Namespace, row: str, seed: int) -> dict[str, Any]:
         'logger:print_freq': 100,
         'logger:save_checkpoint_freq': 250,
         'logger:keep_last': 1,
-        **{f'network_g:{key}': value for key, value in SMALL.items()},
-        **ROWS[row],
+        **args.study.changes,
+        **args.study.rows[row],
     }
     for key, value in changes.items():
         *sections, last = key.split(':')
         section = opt
         for name in sections:
             section = section[name]
-        section[last] = copy.copy(value)
+        section[last] = args.iterations // 2 if value is HALF else copy.deepcopy(value)
     return opt
 
 
@@ -253,15 +346,15 @@ def summarize(scores: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
     that change nothing is called one.
 
     Args:
-        scores: Row -> seed -> PSNR, dB.
+        scores: Row -> seed -> PSNR, dB; first the default.
     """
     from scipy.stats import t
 
-    base = scores[DEFAULT]
+    default, base = next(iter(scores.items()))
     differences = {
         row: [psnr - base[seed] for seed, psnr in values.items() if seed in base]
         for row, values in scores.items()
-        if row != DEFAULT
+        if row != default
     }
     squares, degrees = noise(scores)
     spread = math.sqrt(2 * squares / degrees) if degrees else math.nan
@@ -294,25 +387,26 @@ def noise(scores: Mapping[str, Mapping[int, float]]) -> tuple[float, int]:
 
 def report(args: argparse.Namespace, done: Sequence[tuple[str, int]]) -> None:
     scores: dict[str, dict[str, dict[int, float]]] = {}
-    for row, seed in sorted(done, key=lambda run: (list(ROWS).index(run[0]), run[1])):
+    for row, seed in sorted(done, key=lambda run: (list(args.study.rows).index(run[0]), run[1])):
         for name, psnr in (read_scores(args, row, seed) or {}).items():
             scores.setdefault(name, {}).setdefault(row, {})[seed] = psnr
-    scores = {name: rows for name, rows in scores.items() if DEFAULT in rows}
+    scores = {name: rows for name, rows in scores.items() if args.study.default in rows}
     if not scores:
         return
     summaries = {name: summarize(rows) for name, rows in scores.items()}
-    write_bytes(args.out / 'ablation.md', table(args, summaries).encode())
-    write_bytes(args.out / 'ablation.json', json.dumps({'psnr': scores, 'summary': summaries}, indent=1).encode())
-    draw(args.out / 'ablation.png', scores, summaries)
+    write_bytes(args.out / f'{args.name}.md', table(args, summaries).encode())
+    write_bytes(args.out / f'{args.name}.json', json.dumps({'psnr': scores, 'summary': summaries}, indent=1).encode())
+    draw(args.out / f'{args.name}.png', scores, summaries)
     print(table(args, summaries), end='')
 
 
 def table(args: argparse.Namespace, summaries: Mapping[str, Any]) -> str:
     """Markdown: mean and standard deviation of each row, and its difference from the default."""
-    heads = [cell for name in summaries for cell in (f'{name}, dB', f'to {DEFAULT}, dB')]
+    default = args.study.default
+    heads = [cell for name in summaries for cell in (f'{name}, dB', f'to {default}, dB')]
     lines = [
         f'PSNR x{SCALE} ({PROTOCOL}) after {args.iterations} iterations: mean and standard deviation over the seeds;',
-        f'mean difference to {DEFAULT} with the same seed, with what it must exceed (95 %) to be one; of 20 rows that',
+        f'mean difference to {default} with the same seed, with what it must exceed (95 %) to be one; of 20 rows that',
         'change nothing one exceeds it.',
         '',
         f'| row | seeds | {" | ".join(heads)} |',
@@ -342,7 +436,7 @@ def draw(
     file: Path, scores: Mapping[str, Mapping[str, Mapping[int, float]]], summaries: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Differences from the default: a dot for each seed, a bar for the mean, grey what chance would make, too."""
-    rows = [row for row in next(iter(scores.values())) if row != DEFAULT]
+    default, *rows = next(iter(scores.values()))
     figure = plot.new_figure(3 + 3.5 * len(scores), 1 + 0.3 * len(rows), dpi=110)
     axes = figure.subplots(1, len(scores), sharey=True, squeeze=False)
     for axis, (name, values) in zip(axes[0], scores.items(), strict=True):
@@ -352,10 +446,10 @@ def draw(
             if 'difference' not in summary:
                 continue
             axis.barh(place, 2 * summary['limit'], left=-summary['limit'], height=0.7, color='0.9')
-            dots = [psnr - values[DEFAULT][seed] for seed, psnr in values[row].items() if seed in values[DEFAULT]]
+            dots = [psnr - values[default][seed] for seed, psnr in values[row].items() if seed in values[default]]
             axis.plot(dots, [place] * len(dots), 'o', ms=4, mfc='none', color='tab:blue')
             axis.plot([summary['difference']], [place], '|', ms=14, mew=2, color='tab:red')
-        axis.set_xlabel(f'{name} x{SCALE}: dB to {DEFAULT}')
+        axis.set_xlabel(f'{name} x{SCALE}: dB to {default}')
         axis.set_yticks(range(len(rows)), rows)
     axes[0][0].invert_yaxis()
     write_bytes(file, plot.to_png(figure))

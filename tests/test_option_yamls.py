@@ -95,8 +95,14 @@ OWN_PATCH_AND_BATCH = {
     'light': (32, 8),
     'l2': (120, 4),
 }
+# Trained on a teacher's outputs, and the recipe of the same network without one.
+DISTILLED = {'SPIN_x4_distill': 'SPIN_x4_release', 'RCAN_x4_light_distill': 'RCAN_x4_light'}
 # Networks as small as SPIN, for the comparison at equal budget: parameters.
-LIGHT = {'train_RCAN_x4_light': 1_374_123, 'train_SAN_x4_light': 1_347_799}
+LIGHT = {
+    'train_RCAN_x4_light': 1_374_123,
+    'train_RCAN_x4_light_distill': 1_374_123,
+    'train_SAN_x4_light': 1_347_799,
+}
 # The other scales of the shipped weights, which start from those of x4: what starts afresh.
 AFTER_X4 = {
     'train_SPIN_x2_release': set(),
@@ -360,21 +366,23 @@ def test_patches_of_the_release_grow_with_the_learning_rate():
     assert data['iters'] == train['scheduler']['periods']
 
 
-@pytest.mark.parametrize('name', ['release', 'distill', 'photo_release'])
+@pytest.mark.parametrize('name', ['SPIN_x4_release', 'SPIN_x4_photo_release', *DISTILLED])
 def test_patches_grow_to_the_largest_until_the_end(name):
-    opt = load(OPTIONS / f'train_SPIN_x4_{name}.yml')
+    opt = load(OPTIONS / f'train_{name}.yml')
     data, train = opt['datasets']['train'], opt['train']
     assert max(data['gt_sizes']) == data['gt_size']
     assert sum(data['iters']) == sum(train['scheduler']['periods']) == train['total_iter']
 
 
-def test_distillation_is_the_release_from_another_target():
-    opt, release = (load(OPTIONS / f'train_SPIN_x4_{name}.yml') for name in ('distill', 'release'))
-    assert all(opt[key] == release[key] for key in ('network_g', 'path', 'val', 'logger', 'scale', 'dist_params'))
-    assert opt['datasets']['val'] == release['datasets']['val']
-    assert opt['train']['distill_opt'] == release['train']['pixel_opt'] and 'pixel_opt' not in opt['train']
+@pytest.mark.parametrize('name', DISTILLED)
+def test_distillation_is_another_recipe_from_another_target(name):
+    opt, other = (load(OPTIONS / f'train_{stem}.yml') for stem in (name, DISTILLED[name]))
+    assert all(opt[key] == other[key] for key in ('network_g', 'path', 'logger', 'scale', 'dist_params'))
+    assert opt['val']['metrics'] == other['val']['metrics']
+    assert opt['datasets']['val'] == other['datasets']['val']
+    assert opt['train']['distill_opt'] == other['train']['pixel_opt'] and 'pixel_opt' not in opt['train']
     assert opt['datasets']['train']['read_gt'] is False
-    assert all(opt['train'][key] == release['train'][key] for key in ('ema_decay', 'grad_clip', 'precision'))
+    assert all(opt['train'][key] == other['train'][key] for key in ('ema_decay', 'grad_clip'))
 
 
 @every_network

@@ -265,6 +265,12 @@ def _ecbsr_arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 _CONVS = 'backbone.{block}.'
 _CFSR = 'ACM MM 2021, as cited by github.com/Aitical/CFSR; a network for Y alone, parameters after conversion'
+_PCEVA = (
+    'as drawn in a figure by the script in github.com/ECNUSR/PCEVA; a network for Y alone, parameters counted after '
+)
+_PCEVA += 'conversion'
+_ETDS = 'trained by the authors of ETDS, logs in github.com/ECNUSR/ETDS; HR cropped to multiples of 12, parameters '
+_ETDS += 'counted after conversion'
 
 register_format(
     ArchFormat(
@@ -293,7 +299,15 @@ register_format(
             'ECBSR-M16C64': {'num_block': 16, 'num_channel': 64},
         },
         onnx=Onnx(sides=(2, None)),
-        published=(PublishedResult(4, 603_000, '31.92 28.34 27.48 25.81 -', _CFSR, 'ECBSR-M16C64'),),
+        published=(
+            PublishedResult(2, 11_548, '37.18 32.79 31.61 30.18 -', _ETDS, 'ECBSR-M4C16', protocol='y_mod12'),
+            PublishedResult(3, 13_723, '33.07 29.53 28.57 26.61 -', _ETDS, 'ECBSR-M4C16', protocol='y_mod12'),
+            PublishedResult(4, 16_768, '30.87 27.80 27.06 24.75 -', _ETDS, 'ECBSR-M4C16', protocol='y_mod12'),
+            PublishedResult(2, 2_748, '- - - 29.68 -', _PCEVA, 'ECBSR-M4C8'),
+            PublishedResult(2, 94_308, '- - - 31.25 -', _PCEVA, 'ECBSR-M10C32'),
+            PublishedResult(2, 594_884, '- - - 31.71 -', _PCEVA, 'ECBSR-M16C64'),
+            PublishedResult(4, 603_000, '31.92 28.34 27.48 25.81 -', _CFSR, 'ECBSR-M16C64'),
+        ),
         recipe=Recipe(
             about="The recipe is that of the authors' option files: LR patches of 64x64, batch 32, 1,000 epochs of "
             '1,600 iterations, 5e-4. Their networks take Y alone; here they take RGB, which is our choice.',

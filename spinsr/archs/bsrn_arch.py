@@ -270,6 +270,14 @@ register_format(
             (f'{_BLOCK}.conv_out.{{end}}', f'{_OURS}.conv_out.{{end}}'),
         ),
         configurations={'BSRN-S': {}},
+        published=(
+            PublishedResult(
+                4,
+                156_000,
+                '32.16 - - - -',
+                "CVPRW 2022, from the script of the paper's figure in github.com/XPixelGroup/BasicSR",
+            ),
+        ),
         from_official=_as_convolutions,
         to_official=_as_linear,
         recipe=_RECIPE_OF_CHALLENGE,

@@ -268,7 +268,7 @@ FORMAT = register_format(
             2023,
             'https://github.com/ArcticHare105/SPIN',
             'MIT',
-            'MIT',
+            'research and education',
             weights='none of the authors; spinsr has its own',
         ),
     )

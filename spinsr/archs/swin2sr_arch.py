@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from spinsr.archs.registry import ARCH_REGISTRY
 from spinsr.convert import shapes
 from spinsr.convert.recipe import DF2K, Recipe, Start, adam, multistep
-from spinsr.convert.registry import ArchFormat, Sizes, Source, register_format, renamed, under
+from spinsr.convert.registry import ArchFormat, PublishedResult, Sizes, Source, register_format, renamed, under
 from spinsr.modules.attention import attend, merge_heads, split_heads
 from spinsr.modules.cosine import unit_vectors
 from spinsr.modules.layout import to_image, to_tokens
@@ -363,6 +363,7 @@ def _official_arguments(variant: str, official: Mapping[str, Any]) -> dict[str, 
     return {**_translate(variant, official), 'num_out_ch': official.get('in_chans', 3), 'shifted': shifted}
 
 
+_REDUX = 'ECCVW 2022, as cited by github.com/the-database/traiNNer-redux; trained on DF2K'
 _CLASSICAL = {'embed_dim': 180, 'depths': (6,) * 6, 'num_heads': (6,) * 6, 'upsampler': 'pixelshuffle'}
 
 register_format(
@@ -401,6 +402,11 @@ register_format(
         to_official=_to_official,
         layout=under('params'),
         sizes=Sizes(minimum=5, multiple=8, pads=True),
+        published=(
+            PublishedResult(2, 1_005_348, '- - - 32.85 -', _REDUX, 'Swin2SR-light'),
+            PublishedResult(2, 12_091_571, '- - - 33.89 -', _REDUX, 'Swin2SR-classical'),
+            PublishedResult(4, 12_239_283, '- - - 27.51 -', _REDUX, 'Swin2SR-classical'),
+        ),
         recipe=Recipe(
             about="The authors' training code is not in their repository. Our choice is the recipe of SwinIR, on which "
             'the network builds: 500,000 iterations, 2e-4 halved at 250,000, 400,000, 450,000 and 475,000, EMA, x3 and '

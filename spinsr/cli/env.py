@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from spinsr._version import __version__
+from spinsr.inference import devices
 from spinsr.utils import memory
 
 # What changes results or whether something runs; the rest of the requirements does neither.
@@ -50,7 +51,7 @@ def _facts() -> Iterator[tuple[str, str]]:
         if version is not None or (name in PACKAGES and name not in OPTIONAL):
             yield name, version or 'not installed'
     yield from _torch_facts()
-    variables = sorted(name for name in os.environ if name.startswith(VARIABLES))
+    variables = sorted(name for name in os.environ if name.startswith(VARIABLES) and name not in devices.set_by_spinsr)
     yield 'variables', ', '.join(f'{name}={os.environ[name]}' for name in variables) or 'none set'
 
 

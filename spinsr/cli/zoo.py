@@ -2,12 +2,15 @@
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spinsr.cli import arguments, network
 from spinsr.training import imports
 from spinsr.utils.text import printable
 from spinsr.weights import DEFAULT_SCALE
+
+if TYPE_CHECKING:
+    from spinsr.evaluation.zoo import Row
 
 EXAMPLE = """\
 examples:
@@ -71,7 +74,6 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from spinsr.evaluation import plot, zoo
-    from spinsr.utils.atomic_write import write_bytes
 
     if args.plot:
         plot.new_figure(1, 1)  # what is missing shows before the work
@@ -83,19 +85,31 @@ def run(args: argparse.Namespace) -> int:
         args.dataset in row.psnr for variant in variants if variant.format for row in variant.published(*args.scale)
     ):
         raise ValueError(f'--plot has nothing to draw: no results for {args.dataset} x{args.scale[0]} are published')
-    table, failed = [], False
+    table: list[Row] = []
+    failed = False
     wanted = [(variant, scale) for variant in variants for scale in args.scale]
-    with tqdm(wanted, unit='network', disable=None, leave=False) as progress:
-        for variant, scale in progress:
-            name = f'{variant.name} x{scale}'
-            progress.set_description(name)
-            try:
-                table += zoo.rows(variant, scale, measure=measure)
-            except (ValueError, TypeError) as error:
-                failed = True
-                progress.write(f'spinsr zoo: error: {printable(f"{name}: {error}")}', file=sys.stderr)
-    if not table:
-        return 1
+    try:
+        with tqdm(wanted, unit='network', disable=None, leave=False) as progress:
+            for variant, scale in progress:
+                name = f'{variant.name} x{scale}'
+                progress.set_description(name)
+                try:
+                    with network.errors_only():
+                        table += zoo.rows(variant, scale, measure=measure)
+                except (ValueError, TypeError) as error:
+                    failed = True
+                    progress.write(f'spinsr zoo: error: {printable(f"{name}: {error}")}', file=sys.stderr)
+    finally:  # after Ctrl-C too: measuring takes long
+        if table:
+            _output(args, table)
+    return int(failed or not table)
+
+
+def _output(args: argparse.Namespace, table: list['Row']) -> None:
+    """Prints the table and writes the files."""
+    from spinsr.evaluation import plot, zoo
+    from spinsr.utils.atomic_write import write_bytes
+
     markdown = zoo.to_markdown(table)
     print(markdown, end='')
     if args.markdown:
@@ -111,7 +125,6 @@ def run(args: argparse.Namespace) -> int:
         ]
         title = f'{args.dataset} x{scale}: published PSNR on Y against latency for 1280x720 pixels'
         write_bytes(args.plot, plot.draw(points, title, 'latency (s)'))
-    return int(failed)
 
 
 def _check_usage(args: argparse.Namespace) -> None:

@@ -101,6 +101,7 @@ class PublishedResult:
         name: What the paper calls the network; its public name by default.
         configuration: To which it belongs, a key of `ArchFormat.configurations`. Default: that of the same name, else
             the constructor's defaults.
+        protocol: In which it was computed, if not that of the format.
     """
 
     scale: int
@@ -109,6 +110,7 @@ class PublishedResult:
     source: str
     name: str = ''
     configuration: str = ''
+    protocol: str = ''
 
 
 def bare(state_dict: StateDict) -> Mapping[str, Any]:

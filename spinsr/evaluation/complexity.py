@@ -13,8 +13,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -90,8 +90,10 @@ def count(net: nn.Module, height: int, width: int) -> dict[str, int]:
 def count_on_meta(net: nn.Module, height: int, width: int) -> 'OpCounter':
     """Counts a copy of the network on the meta device."""
     counter = _ValuelessCounter()
+    valueless = copy.deepcopy(net).to('meta')
+    image = torch.empty(1, 3, height, width, dtype=_dtype(net), device='meta')
     with _dense_ops(), torch.no_grad(), counter:
-        copy.deepcopy(net).to('meta')(torch.empty(1, 3, height, width, dtype=_dtype(net), device='meta'))
+        valueless(image)
     return counter
 
 
@@ -233,12 +235,69 @@ class OpCounter(TorchDispatchMode):
 
 
 class _ValuelessCounter(OpCounter):
-    """Counts tensors without values, and answers the reference's top-N, which asks for ties, that none exist."""
+    """Counts tensors without values, and answers the reference's top-N, which asks for ties, that none exist.
+
+    On the meta device an op is computed once for each signature: the blocks of a network repeat the same few, and torch
+    takes longer to derive the shape of a sum than to compute a small one.
+    """
+
+    def __init__(self):
+        super().__init__()
+        # By signature: the layout of the output, and what the op adds to each count.
+        self._known: dict[Hashable, tuple[_Layout, tuple[int, int, int]]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is _aten._local_scalar_dense.default and args[0].dtype == torch.bool:
             return False
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        signature = None if func.is_view or func._schema.is_mutable else _signature(func, args, kwargs)
+        if signature in self._known:
+            layout, (multiply_adds, convolution_multiply_adds, activations) = self._known[signature]
+            self.multiply_adds += multiply_adds
+            self.convolution_multiply_adds += convolution_multiply_adds
+            self.activations += activations
+            return layout.empty()
+        before = self.multiply_adds, self.convolution_multiply_adds, self.activations
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if signature is not None and type(out) is torch.Tensor and out.device.type == 'meta':
+            added = (
+                self.multiply_adds - before[0],
+                self.convolution_multiply_adds - before[1],
+                self.activations - before[2],
+            )
+            self._known[signature] = (_Layout.of(out), added)
+        return out
+
+
+class _Layout(NamedTuple):
+    """What a tensor of the meta device consists of."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, x: torch.Tensor) -> '_Layout':
+        return cls(x.shape, x.stride(), x.dtype)
+
+    def empty(self) -> torch.Tensor:
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device='meta')
+
+
+def _signature(func: Callable, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Hashable:
+    """What the layout of the output of an op depends on; None if not all tensors are on the meta device."""
+    described: list[Hashable] = [func]
+    for argument in (*args, *(kwargs or {}).items()):
+        for part in argument if isinstance(argument, (list, tuple)) else (argument,):
+            if isinstance(part, torch.Tensor):
+                if type(part) not in (torch.Tensor, nn.Parameter) or part.device.type != 'meta':
+                    return None
+                described.append(_Layout.of(part))
+            elif isinstance(part, (list, tuple)):
+                return None
+            else:
+                described.append((type(part), part))  # 1 == 1.0 == True
+        described.append(None)  # [a, b], c is not [a], [b, c]
+    return tuple(described)
 
 
 @contextlib.contextmanager

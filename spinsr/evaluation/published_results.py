@@ -18,6 +18,7 @@ class Published(NamedTuple):
         parameters: As published; for RCAN and SAN, whose papers round to 16M and 15.7M, as their code has them.
         psnr: dB on Y by dataset, as published. Protocols differ between papers by about 0.01 dB (docs/evaluate.md).
         source: Where the numbers come from.
+        protocol: In which they were computed; '' where that is not known.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Published(NamedTuple):
     parameters: int
     psnr: dict[str, float]
     source: str
+    protocol: str = ''
 
 
 DATASETS = ('Set5', 'Set14', 'B100', 'Urban100', 'Manga109')
@@ -69,6 +71,7 @@ SOURCES = {
         'Dynamic Residual Self-Attention Network (Park et al., arXiv:2112.04488)',
         2021,
         'https://github.com/saturnian77/DRSAN',
+        weights='repository (TensorFlow)',
     ),
 }
 

@@ -41,8 +41,11 @@ class Variant:
         """The published results at a scale; several where it was trained on several sets of images."""
         if self.format is None:
             return [row for row in elsewhere() if (row.name, row.scale) == (self.name, scale)]
+        protocol = self.format.protocol
         return [
-            Published(row.name or self.name, scale, row.parameters, numbers(row.psnr), row.source)
+            Published(
+                row.name or self.name, scale, row.parameters, numbers(row.psnr), row.source, row.protocol or protocol
+            )
             for row in self.format.published
             if row.scale == scale and _configuration(row, self.format) == self.name
         ]
@@ -160,7 +163,7 @@ def rows(variant: Variant, scale: int, *, measure: Mapping[str, Any] | None = No
             multiply_adds=counts['multiply_adds'],
             psnr=row.psnr if row else {},
             results=row.source if row else '',
-            protocol=variant.format.protocol if row else '',
+            protocol=row.protocol if row else '',
             latency=measured.get('latency'),
             peak_memory=measured.get('peak_memory'),
             **about,
@@ -230,7 +233,8 @@ def evaluate_file(
     """
     described = resolve(None, None, path)
     net, variant = described.build(device), variant_of(described)
-    protocol = get_format(described.cls).protocol
+    published = variant.published(described.scale) if variant else []
+    protocol = published[0].protocol if published else get_format(described.cls).protocol
     results = benchmark.evaluate(
         benchmarks,
         [described.scale],
@@ -239,7 +243,6 @@ def evaluate_file(
         protocols=[protocol],
         failed=failed,
     )
-    published = variant.published(described.scale) if variant else []
     about = {
         'weights': os.fspath(path),
         'arch': described.arch,

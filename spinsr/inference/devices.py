@@ -21,6 +21,8 @@ ACCELERATORS = ('cuda', 'mps', 'xpu')
 # torch runs ops that these devices lack on the CPU if this is set before it is imported; the last one makes XPU name
 # them in its warnings, as MPS does.
 _FALLBACK = ('PYTORCH_ENABLE_MPS_FALLBACK', 'PYTORCH_ENABLE_XPU_FALLBACK', 'PYTORCH_DEBUG_XPU_FALLBACK')
+# Those of them that the user had not set.
+set_by_spinsr: set[str] = set()
 _FALLS_BACK = re.compile(r"operator '?([\w:.]+)'?.*fall(?:ing)? back", re.DOTALL)
 
 
@@ -28,7 +30,9 @@ def allow_fallback() -> None:
     """Lets MPS and XPU run the ops that they lack on the CPU; has an effect before torch is imported only."""
     if 'torch' not in sys.modules:
         for name in _FALLBACK:
-            os.environ.setdefault(name, '1')
+            if name not in os.environ:
+                os.environ[name] = '1'
+                set_by_spinsr.add(name)
 
 
 def select(name: str = 'auto') -> torch.device:

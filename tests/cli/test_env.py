@@ -1,6 +1,8 @@
 """`spinsr env`."""
 
 import importlib.metadata
+import os
+import subprocess
 import sys
 
 from spinsr import __version__
@@ -23,6 +25,17 @@ def test_names_versions_devices_and_backends(monkeypatch, capsys):
     assert lines['ops, default'] == 'reference'
     assert lines['ops, auto'] == 'torch'
     assert 'SPINSR_OPS_BACKEND=reference' in lines['variables']
+
+
+def test_names_only_the_variables_of_the_user():
+    environment = {name: text for name, text in os.environ.items() if not name.startswith('PYTORCH_')}
+    environment['PYTORCH_ENABLE_XPU_FALLBACK'] = '0'
+    environment['CUDA_VISIBLE_DEVICES'] = ''
+    script = 'import sys; from spinsr.cli import main; sys.exit(main(["env"]))'
+    done = subprocess.run([sys.executable, '-c', script], env=environment, capture_output=True, text=True, check=True)
+    (variables,) = (line for line in done.stdout.splitlines() if line.startswith('variables:'))
+    assert 'PYTORCH_ENABLE_XPU_FALLBACK=0' in variables
+    assert 'PYTORCH_ENABLE_MPS_FALLBACK' not in variables
 
 
 def test_reports_a_torch_that_does_not_import(monkeypatch, capsys):

@@ -33,6 +33,13 @@ def test_a_variant_has_the_results_of_its_configuration():
     assert [row.psnr['Manga109'] for variant in (large, base) for row in variant.published(4)] == [31.02, 30.35]
 
 
+def test_a_result_may_have_another_protocol_than_the_network():
+    (variant,) = zoo.variants(['ECBSR-M4C16'])
+    (row,) = zoo.rows(variant, 4)
+    assert (row.protocol, row.psnr['Set5']) == ('y_mod12', 30.87)
+    assert [row.protocol for row in zoo.variants(['ECBSR-M16C64'])[0].published(4)] == ['y_crop_scale']
+
+
 def test_every_published_result_of_a_format_is_in_the_zoo():
     for variant in zoo.variants():
         if variant.format and variant.name == next(zoo._variants_of(variant.format)).name:
@@ -101,6 +108,20 @@ def test_command_names_what_fails_and_continues(counted, capsys):
     assert err == 'spinsr zoo: error: BSRN-S x4: cannot be counted\n'
 
 
+def test_what_was_measured_survives_ctrl_c(tmp_path, monkeypatch, counted, capsys):
+    rows, path = zoo.rows, tmp_path / 't.csv'
+
+    def interrupted(variant, *args, **kwargs):
+        if variant.name == 'SMFANet':
+            raise KeyboardInterrupt
+        return rows(variant, *args, **kwargs)
+
+    monkeypatch.setattr(zoo, 'rows', interrupted)
+    assert main(['zoo', '--arch', SMALL, 'SMFANet', '--csv', str(path)]) == 1
+    assert [line['name'] for line in csv.DictReader(io.StringIO(path.read_text()))] == [SMALL]
+    assert SMALL in capsys.readouterr().out
+
+
 def test_plot_needs_latency(capsys):
     with pytest.raises(SystemExit) as exit_info:
         main(['zoo', '--plot', 'p.png'])
@@ -146,3 +167,14 @@ def test_a_folder_of_weights_is_measured_beside_published(tmp_path, monkeypatch,
         'damaged.pth',
         'other.pth',
     ]
+
+
+def test_weights_are_scored_in_the_protocol_of_the_result(tmp_path):
+    image_file.write_png(tmp_path / 'Set5' / 'HR' / 'a.png', photo(37, 42))
+    for name in ('ECBSR-M4C16', 'ECBSR-M10C16'):
+        torch.save({'params': spinsr.load(name, 2, None).state_dict()}, tmp_path / f'{name}.pth')
+    ours, unpublished = (
+        zoo.evaluate_file(tmp_path / f'{name}.pth', [tmp_path / 'Set5'])[0] for name in ('ECBSR-M4C16', 'ECBSR-M10C16')
+    )
+    assert list(ours['protocols']) == ['y_mod12'] and ours['published'][0]['psnr'] == 37.18
+    assert list(unpublished['protocols']) == ['y_crop_scale'] and unpublished['published'] == []

@@ -23,34 +23,47 @@ sys.path.insert(0, str(SCRIPT.parent))
 ablation = importlib.import_module('ablation')
 
 
+STUDIES_ROWS = [(name, row) for name, study in ablation.STUDIES.items() for row in study.rows]
+
+
 def arguments(folder, *more):
     data, benchmark = folder / 'data', folder / 'Tiny'
     return ['--data', str(data), '--benchmark', str(benchmark), '-o', str(folder / 'out'), *more]
 
 
 def leaves(section, prefix=''):
-    """section:key -> value, as ROWS names them."""
+    """section:key -> value, as rows name them."""
     found = {}
     for key, value in section.items():
         found |= leaves(value, f'{prefix}{key}:') if isinstance(value, dict) else {f'{prefix}{key}': value}
     return found
 
 
-@pytest.mark.parametrize('row', ablation.ROWS, ids=ablation.slug)
-def test_every_row_builds_and_differs_from_the_default_as_it_says(row, tmp_path):
+@pytest.mark.parametrize(('study', 'row'), STUDIES_ROWS, ids=lambda name: ablation.slug(name))
+def test_every_row_builds_and_differs_from_the_default_as_it_says(study, row, tmp_path):
     from spinsr.archs import ARCH_REGISTRY
 
-    args = ablation.parse(arguments(tmp_path))
-    opt, default = ablation.options(args, row, 1), ablation.options(args, ablation.DEFAULT, 1)
+    args = ablation.parse(arguments(tmp_path, '--study', study, '--iterations', '300'))
+    opt, default = ablation.options(args, row, 1), ablation.options(args, args.study.default, 1)
     network = {key: value for key, value in opt['network_g'].items() if key != 'type'}
     assert [finding for finding in check.quick(opt, is_train=True) if finding.level == 'error'] == []
     assert not progressive_learning.grows(opt['datasets']['train'])
     with torch.device('meta'):
         ARCH_REGISTRY.get(opt['network_g']['type'])(**network)
+    row_changes = args.study.rows[row]
     own, usual = leaves(opt), leaves(default)
-    changed = {key: own.get(key) for key in own.keys() | usual.keys() if own.get(key) != usual.get(key)}
-    assert changed == ({} if row == ablation.DEFAULT else {'name': f'{ablation.slug(row)}_1', **ablation.ROWS[row]})
+    changed = {key for key in own.keys() | usual.keys() if own.get(key) != usual.get(key)} - {'name'}
+    assert all(key.startswith(tuple(row_changes)) for key in changed)
+    assert all(any(key.startswith(of) for key in changed) for of in row_changes)
+    simple = {key: value for key, value in row_changes.items() if not isinstance(value, dict)}
+    assert {key: own[key] for key in simple} == {k: 150 if v is ablation.HALF else v for k, v in simple.items()}
     assert opt['manual_seed'] == 1
+
+
+def test_row_of_another_study_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        ablation.parse(arguments(tmp_path, '--study', 'recipe_SPIN', '--rows', 'patches'))
+    assert "'patches' is not a row of recipe_SPIN" in capsys.readouterr().err
 
 
 def test_means_and_differences_by_hand():
@@ -70,7 +83,7 @@ def test_means_and_differences_by_hand():
 def test_noise_of_the_default_counts_once():
     """All rows agree but the default: what their differences share says no more of the noise than one row does."""
     rows = {f'row {n}': {0: 30.0, 1: 30.0, 2: 30.0} for n in range(9)}
-    squares, degrees = ablation.noise({ablation.DEFAULT: {0: 30.0, 1: 30.3, 2: 29.7}, **rows})
+    squares, degrees = ablation.noise({'SPIN': {0: 30.0, 1: 30.3, 2: 29.7}, **rows})
     # Of the default's 0.18, a tenth goes into the means of the seeds.
     assert squares == pytest.approx(0.18 * 0.9)
     assert degrees == 9 * 2
