@@ -105,13 +105,13 @@ def compare(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]
                 except WorkerError as error:
                     row['failed'] = str(error)
         finally:
-            exporter.process.kill()  # its memory
+            exporter.close()  # its memory
         row |= measure(workers, args.repeats)
     except WorkerError as error:
         row['failed'] = str(error)
     finally:
         for worker in workers.values():
-            worker.process.kill()
+            worker.close()
     return row
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from spinsr.utils import memory
 
+GRACE = 5  # seconds
+
 
 class WorkerError(Exception):
     """What runs in the process failed; the message is one line."""
@@ -58,6 +60,12 @@ class Worker:
         if isinstance(answer, WorkerError):
             raise answer
         return answer
+
+    def close(self) -> None:
+        """Ends the process, which ends by itself where it waits for a command."""
+        self.pipe.close()
+        self.process.join(GRACE)
+        self.process.kill()
 
 
 def _serve(pipe: Any, make: Callable[[], Any]) -> None:

@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print('tile_cost.py: interrupted', file=sys.stderr)
         return 130
+    finally:
+        for worker in workers.values():
+            worker.close()
     height, width = args.lr_size
     print(
         f'{args.network} x{args.scale}, LR {height}x{width}, {args.threads} CPU thread(s), {args.repeats} runs each\n'

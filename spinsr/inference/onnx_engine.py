@@ -112,7 +112,7 @@ def digest(net: nn.Module) -> str:
         for key, value in sorted(values.items()):
             if isinstance(value, Tensor):
                 found.update(f'{key} {value.dtype} {tuple(value.shape)}'.encode())
-                found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
             elif isinstance(value, _PLAIN) and key != 'training':
                 found.update(f'{key} {value!r}'.encode())
             elif inspect.isroutine(value):

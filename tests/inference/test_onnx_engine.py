@@ -52,12 +52,14 @@ def test_images_are_those_of_torch_and_the_file_is_used_again(cache, no_export, 
     assert list(cache.iterdir()) == [file]
 
 
-@pytest.mark.parametrize('change', ['weight', 'attribute', 'buffer'])
+@pytest.mark.parametrize('change', ['weight', 'argument', 'attribute', 'buffer'])
 def test_another_network_has_another_digest(change):
-    net, other = build(), build(img_range=1.0) if change == 'attribute' else build()
+    net, other = build(), build(**({'img_range': 1.0} if change == 'argument' else {}))
     if change == 'weight':
         with torch.no_grad():
             next(other.parameters()).view(-1)[-1] += 1e-6
+    elif change == 'attribute':
+        other.num_heads = 3
     elif change == 'buffer':
         other.register_buffer('more', torch.zeros(1), persistent=False)
     assert onnx_engine.digest(net) == onnx_engine.digest(build())
