@@ -28,6 +28,7 @@ from spinsr._version import __version__
 from spinsr.convert.half import HALF_TYPES, SMALLEST, to_half
 from spinsr.ops import resolve_backend
 from spinsr.ops.common import symbolic
+from spinsr.utils import memory
 from spinsr.utils.atomic_write import check_target, write_bytes
 
 SIZE = (64, 64)
@@ -123,6 +124,7 @@ def to_onnx(
         ValueError: A wrong ending, size, opset or dtype, another ops backend than 'torch', a network that cannot be
             translated, or a file that would compute something else; then nothing is written.
         FileExistsError: `path` exists, and `overwrite` is not set.
+        MemoryError: Memory ran out.
         OSError: The file cannot be written.
         ImportError: onnx, onnxruntime or onnxscript is not installed.
     """
@@ -169,13 +171,22 @@ def _check(path: Path, size: Sequence[int] | None, opset: int, dtype: str, overw
         raise ValueError(f'opset must be at least 18, got {opset}')
     if dtype not in ('fp32', *HALF_TYPES):
         raise ValueError(f'dtype must be one of fp32, {", ".join(HALF_TYPES)}, got {dtype!r}')
-    if (backend := resolve_backend()) != 'torch':
-        raise ValueError(f"export needs the ops backend 'torch', got {backend!r}; unset SPINSR_OPS_BACKEND")
+    check_backend()
     for package in ('onnx', 'onnxruntime', 'onnxscript'):
         try:
             importlib.import_module(package)
         except ImportError as error:
             raise ImportError(f'export to ONNX needs the package {package}: pip install {package}') from error
+
+
+def check_backend() -> None:
+    """Refuses ops that cannot be exported.
+
+    Raises:
+        ValueError: Another ops backend than 'torch' is in force.
+    """
+    if (backend := resolve_backend()) != 'torch':
+        raise ValueError(f"export needs the ops backend 'torch', got {backend!r}; unset SPINSR_OPS_BACKEND")
 
 
 def sides_of(net: nn.Module) -> tuple[int, int | None] | None:
@@ -304,7 +315,8 @@ def _translate(
             # Each node has the lines of Python that it came from, with the folders of this machine: most of the file.
             ClearMetadataAndDocStringPass()(program.model)
     except Exception as error:  # whatever torch and onnxscript raise for this network
-        raise ValueError(f'{type(net).__name__} cannot be translated to ONNX: {_first_line(error)}') from error
+        require_memory(error)
+        raise ValueError(f'{type(net).__name__} cannot be translated to ONNX: {first_line(error)}') from error
     model = program.model_proto
     written = next(entry.version for entry in model.opset_import if not entry.domain)
     if written != opset:
@@ -314,8 +326,22 @@ def _translate(
     return model.SerializeToString()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says first, or its class where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def require_memory(error: BaseException) -> None:
+    """Tells lack of memory, which smaller images avoid, from other errors of torch's exporter and of ONNX Runtime.
+
+    Raises:
+        MemoryError: The error means that memory ran out.
+    """
+    cause: BaseException | None = error  # torch wraps what it meets
+    while cause is not None:
+        if memory.ran_out(cause) or 'allocat' in first_line(cause).lower():
+            raise MemoryError(f'out of memory for ONNX: {first_line(cause)}') from error
+        cause = cause.__cause__
 
 
 def _stable_sort() -> Any:
@@ -359,15 +385,17 @@ def _differences(net: nn.Module, content: bytes, opset: int, channels: int, shap
     try:
         session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
     except Exception as error:  # the runtime has many classes
-        raise ValueError(f'{runtime} does not take opset {opset}: {_first_line(error)}') from error
+        require_memory(error)
+        raise ValueError(f'{runtime} does not take opset {opset}: {first_line(error)}') from error
     differences = []
     for seed in range(IMAGES):
         image = sample_image(channels, shape, seed)
         try:
             out = np.asarray(session.run(None, {'image': image.numpy()})[0])
         except Exception as error:
+            require_memory(error)
             rule = f'{runtime} cannot run what torch {torch.__version__} wrote'
-            raise ValueError(f'{rule}: {_first_line(error)}') from error
+            raise ValueError(f'{rule}: {first_line(error)}') from error
         expected = net(image)
         if out.shape != tuple(expected.shape):
             raise ValueError(f'the ONNX file returns {out.shape} where PyTorch returns {tuple(expected.shape)}')

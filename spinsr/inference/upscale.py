@@ -64,7 +64,7 @@ def upscale(
         tile: As for `super_resolve`, and so are `self_ensemble`, `precision` and `progress`.
         outscale: Factor of both sides, if it is not that of the network: the result is resampled by
             `spinsr.data.resample.resize`.
-        engine: 'torch', or 'onnx' for ONNX Runtime, see `by_engine`.
+        engine: 'torch', or 'onnx' for ONNX Runtime; for many images, `by_engine` once is faster.
 
     Returns:
         As the image, with sides scale*H and scale*W (or outscale*H and outscale*W, rounded): the output times 255
@@ -151,10 +151,11 @@ def by_engine(net: nn.Module, engine: str) -> nn.Module:
     Args:
         net: As for `upscale`.
         engine: 'torch', or 'onnx': ONNX Runtime on the CPU, in float32. The network is exported at its first image of
-            each size, for some networks once for all sizes, and kept in a cache (`onnx_engine.cache_folder`).
+            each size, for some networks once for all sizes, and kept in a cache (`onnx_engine.cache_folder`). Its
+            weights are read for the name of the file: for many images, call this once and pass what it returns.
 
     Raises:
-        ValueError: The network is not on the CPU in float32, takes neither RGB nor grey images, or cannot be exported.
+        ValueError: The network is not on the CPU in float32, or cannot be exported.
         ImportError: onnx, onnxruntime, onnxscript or platformdirs is not installed.
     """
     if engine == 'torch':
@@ -162,7 +163,7 @@ def by_engine(net: nn.Module, engine: str) -> nn.Module:
     from spinsr.inference.onnx_engine import OnnxNetwork
 
     replaced = OnnxNetwork(net)
-    _probed[replaced] = _probe(net)  # which would otherwise export it for a small image
+    _originals[replaced] = net
     return replaced
 
 
@@ -371,6 +372,7 @@ def limited_memory() -> Iterator[None]:
 
 def _probe(net: nn.Module) -> tuple[int, int]:
     """Channels and scale of a network, found by enlarging a small image, once for each network."""
+    net = _originals.get(net, net)  # another engine would export it for the small image
     found = _probed.get(net)
     if found is not None:
         return found
@@ -608,6 +610,7 @@ def _continue_by_reflection(x: Tensor, multiple: int) -> Tensor:
 _modes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # network -> [users, (module, was training) …]
 _modes_lock = threading.Lock()
 _probed: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # network -> channels, scale
+_originals: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # network of `by_engine` -> that of torch
 
 
 @contextlib.contextmanager

@@ -1,6 +1,10 @@
 """Networks by ONNX Runtime: the same images as by PyTorch, exported once."""
 
+import copy
+import fractions
+import functools
 import importlib.util
+import threading
 
 import numpy as np
 import pytest
@@ -52,18 +56,70 @@ def test_images_are_those_of_torch_and_the_file_is_used_again(cache, no_export, 
     assert list(cache.iterdir()) == [file]
 
 
-@pytest.mark.parametrize('change', ['weight', 'argument', 'attribute', 'buffer'])
+def change_weight(net):
+    with torch.no_grad():
+        next(net.parameters()).view(-1)[-1] += 1e-6
+
+
+def times(factor):
+    return lambda x: factor * x
+
+
+# What makes a network another one, beside what it was built with.
+CHANGES = {
+    'weight': change_weight,
+    'attribute': lambda net: setattr(net, 'num_heads', 3),
+    'buffer': lambda net: net.register_buffer('more', torch.zeros(1), persistent=False),
+    'module': lambda net: net.add_module('again', next(iter(net.children()))),
+}
+# Attributes whose values differ although their kinds, and in part what they are printed as, do not.
+PAIRS = {
+    'dict': ({'position_weight': 0.5}, {'position_weight': 1.0}),
+    'dtype': (torch.float32, torch.float64),
+    'array': (np.zeros(2000), np.eye(1, 2000, 1000)[0]),
+    'tensors': ([torch.zeros(2000)], [(torch.arange(2000) == 1000).float()]),
+    'partial': (functools.partial(max, 1), functools.partial(max, 2)),
+    'closure': (times(1), times(2)),
+    'nested': ((1, (2, 3)), ((1, 2), 3)),
+    'object': (fractions.Fraction(1, 2), fractions.Fraction(1, 3)),
+}
+
+
+@pytest.mark.parametrize('change', [*CHANGES, 'argument'])
 def test_another_network_has_another_digest(change):
     net, other = build(), build(**({'img_range': 1.0} if change == 'argument' else {}))
-    if change == 'weight':
-        with torch.no_grad():
-            next(other.parameters()).view(-1)[-1] += 1e-6
-    elif change == 'attribute':
-        other.num_heads = 3
-    elif change == 'buffer':
-        other.register_buffer('more', torch.zeros(1), persistent=False)
+    CHANGES.get(change, lambda _: None)(other)
     assert onnx_engine.digest(net) == onnx_engine.digest(build())
     assert onnx_engine.digest(net) != onnx_engine.digest(other)
+
+
+@pytest.mark.parametrize('pair', PAIRS)
+def test_another_attribute_has_another_digest(pair):
+    def digest(value):
+        net = torch.nn.Conv2d(3, 3, 1, bias=False)
+        torch.nn.init.zeros_(net.weight).requires_grad_(False)
+        net.value = copy.deepcopy(value)
+        return onnx_engine.digest(net)
+
+    one, other = PAIRS[pair]
+    assert digest(one) == digest(one) != digest(other)
+
+
+def test_another_source_has_another_digest(monkeypatch):
+    before = onnx_engine.digest(build())
+    monkeypatch.setattr(onnx_engine, '_FOLDERS', ('ops',))
+    onnx_engine._package.cache_clear()
+    assert onnx_engine.digest(build()) != before
+    monkeypatch.undo()
+    onnx_engine._package.cache_clear()
+    assert onnx_engine.digest(build()) == before
+
+
+def test_an_attribute_that_cannot_be_compared_is_refused():
+    net = build()
+    net.lock = [threading.Lock()]
+    with pytest.raises(ValueError, match=r'got a lock in RCAN\.lock, which cannot be compared'):
+        by_engine(net, 'onnx')
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -83,9 +139,88 @@ def test_a_network_that_cannot_be_exported(cache):
             x = self.conv(x)
             return torch.kron(x[0], torch.ones(1, 2, 2) * (1 if float(x.sum()) < 1e9 else 2))[None]
 
-    with pytest.raises(ValueError, match="Twice cannot be translated to ONNX: .*engine 'torch' runs it"):
+    with pytest.raises(ValueError, match="Twice cannot be translated .*tiles of another size .*engine 'torch' runs it"):
         spinsr.upscale(np.zeros((8, 9, 3), np.uint8), Twice().eval(), engine='onnx')
     assert not list(cache.iterdir())
+
+
+def test_tiles_are_no_advice_for_a_file_of_any_size(monkeypatch):
+    def to_onnx(*_, **__):
+        raise ValueError('why')
+
+    monkeypatch.setattr(onnx_engine, 'to_onnx', to_onnx)
+    net = by_engine(build(), 'onnx')
+    net.sides = 1, None
+    with pytest.raises(ValueError, match="^why; engine 'torch' runs it$"):
+        super_resolve(torch.zeros(1, 3, 8, 8), net)
+
+
+def test_lack_of_memory_is_not_a_broken_network(cache, monkeypatch):
+    """Smaller tiles are tried then."""
+
+    def export(*_, **__):
+        raise RuntimeError('cannot be exported') from MemoryError()
+
+    net = by_engine(build(), 'onnx')
+    monkeypatch.setattr(torch.onnx, 'export', export)
+    with pytest.raises(MemoryError, match='tried: whole image, 32-px tiles'):
+        super_resolve(torch.zeros(1, 3, 64, 40), net)
+    assert not list(cache.iterdir())
+
+
+def test_lack_of_memory_is_not_a_broken_file(tmp_path, monkeypatch):
+    def session(*_, **__):
+        raise RuntimeError('Failed to allocate memory for requested buffer')
+
+    monkeypatch.setattr('onnxruntime.InferenceSession', session)
+    with pytest.raises(MemoryError, match='Failed to allocate'):
+        onnx_engine._load(tmp_path / 'a.onnx', 1)
+
+
+def test_two_processes_may_export_the_same_network(cache, monkeypatch):
+    """The other one finishes while this one exports, and a third was killed."""
+    net = by_engine(build(), 'onnx')
+    written = []
+
+    def to_onnx(_, path, **__):
+        path.write_bytes(f'{len(written)}'.encode())
+        written.append(path)
+        if len(written) == 1:
+            net._file(32, 32)
+            assert path.read_bytes() == b'0'
+
+    monkeypatch.setattr(onnx_engine, 'to_onnx', to_onnx)
+    (cache / '.killed.part').mkdir(parents=True)
+    path = net._file(32, 32)
+    assert len(set(written)) == 2 and path.read_bytes() == b'0'
+    assert sorted(cache.iterdir()) == [cache / '.killed.part', path]
+
+
+def test_autocast_is_refused(cache):
+    with pytest.raises(ValueError, match="engine 'onnx' computes in fp32, got autocast"):
+        super_resolve(torch.zeros(1, 3, 8, 8), by_engine(build(), 'onnx'), precision='bf16')
+    assert not cache.exists()
+
+
+def test_another_ops_backend_is_refused_at_once(monkeypatch):
+    monkeypatch.setenv('SPINSR_OPS_BACKEND', 'reference')
+    with pytest.raises(ValueError, match="needs the ops backend 'torch', got 'reference'"):
+        by_engine(build(), 'onnx')
+
+
+def test_a_network_that_takes_no_small_image_is_taken_as_rgb(monkeypatch):
+    """As with PyTorch."""
+
+    class Large(torch.nn.Conv2d):
+        def forward(self, x):
+            if x.shape[2] < 16:
+                raise ValueError('too small')
+            return super().forward(x)
+
+    monkeypatch.setattr(onnx_engine.OnnxNetwork, 'forward', lambda self, x: self.net(x))
+    image = np.full((16, 17, 3), 100, np.uint8)
+    net = Large(3, 3, 1)
+    assert np.array_equal(spinsr.upscale(image, net, engine='onnx'), spinsr.upscale(image, net))
 
 
 @pytest.mark.parametrize(
