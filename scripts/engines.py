@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     clock = 'processor time' if args.processor_time else 'time'
     print(f'x{args.scale}, {clock} of {args.repeats} runs each in turns, {args.threads} CPU thread(s)', end=', ')
     print(', '.join(f'{package} {version}' for package, version in versions.items()), end='\n\n')
-    print(to_markdown(rows, args.engines), end='')
+    print(to_markdown(rows, args.engines, pays=not args.processor_time), end='')
     if args.json:
         command = shlex.join(['python', 'scripts/engines.py', *(sys.argv[1:] if argv is None else argv)])
         content = {'command': command, 'versions': versions, 'threads': args.threads, 'rows': rows}
@@ -313,13 +313,20 @@ def size_for(net: Any, size: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def to_markdown(rows: Sequence[Mapping[str, Any]], engines: Sequence[str]) -> str:
-    """The table of the rows, and below it why a network has no numbers."""
+def to_markdown(rows: Sequence[Mapping[str, Any]], engines: Sequence[str], pays: bool = True) -> str:
+    """The table of the rows, and below it why a network has no numbers.
+
+    Args:
+        rows: Of `compare`.
+        engines: The columns; ratios are to the first.
+        pays: Say from which image compiling pays. Not for processor time, which leaves out the compilers' processes.
+    """
     base, *others = engines
+    pays = pays and 'compile' in others
     head = ['network', 'input', 'multiply-adds', f'published PSNR, {", ".join(DATASETS)}']
     head += [ENGINES[engine] for engine in engines]
     head += [f'{ENGINES[base]} / {ENGINES[engine]}' for engine in others]
-    head += ['compiled pays from image'] if 'compile' in others else []
+    head += ['compiled pays from image'] if pays else []
     lines = [[*head, 'peak memory', *(['largest difference'] if others else [])]]
     for row in rows:
         if 'seconds' not in row:
@@ -330,7 +337,7 @@ def to_markdown(rows: Sequence[Mapping[str, Any]], engines: Sequence[str]) -> st
         line = [row['network'], '{}x{}'.format(*row['size']), f'{row["multiply_adds"] / 1e9:.1f} G', psnr]
         line += [f'{statistics.median(seconds[name]):.3g} s' if name in seconds else '' for name in engines]
         line += [ratio(seconds, base, name) for name in others]
-        line += [pays_from(row, base)] if 'compile' in others else []
+        line += [pays_from(row, base)] if pays else []
         line += [' and '.join(f'{(peak[name] or 0) / 1e6:,.0f} MB' for name in engines if name in peak)]
         far = row['largest_difference']
         line += [' and '.join(f'{far[name]:.1e}' for name in others if name in far)] if others else []

@@ -20,6 +20,7 @@ from typing import Any
 from processes import Worker, WorkerError
 
 from spinsr.cli.arguments import positive, size
+from spinsr.inference.options import SMALLEST_TILE
 from spinsr.utils import memory
 from spinsr.utils.atomic_write import write_bytes
 from spinsr.utils.text import markdown_table
@@ -29,20 +30,7 @@ TILES = (64, 128, 192, 256)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints a Markdown table, and returns the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0], epilog='See docs/performance.md.')
-    add = parser.add_argument
-    add('--network', default='SPIN', metavar='NAME', help='as in scripts/engines.py (default: SPIN)')
-    add('--scale', type=positive, default=4, help='upscaling factor (default: 4)')
-    add('--lr-size', type=size, default=(270, 480), metavar='HxW', help='LR pixels (default: 270x480)')
-    add('--tiles', type=int, nargs='*', default=list(TILES), metavar='N', help=f'default: {" ".join(map(str, TILES))}')
-    add('--no-whole', action='store_true', help='leave out the whole image')
-    add('--repeats', type=positive, default=3, metavar='N', help='timed runs of each (default: 3)')
-    add('--threads', type=positive, default=1, metavar='N', help='CPU threads (default: 1)')
-    add('--processor-time', action='store_true', help='for one thread on a busy machine: other work counts for less')
-    add('--json', type=Path, metavar='FILE', help='write all numbers here')
-    args = parser.parse_args(argv)
-    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
-        parser.error(f'--json must be a file in an existing folder, got {args.json}')
+    args = parse(argv)
     tiles: list[int | None] = [*([] if args.no_whole else [None]), *args.tiles]
     workers = {tile: Worker(functools.partial(Tiles, tile, args)) for tile in tiles}
     try:
@@ -64,6 +52,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         write_bytes(args.json, (json.dumps({**vars(args), 'rows': rows}, indent=1, default=str) + '\n').encode())
     return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0], epilog='See docs/performance.md.')
+    add = parser.add_argument
+    add('--network', default='SPIN', metavar='NAME', help='as in scripts/engines.py (default: SPIN)')
+    add('--scale', type=positive, default=4, help='upscaling factor (default: 4)')
+    add('--lr-size', type=size, default=(270, 480), metavar='HxW', help='LR pixels (default: 270x480)')
+    add('--tiles', type=int, nargs='*', default=list(TILES), metavar='N', help=f'default: {" ".join(map(str, TILES))}')
+    add('--no-whole', action='store_true', help='leave out the whole image')
+    add('--repeats', type=positive, default=3, metavar='N', help='timed runs of each (default: 3)')
+    add('--threads', type=positive, default=1, metavar='N', help='CPU threads (default: 1)')
+    add('--processor-time', action='store_true', help='for one thread on a busy machine: other work counts for less')
+    add('--json', type=Path, metavar='FILE', help='write all numbers here')
+    args = parser.parse_args(argv)
+    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
+        parser.error(f'--json must be a file in an existing folder, got {args.json}')
+    if args.no_whole and not args.tiles:
+        parser.error('--no-whole needs --tiles, got none')
+    if args.tiles and min(args.tiles) < SMALLEST_TILE:
+        parser.error(f'--tiles must be at least {SMALLEST_TILE}, got {min(args.tiles)}')
+    return args
 
 
 def measure(workers: Mapping[int | None, Any], repeats: int) -> list[dict[str, Any]]:

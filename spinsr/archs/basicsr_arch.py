@@ -267,10 +267,12 @@ _CONVS = 'backbone.{block}.'
 _CFSR = 'ACM MM 2021, as cited by github.com/Aitical/CFSR; a network for Y alone, parameters after conversion'
 _PCEVA = (
     'as drawn in a figure by the script in github.com/ECNUSR/PCEVA; a network for Y alone, parameters counted after '
+    'conversion'
 )
-_PCEVA += 'conversion'
-_ETDS = 'trained by the authors of ETDS, logs in github.com/ECNUSR/ETDS; HR cropped to multiples of 12, parameters '
-_ETDS += 'counted after conversion'
+_ETDS = (
+    'trained by the authors of ETDS, logs in github.com/ECNUSR/ETDS; HR cropped to multiples of 12, parameters '
+    'counted after conversion'
+)
 
 register_format(
     ArchFormat(

@@ -80,7 +80,9 @@ def check_outputs(paths: Iterable[Path], overwrite: bool) -> None:
 
 def add_table_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds --runs, --markdown, --dataset and --overwrite, for a table of what networks cost."""
-    parser.add_argument('--runs', metavar='N', type=positive, default=3, help='timed, at most a minute (default: 3)')
+    parser.add_argument(
+        '--runs', metavar='N', type=positive, default=3, help='timed; none begins after a minute (default: 3)'
+    )
     parser.add_argument('--markdown', metavar='FILE', type=path, help='write the table')
     parser.add_argument('--dataset', metavar='NAME', default='Set5', help='for --plot (default: Set5)')
     parser.add_argument('--overwrite', action='store_true', help='replace these files where they exist')

@@ -124,7 +124,8 @@ def _output(args: argparse.Namespace, table: list['Row']) -> None:
             if row.latency is not None and args.dataset in row.psnr
         ]
         title = f'{args.dataset} x{scale}: published PSNR on Y against latency for 1280x720 pixels'
-        write_bytes(args.plot, plot.draw(points, title, 'latency (s)'))
+        if points:  # after Ctrl-C there may be none
+            write_bytes(args.plot, plot.draw(points, title, 'latency (s)'))
 
 
 def _check_usage(args: argparse.Namespace) -> None:

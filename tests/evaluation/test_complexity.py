@@ -90,6 +90,19 @@ def test_repeated_layers_count_each_time():
     assert (counted['multiply_adds'], counted['activations']) == (5 * 9 * 28, 5 * 3 * 28)
 
 
+def test_one_layer_counts_the_same_for_each_layout_of_its_input():
+    class Layouts(nn.Conv2d):
+        def forward(self, x):
+            inputs = x, x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3).contiguous().transpose(2, 3)
+            return torch.stack([super(Layouts, self).forward(layout) for layout in inputs])
+
+    with torch.no_grad(), complexity.OpCounter() as counter:
+        Layouts(3, 8, 3, padding=1)(torch.rand(1, 3, 5, 6))
+    counted = complexity.count_on_meta(Layouts(3, 8, 3, padding=1), 5, 6)
+    assert counted.multiply_adds == counter.multiply_adds == 3 * (8 * 3 * 9 * 30)
+    assert counted.activations == counter.activations == 3 * (8 * 30)
+
+
 def test_ops_that_differ_in_the_type_of_a_number_are_different():
     class Scaled(nn.Conv2d):
         def forward(self, x):
@@ -181,6 +194,18 @@ def test_measured_in_a_process():
     row = measure('SPIN', 2, 9, 13, runs=3, arch_args=SPIN)
     assert len(row['seconds']) == 3 and row['latency'] == sorted(row['seconds'])[1] > 0
     assert row['peak_memory'] >= row['base_memory'] > 50e6
+
+
+def test_no_run_begins_when_enough_time_has_passed(monkeypatch):
+    order = {'arch': 'SPIN', 'scale': 2, 'size': [9, 13], 'runs': 3, 'device': 'cpu', 'arch_args': SPIN, 'imports': []}
+    logger = logging.getLogger('spinsr')
+    level = logger.level
+    try:
+        assert len(complexity._work(order)['seconds']) == 3
+        monkeypatch.setattr(complexity, 'ENOUGH', 1e-9)
+        assert len(complexity._work(order)['seconds']) == 1
+    finally:
+        logger.setLevel(level)  # which is that of another process where this is called
 
 
 @pytest.mark.slow

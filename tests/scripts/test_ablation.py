@@ -55,8 +55,8 @@ def test_every_row_builds_and_differs_from_the_default_as_it_says(study, row, tm
     changed = {key for key in own.keys() | usual.keys() if own.get(key) != usual.get(key)} - {'name'}
     assert all(key.startswith(tuple(row_changes)) for key in changed)
     assert all(any(key.startswith(of) for key in changed) for of in row_changes)
-    simple = {key: value for key, value in row_changes.items() if not isinstance(value, dict)}
-    assert {key: own[key] for key in simple} == {k: 150 if v is ablation.HALF else v for k, v in simple.items()}
+    stated = {key: 150 if value is ablation.HALF else value for key, value in leaves(row_changes).items()}
+    assert {key: own[key] for key in stated} == stated
     assert opt['manual_seed'] == 1
 
 
