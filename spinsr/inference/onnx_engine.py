@@ -174,12 +174,12 @@ def _add(found: Any, value: Any, names: dict[int, str]) -> None:
         for part in parts:
             _add(found, part, names)
 
-    if isinstance(value, nn.Module) and id(value) in names:
+    if id(value) in names:
         found.update(repr(names[id(value)]).encode())
     elif kind in (Tensor, nn.Parameter) and value.layout == torch.strided:
         found.update(f'{value.dtype} {tuple(value.shape)} '.encode())
-        value = value.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten()
-        found.update(value.view(torch.uint8).numpy().tobytes())
+        flat = value.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten()
+        found.update(flat.view(torch.uint8).numpy().tobytes())
     elif kind is np.ndarray and not value.dtype.hasobject:
         found.update(f'{value.dtype.descr} {value.shape} '.encode() + value.tobytes())
     elif kind in _PLAIN:
