@@ -9,19 +9,18 @@ Exit status: 0 all done, 1 a backend failed or the backends disagree, 2 wrong us
 
 import argparse
 import contextlib
+import functools
 import gc
 import importlib
 import json
 import logging
 import math
-import multiprocessing
 import os
 import platform
 import shlex
 import signal
 import statistics
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,8 +32,10 @@ os.environ.pop('GOMP_SPINCOUNT', None)
 os.environ.pop('KMP_BLOCKTIME', None)
 
 import numpy as np
+import processes
 import torch
 import torch.nn.functional as F
+from processes import WorkerError, one_line
 from torch import Tensor
 
 import spinsr
@@ -50,10 +51,6 @@ from spinsr.utils.text import markdown_table
 
 SETTLE = 0.3  # seconds between runs, longer than the threads of any OpenMP spin by default
 LIMITS = {'float32': (1e-5, 1e-2), 'float64': (1e-9, 1e-9)}  # of the outputs, of the gradients
-
-
-class WorkerError(Exception):
-    """A backend failed; the message is one line."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -108,13 +105,6 @@ def load(args: argparse.Namespace) -> torch.nn.Module:
     pairs = (text.partition('=')[::2] for text in args.arch_args)
     torch.manual_seed(0)
     return spinsr.load(args.arch, args.scale, args.weights, **{key: parse_value(value) for key, value in pairs})
-
-
-def one_line(error: Exception) -> str:
-    text = textwrap.shorten(str(error), 300) or type(error).__name__
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
-        return f'out of memory: {text}'
-    return text if isinstance(error, (ValueError, ImportError)) else f'{type(error).__name__}: {text}'
 
 
 class Runner:
@@ -180,47 +170,17 @@ def natural_batch(batch: int, height: int, width: int) -> Tensor:
     return torch.stack([x.flip([axis for axis, bit in ((1, 2), (2, 1)) if i & bit]) for i, x in enumerate(crops)])
 
 
-def serve(pipe: Any, args: argparse.Namespace, backend: str) -> None:
-    """The process of a backend: answers each command with what the Runner's method returns, or with a WorkerError."""
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a plugin prints
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C and ends this one
-    os.environ['SPINSR_OPS_BACKEND'] = backend
-    runner = None
-    while True:
-        try:
-            command = pipe.recv()
-        except EOFError:
-            return
-        try:
-            runner = runner or Runner(args)
-            pipe.send(getattr(runner, command)())
-        except Exception as error:  # whatever a network raises becomes one line of the report
-            pipe.send(WorkerError(one_line(error)))
-
-
-class Worker:
-    """The main process's end of `serve`."""
+class Worker(processes.Worker):
+    """The process of a backend, with a `Runner`."""
 
     def __init__(self, args: argparse.Namespace, backend: str):
-        context = multiprocessing.get_context('spawn')  # a forked process would start with this one's peak memory
-        self.pipe, other = context.Pipe()
-        self.process = context.Process(target=serve, args=(other, args, backend), daemon=True)
-        self.process.start()
-        other.close()
+        super().__init__(functools.partial(start, args, backend))
 
-    def ask(self, command: str) -> Any:
-        try:
-            self.pipe.send(command)
-            answer = self.pipe.recv()
-        except (EOFError, OSError) as error:
-            self.process.join()
-            code = self.process.exitcode
-            assert code is not None
-            hint = ': out of memory?' if code == -signal.SIGKILL else ''
-            raise WorkerError(f'killed by signal {-code}{hint}' if code < 0 else f'ended with status {code}') from error
-        if isinstance(answer, WorkerError):
-            raise answer
-        return answer
+
+def start(args: argparse.Namespace, backend: str) -> Runner:
+    """A `Runner` in a process whose backend is `backend`."""
+    os.environ['SPINSR_OPS_BACKEND'] = backend
+    return Runner(args)
 
 
 def differences(base: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], dtype: str) -> list[dict[str, Any]]:

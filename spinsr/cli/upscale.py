@@ -91,6 +91,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help='fp32 (the default), or bf16 or fp16 by autocast',
     )
     parser.add_argument('--compile', action='store_true', help='torch.compile; pays for many images')
+    parser.add_argument(
+        '--engine',
+        choices=('torch', 'onnx'),
+        default='torch',
+        help='what runs the network: torch (the default), or onnx: ONNX Runtime on the CPU; exports the network once',
+    )
     parser.add_argument('--overwrite', action='store_true', help='overwrite existing outputs')
     parser.add_argument(
         '--strip', action='store_true', help='leave out EXIF, XMP, resolution and texts (colour profiles stay)'
@@ -125,7 +131,9 @@ def run(args: argparse.Namespace) -> int:
 
     arguments.log_to_stderr(logging.WARNING)
     # Before torch is imported, so that a mistyped argument is reported at once.
-    check_options(args.tile, args.precision)
+    check_options(args.tile, args.precision, args.engine)
+    if args.compile and args.engine != 'torch':
+        args.error('--compile is for --engine torch: leave out one of them')
     try:
         size = OutputSize(outscale=args.outscale, width=args.width, height=args.height, max_side=args.max_side)
     except ValueError as error:
@@ -138,12 +146,17 @@ def run(args: argparse.Namespace) -> int:
     scale = _shipped_scale(args) if _uses_default_weights(args) else args.scale
     network.check_files(args, scale)
     described = network.resolve(args, scale)
+    from spinsr.inference import upscale as upscaling
+
     outputs = name_outputs(found, args.out, described.scale, size=size, template=args.name or NAME_TEMPLATE)
+    if args.engine == 'onnx' and args.device == 'auto':
+        args.device = 'cpu'
     device = network.device(args.device)
     net = described.build(device)
     _check_scale(described, net)
     if args.compile:
         net = _compiled(net, args.precision)
+    net = upscaling.by_engine(net, args.engine)
 
     def written(path: Path, height: int, width: int) -> None:
         tqdm.write(f'{printable(path)}: {width}x{height}', file=sys.stdout)

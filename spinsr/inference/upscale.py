@@ -50,6 +50,7 @@ def upscale(
     precision: str = 'fp32',
     progress: bool = False,
     outscale: float | None = None,
+    engine: str = 'torch',
 ) -> np.ndarray:
     """Super-resolves one image.
 
@@ -63,6 +64,7 @@ def upscale(
         tile: As for `super_resolve`, and so are `self_ensemble`, `precision` and `progress`.
         outscale: Factor of both sides, if it is not that of the network: the result is resampled by
             `spinsr.data.resample.resize`.
+        engine: 'torch', or 'onnx' for ONNX Runtime, see `by_engine`.
 
     Returns:
         As the image, with sides scale*H and scale*W (or outscale*H and outscale*W, rounded): the output times 255
@@ -73,6 +75,7 @@ def upscale(
         ValueError: The image has another shape; an argument is not among those allowed; or the network's output
             contains NaN or infinity.
         MemoryError: As `super_resolve`.
+        ImportError, OSError: As `by_engine`.
 
     Example:
         >>> from spinsr.inference.load import load
@@ -81,6 +84,8 @@ def upscale(
         (10, 14, 3)
     """
     size = OutputSize(outscale=outscale)  # checks it
+    check_options(tile, precision, engine)
+    net = by_engine(net, engine)
     image = np.asarray(image)
     colours, alpha = separate_alpha(image)
     channels = colours.shape[2] + (alpha is not None)
@@ -138,6 +143,27 @@ def super_resolve_colours(x: Tensor, net: nn.Module, **options: Any) -> Tensor:
     chroma = (ycbcr[0, 1:].permute(1, 2, 0) * 257).round().numpy().astype(np.uint16)
     chroma = torch.from_numpy(bicubic.upsample(chroma, scale).astype(np.float64) / 257).permute(2, 0, 1).unsqueeze(0)
     return torch.einsum('ij,bjhw->bihw', matrix.inverse(), torch.cat((y, chroma), 1) - offset).float()
+
+
+def by_engine(net: nn.Module, engine: str) -> nn.Module:
+    """The network, or one that does the same with another engine.
+
+    Args:
+        net: As for `upscale`.
+        engine: 'torch', or 'onnx': ONNX Runtime on the CPU, in float32. The network is exported at its first image of
+            each size, for some networks once for all sizes, and kept in a cache (`onnx_engine.cache_folder`).
+
+    Raises:
+        ValueError: The network is not on the CPU in float32, takes neither RGB nor grey images, or cannot be exported.
+        ImportError: onnx, onnxruntime, onnxscript or platformdirs is not installed.
+    """
+    if engine == 'torch':
+        return net
+    from spinsr.inference.onnx_engine import OnnxNetwork
+
+    replaced = OnnxNetwork(net)
+    _probed[replaced] = _probe(net)  # which would otherwise export it for a small image
+    return replaced
 
 
 def channels_of(net: nn.Module) -> int:

@@ -45,6 +45,18 @@ def test_images_of_a_folder(upscale, net, capfd):
     assert np.array_equal(photograph.read(photograph.Path('out/a_x2.png')).pixels, expected)
 
 
+def test_onnx_engine(upscale, net, monkeypatch, tmp_path, capfd):
+    monkeypatch.setenv('SPINSR_CACHE', str(tmp_path / 'cache'))
+    assert upscale('photos/a.png', '-o', 'out', '--engine', 'onnx') == 0
+    assert "engine 'onnx': exporting RCAN" in capfd.readouterr().err
+    expected = spinsr.upscale(photograph.read(photograph.Path('photos/a.png')).pixels, net)
+    found = photograph.read(photograph.Path('out/a_x2.png')).pixels
+    assert abs(found.astype(int) - expected).max() <= 1
+    with pytest.raises(SystemExit) as error:
+        upscale('photos', '-o', 'out', '--engine', 'onnx', '--compile')
+    assert error.value.code == 2 and '--compile is for --engine torch' in capfd.readouterr().err
+
+
 def test_outputs_go_into_the_working_directory_by_default(upscale, capfd):
     assert upscale('photos/a.png') == 0
     assert capfd.readouterr().out == 'a_x2.png: 100x80\n'

@@ -77,9 +77,16 @@ def largest_tensor():
 
 
 # Sizes in place of those that suit a cache: the small cases then have several chunks, and chunks that are not full.
+_WEIGHTS = [f'attention.fused.{name}' for name in ('FUSED', 'BY_HAND', 'BACKWARD')]
 CHUNK_SIZES = {
-    'few': {'common.chunking.ROWS': 7, 'layers.upsampler.PIXELS': 1, 'attention.fused.WEIGHTS': 40},
-    'several': {'common.chunking.ROWS': 50, 'layers.upsampler.PIXELS': 700, 'attention.fused.WEIGHTS': 600},
+    'few': {'common.chunking.ROWS': 7, 'layers.upsampler.PIXELS': 1, **dict.fromkeys(_WEIGHTS, 40)},
+    # With the fused kernel for groups of every size.
+    'several': {
+        'common.chunking.ROWS': 50,
+        'layers.upsampler.PIXELS': 700,
+        'attention.fused.SMALL_GROUP': 0,
+        **dict.fromkeys(_WEIGHTS, 600),
+    },
     # As on a GPU, where nothing is cut.
     'uncut': {
         'common.chunking.in_full_precision_on_cpu': lambda *tensors: False,

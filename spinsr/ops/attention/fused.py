@@ -10,7 +10,11 @@ from spinsr.ops.attention.reference import attend_heads, take
 from spinsr.ops.common.chunking import chunks, on_cpu
 from spinsr.ops.common.precision import full_type, no_autocast
 
-WEIGHTS = 2**20  # attention weights of a chunk of groups, for each thread
+# Attention weights of a chunk of groups, for each thread: of the fused kernel, of products and softmax by hand, and of
+# the gradient by hand. The latter two stay in the cache.
+FUSED, BY_HAND, BACKWARD = 2**20, 2**18, 2**19
+# In groups of at most so many rows, products and softmax by hand take less time; docs/performance.md has the table.
+SMALL_GROUP = 144
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
@@ -44,9 +48,12 @@ class _AddAttendedRows(torch.autograd.Function):
         ctx.num_heads, ctx.start = num_heads, start
         full = full_type(v.dtype)
         out = v.to(full, memory_format=torch.contiguous_format, copy=True) if start else torch.zeros_like(v, dtype=full)
-        for group in _chunks_of(rows, num_heads):
-            q_in, k_in, v_in = (take(x, group).to(full) for x in (q, k, v))
-            out.index_add_(0, group.flatten(), attend_heads(q_in, k_in, v_in, num_heads, attention).flatten(0, 1))
+        small = rows.shape[1] <= SMALL_GROUP
+        attend, weights = (reference.attention, BY_HAND) if small else (attention, FUSED)
+        with no_autocast('cpu'):
+            for group in _chunks_of(rows, num_heads, weights):
+                q_in, k_in, v_in = (take(x, group).to(full) for x in (q, k, v))
+                out.index_add_(0, group.flatten(), attend_heads(q_in, k_in, v_in, num_heads, attend).flatten(0, 1))
         return out.to(v.dtype)
 
     @staticmethod
@@ -57,7 +64,7 @@ class _AddAttendedRows(torch.autograd.Function):
         # One buffer for the three gradients: one index_add instead of three.
         grads = v.new_zeros(len(v), sum(widths), dtype=full)
         with no_autocast('cpu'):
-            for group in _chunks_of(rows, ctx.num_heads):
+            for group in _chunks_of(rows, ctx.num_heads, BACKWARD):
                 inside = [take(x, group).to(full).requires_grad_() for x in (q, k, v)]
                 # Dense: as fast for a chunk, and exact for large logits, whose fused gradient is not.
                 with torch.enable_grad():
@@ -68,6 +75,6 @@ class _AddAttendedRows(torch.autograd.Function):
         return d_q, d_k, d_v + grad if ctx.start else d_v, None, None, None
 
 
-def _chunks_of(rows: Tensor, num_heads: int) -> list[Tensor]:
-    size = torch.get_num_threads() * WEIGHTS // max(1, num_heads * rows.shape[1] ** 2)
+def _chunks_of(rows: Tensor, num_heads: int, weights: int) -> list[Tensor]:
+    size = torch.get_num_threads() * weights // max(1, num_heads * rows.shape[1] ** 2)
     return [rows[place] for place in chunks(len(rows), size)]
