@@ -262,9 +262,10 @@ class Workers:
         write_bytes(file, text.encode())
         start = time.monotonic()
         status = self.run([sys.executable, '-m', 'spinsr.train', '-opt', str(file), *resume], out, opt['name'])
+        if self.stopped:  # SIGTERM ends a training with a checkpoint and status 0
+            return True
         if status:
-            if not self.stopped:
-                sys.stderr.write(f'ablation.py: {opt["name"]} failed, see {out / "logs" / opt["name"]}.log\n')
+            sys.stderr.write(f'ablation.py: {opt["name"]} failed, see {out / "logs" / opt["name"]}.log\n')
             return True
         try:
             scores = evaluate(opt, out, self.args.benchmark)

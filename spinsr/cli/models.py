@@ -13,6 +13,7 @@ examples:
   spinsr models
   spinsr models --latency          # measures the seconds for one image of 1280x720 pixels, on this machine
   spinsr upscale photo.png --model spin --scale 2
+  spinsr upscale photo.png --model rcan-light
   spinsr upscale photo.jpg --model photo
 
 PSNR: dB on Y (y_crop_scale), from LR that was reduced bicubically. A network that was trained for photographs also

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from spinsr.cli import arguments, network
@@ -118,8 +119,10 @@ def _output(args: argparse.Namespace, table: list['Row']) -> None:
         write_bytes(args.csv, zoo.to_csv(table).encode())
     if args.plot:
         (scale,) = args.scale
+        names = Counter(row.name for row in table if args.dataset in row.psnr)
         points = [
-            plot.Point(row.name, row.latency, row.psnr[args.dataset])
+            # Two forms of one network, such as ETDS before and after conversion, have the same results.
+            plot.Point(row.name if names[row.name] == 1 else row.variant, row.latency, row.psnr[args.dataset])
             for row in table
             if row.latency is not None and args.dataset in row.psnr
         ]

@@ -55,6 +55,15 @@ def _spin(scale: int, parameters: int, multiply_adds: float, set5: float, set14:
     )
 
 
+RCAN_LIGHT = Model(
+    name='rcan-light',
+    arch='RCAN',
+    scale=4,
+    file='RCAN_x4_light.safetensors',
+    parameters=1_374_123,
+    multiply_adds=89.0e9,
+    psnr={'Set5': 31.807, 'Set14': 28.341},
+)
 PHOTO = Model(
     name='photo',
     arch='SPIN',
@@ -69,6 +78,7 @@ MODELS = (
     _spin(2, 497_275, 593.9e9, 37.283, 32.962),
     _spin(3, 569_475, 174.4e9, 33.5354, 29.794),
     _spin(4, 555_035, 88.7e9, 31.43, 28.11),
+    RCAN_LIGHT,
     PHOTO,
 )
 

@@ -117,6 +117,17 @@ def test_changed_options_never_resume_what_the_old_ones_left(tmp_path, monkeypat
     assert len(list((out / 'experiments').glob('SPIN_0_archived_*/old'))) == 1
 
 
+def test_training_that_was_stopped_is_not_scored(tmp_path, monkeypatch, capsys):
+    def stop(self, *_):
+        self.stop()
+        return 0
+
+    monkeypatch.setattr(ablation.Workers, 'run', stop)
+    (tmp_path / 'out' / 'options').mkdir(parents=True)
+    assert ablation.Workers(ablation.parse(arguments(tmp_path))).finish('SPIN', 0)
+    assert capsys.readouterr().err == ''
+
+
 def test_benchmark_that_cannot_be_scored_is_one_line(tmp_path, monkeypatch, capsys):
     def refuse(*_):
         raise ValueError('no images')
