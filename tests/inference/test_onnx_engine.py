@@ -40,6 +40,7 @@ def no_export(monkeypatch):
     return lambda: monkeypatch.setattr(onnx_engine, 'to_onnx', to_onnx)
 
 
+@pytest.mark.slow
 def test_images_are_those_of_torch_and_the_file_is_used_again(cache, no_export, monkeypatch):
     net = build()
     x = torch.rand(1, 3, 40, 45)
