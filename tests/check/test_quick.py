@@ -620,7 +620,7 @@ def data(tmp_path, monkeypatch):
         (
             {'path:pretrain_network_g': 'SPIN_x9.safetensors'},
             False,
-            'SPIN_x9.safetensors does not exist; spinsr ships SPIN_x',
+            'SPIN_x9.safetensors does not exist; spinsr ships RCAN_x4_light.safetensors, SPIN_x',
         ),
         (
             {'path:pretrain_network_g': 'experiments/mine/models/net_g_5.pth'},
