@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from processes import Worker, WorkerError
+from processes import Worker, WorkerError, add_arguments, check_arguments
 
-from spinsr.cli.arguments import positive, size
 from spinsr.utils import memory
 from spinsr.utils.atomic_write import write_bytes
 from spinsr.utils.text import markdown_table
@@ -73,20 +72,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=['torch', 'onnx'],
         help='torch, compile, onnx (default: torch onnx)',
     )
-    add('--scale', type=positive, default=4, help='upscaling factor (default: 4)')
-    add('--lr-size', type=size, default=(180, 320), metavar='HxW', help='LR pixels (default: 180x320)')
+    add_arguments(parser, lr_size=(180, 320), repeats=5)
     add('--any-size', action='store_true', help='export for images of any size where the network allows it')
-    add('--repeats', type=positive, default=5, metavar='N', help='timed runs of each, one more before (default: 5)')
-    add('--threads', type=positive, default=1, metavar='N', help='CPU threads (default: 1)')
-    add('--processor-time', action='store_true', help='for one thread on a busy machine: other work counts for less')
-    add('--json', type=Path, metavar='FILE', help='write all numbers here')
     args = parser.parse_args(argv)
     if len(set(args.engines)) < len(args.engines):
         parser.error(f'--engines must be different, got {" ".join(args.engines)}')
-    if args.processor_time and args.threads > 1:
-        parser.error('--processor-time is for one thread, got --threads')
-    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
-        parser.error(f'--json must be a file in an existing folder, got {args.json}')
+    check_arguments(parser, args)
     return args
 
 

@@ -3,14 +3,17 @@
 Peak memory is a number of a process, so each variant that is measured has its own.
 """
 
+import argparse
 import multiprocessing
 import os
 import signal
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from spinsr.cli.arguments import positive, size
 from spinsr.utils import memory
 
 GRACE = 5  # seconds
@@ -82,3 +85,23 @@ def _serve(pipe: Any, make: Callable[[], Any]) -> None:
             pipe.send(getattr(made, command)())
         except Exception as error:  # whatever a network raises becomes one line of the report
             pipe.send(WorkerError(one_line(error)))
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, lr_size: tuple[int, int], repeats: int) -> None:
+    """Adds what is measured and how; `check_arguments` checks it. The keywords are defaults."""
+    height, width = lr_size
+    add = parser.add_argument
+    add('--scale', type=positive, default=4, help='upscaling factor (default: 4)')
+    add('--lr-size', type=size, default=lr_size, metavar='HxW', help=f'LR pixels (default: {height}x{width})')
+    add('--repeats', type=positive, default=repeats, metavar='N', help='timed runs of each (default: %(default)s)')
+    add('--threads', type=positive, default=1, metavar='N', help='CPU threads (default: 1)')
+    add('--processor-time', action='store_true', help='for one thread on a busy machine: other work counts for less')
+    add('--json', type=Path, metavar='FILE', help='write all numbers here')
+
+
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the program with status 2 and the reason where arguments do not fit together."""
+    if args.processor_time and args.threads > 1:
+        parser.error('--processor-time is for one thread, got --threads')
+    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
+        parser.error(f'--json must be a file in an existing folder, got {args.json}')

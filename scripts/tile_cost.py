@@ -14,12 +14,10 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from processes import Worker, WorkerError
+from processes import Worker, WorkerError, add_arguments, check_arguments
 
-from spinsr.cli.arguments import positive, size
 from spinsr.inference.options import SMALLEST_TILE
 from spinsr.utils import memory
 from spinsr.utils.atomic_write import write_bytes
@@ -58,17 +56,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0], epilog='See docs/performance.md.')
     add = parser.add_argument
     add('--network', default='SPIN', metavar='NAME', help='as in scripts/engines.py (default: SPIN)')
-    add('--scale', type=positive, default=4, help='upscaling factor (default: 4)')
-    add('--lr-size', type=size, default=(270, 480), metavar='HxW', help='LR pixels (default: 270x480)')
+    add_arguments(parser, lr_size=(270, 480), repeats=3)
     add('--tiles', type=int, nargs='*', default=list(TILES), metavar='N', help=f'default: {" ".join(map(str, TILES))}')
     add('--no-whole', action='store_true', help='leave out the whole image')
-    add('--repeats', type=positive, default=3, metavar='N', help='timed runs of each (default: 3)')
-    add('--threads', type=positive, default=1, metavar='N', help='CPU threads (default: 1)')
-    add('--processor-time', action='store_true', help='for one thread on a busy machine: other work counts for less')
-    add('--json', type=Path, metavar='FILE', help='write all numbers here')
     args = parser.parse_args(argv)
-    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
-        parser.error(f'--json must be a file in an existing folder, got {args.json}')
+    check_arguments(parser, args)
     if args.no_whole and not args.tiles:
         parser.error('--no-whole needs --tiles, got none')
     if args.tiles and min(args.tiles) < SMALLEST_TILE:

@@ -31,7 +31,7 @@ class Source:
         year: Of the paper; None if it is not known.
         repository: The authors' code; '' without one.
         code_licence: SPDX name; '' if the repository has no licence.
-        weights_licence: Of the authors' weights; '' if they have none, or state none.
+        weights_licence: Of the authors' weights, or of spinsr's if they have none; '' if none is stated.
         weights: Where to get the authors' weights: 'repository', 'release', 'cloud drive', 'none', or a few
             words; '' if it is not known.
     """

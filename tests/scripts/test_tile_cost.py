@@ -14,6 +14,7 @@ tile_cost = importlib.import_module('tile_cost')
     ('arguments', 'reason'),
     [
         (['--no-whole', '--tiles'], '--no-whole needs --tiles, got none'),
+        (['--processor-time', '--threads', '2'], '--processor-time is for one thread'),
         (['--tiles', '64', '31'], '--tiles must be at least 32, got 31'),
     ],
 )
