@@ -60,6 +60,7 @@ def test_loads_and_upscales_from_python(installed, tmp_path):
     file = run(installed / 'python', '-c', LOAD_AND_UPSCALE, cwd=tmp_path).splitlines()[-1]
     assert Path(file).is_relative_to(installed.parent)
     assert (Path(file).parent / 'py.typed').is_file()
+    assert (Path(file).parent / 'evaluation' / 'counts.json').is_file()
 
 
 @pytest.mark.slow

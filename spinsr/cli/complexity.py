@@ -3,11 +3,15 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from typing import Any
 
 from spinsr.cli import arguments, network
+from spinsr.evaluation import counts
+from spinsr.evaluation.cost_table import to_markdown
 from spinsr.training import imports
+from spinsr.utils.atomic_write import write_bytes
 from spinsr.utils.text import printable
 from spinsr.weights import DEFAULT_ARCH, DEFAULT_SCALE, require_file
 
@@ -86,10 +90,13 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f'{path} is missing')
     outputs = [path for path in (args.markdown, args.json, args.plot) if path]
     arguments.check_outputs(outputs, args.overwrite)
+    rows = _kept(args)
+    if rows is not None:
+        _output(args, rows)
+        return 0
     network.import_modules(args)
 
     from spinsr.evaluation import complexity
-    from spinsr.utils.atomic_write import write_bytes
 
     device = str(network.device(args.device))
     networks, failed = _networks(args)
@@ -102,15 +109,16 @@ def run(args: argparse.Namespace) -> int:
     rows = []
     for name, described in networks.items():
         try:
-            with network.errors_only():
-                net = described.build()
             scale = described.scale
             about = f'{described.arch} x{scale}'
-            height, width = args.size or (round(720 / scale), round(1280 / scale))
+            height, width = _size(args, scale)
             row = {'arch': described.arch, 'scale': scale, 'size': [height, width]}
-            arguments.say('complexity', f'counting {about} for an input of {height}x{width} pixels (HxW)')
-            row |= complexity.count(net, height, width)
-            del net
+            counted = counts.find(described, height, width)
+            if counted is None:
+                arguments.say('complexity', f'counting {about} for an input of {height}x{width} pixels (HxW)')
+                with network.errors_only():
+                    counted = complexity.recount(described, height, width)
+            row |= counted
             if not args.no_latency:
                 arguments.say('complexity', f'timing {about} on {device}')
                 row |= complexity.measure(
@@ -129,15 +137,40 @@ def run(args: argparse.Namespace) -> int:
             print(f'spinsr complexity: error: {printable(name)}: {printable(error)}', file=sys.stderr)
     if not rows:
         return 1
-    table = complexity.to_markdown(rows)
+    _output(args, rows)
+    if args.plot:
+        write_bytes(args.plot, _picture(args, scores))
+    return int(bool(failed))
+
+
+def _kept(args: argparse.Namespace) -> list[dict[str, Any]] | None:
+    """The rows, without torch, whose import takes longer than all else; None if there is more to do than to look up."""
+    more = args.weights or args.arch_args or args.imports or args.plot or args.device != 'auto'
+    # Whoever has imported the networks may have imported a plugin, too.
+    if more or not args.no_latency or 'spinsr.archs' in sys.modules:
+        return None
+    scale, rows = args.scale or DEFAULT_SCALE, []
+    height, width = _size(args, scale)
+    for arch in dict.fromkeys(args.arch or [DEFAULT_ARCH]):
+        found = counts.find_published(arch, scale, height, width)
+        if found is None or os.path.isdir(arch):  # perhaps a network in a folder, which `resolve` knows
+            return None
+        rows.append({'arch': arch, 'scale': scale, 'size': [height, width], **found})
+    return rows
+
+
+def _size(args: argparse.Namespace, scale: int) -> tuple[int, int]:
+    return args.size or (round(720 / scale), round(1280 / scale))
+
+
+def _output(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Prints the table and writes it and the numbers."""
+    table = to_markdown(rows)
     print(table, end='')
     if args.markdown:
         write_bytes(args.markdown, table.encode())
     if args.json:
         write_bytes(args.json, (json.dumps(rows, indent=2) + '\n').encode())
-    if args.plot:
-        write_bytes(args.plot, _picture(args, scores))
-    return int(bool(failed))
 
 
 def _networks(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:

@@ -96,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
             block=args.block,
             shown=args.images,
             failed=failed,
+            network=described,
         )
     data = html.encode()
     write_bytes(args.out, data)

@@ -1,11 +1,13 @@
 """How large and how fast a network is: parameters, multiply-adds, activations, latency and peak memory.
 
-`count` needs neither time nor memory: the network runs on tensors without values. `measure` runs it in a process of
+`count` needs neither time nor memory: the network runs on tensors without values. `count_network` returns kept counts
+where there are some. `measure` runs it in a process of
 its own, since a peak of memory is that of a process.
 """
 
 import contextlib
 import copy
+import dataclasses
 import json
 import logging
 import os
@@ -21,8 +23,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from spinsr.evaluation import counts
+from spinsr.evaluation.cost_table import COLUMNS, to_markdown
+from spinsr.inference.load import Network
 from spinsr.utils import memory
-from spinsr.utils.text import markdown_table
+
+__all__ = ['COLUMNS', 'ENOUGH', 'OpCounter', 'count', 'count_network', 'measure', 'recount', 'timed', 'to_markdown']
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = (_aten.convolution, _aten._convolution, _aten.convolution_backward)
@@ -32,17 +38,6 @@ _SAME_FORMULA = {
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _aten._scaled_dot_product_flash_attention_backward,
 }
 ENOUGH = 60.0  # seconds that timed runs may take together before the next one begins
-COLUMNS = (
-    'arch',
-    'scale',
-    'input',
-    'parameters',
-    'multiply-adds',
-    'of convolutions',
-    'activations',
-    'latency',
-    'peak memory',
-)
 
 
 def count(net: nn.Module, height: int, width: int) -> dict[str, int]:
@@ -85,6 +80,31 @@ def count(net: nn.Module, height: int, width: int) -> dict[str, int]:
         'convolution_multiply_adds': counter.convolution_multiply_adds,
         'activations': counter.activations,
     }
+
+
+def count_network(network: Network, height: int, width: int) -> dict[str, int]:
+    """As `count`, for a network that need not be built: at once where its counts are kept (`counts.find`).
+
+    Args:
+        network: From `spinsr.inference.load.resolve`; its weights do not matter.
+        height: H of the input, in LR pixels.
+        width: W of the input, in LR pixels.
+
+    Raises:
+        ValueError, TypeError: As `Network.build` and `count`.
+    """
+    kept = counts.find(network, height, width)
+    return recount(network, height, width) if kept is None else kept
+
+
+def recount(network: Network, height: int, width: int) -> dict[str, int]:
+    """As `count_network`, without the kept counts."""
+    network = dataclasses.replace(network, state_dict=None)
+    try:
+        return count(network.build('meta'), height, width)
+    except ValueError:  # it makes tensors of its own when it runs, on the CPU
+        with torch.random.fork_rng(devices=[]):
+            return count(network.build(), height, width)
 
 
 def count_on_meta(net: nn.Module, height: int, width: int) -> 'OpCounter':
@@ -158,32 +178,6 @@ def measure(
         reason = 'killed: out of memory?' if done.returncode == -9 else lines[-1] if lines else 'no answer'
         raise ValueError(f'{arch} x{scale} cannot be measured: {reason}')
     return json.loads(answer[0])
-
-
-def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table of the rows: 'arch', 'scale', 'size' (H, W), what `count` and, if wanted, `measure` return."""
-    shown = len(COLUMNS) if any('latency' in row for row in rows) else COLUMNS.index('latency')
-    return markdown_table([line[:shown] for line in (COLUMNS, *map(_cells, rows))])
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    height, width = row['size']
-    memory = row.get('peak_memory')
-    return [
-        row['arch'],
-        f'x{row["scale"]}',
-        f'{height}x{width}',
-        f'{row["parameters"]:,}',
-        f'{_rounded(row["multiply_adds"] / 1e9)} G',
-        f'{_rounded(row["convolution_multiply_adds"] / 1e9)} G',
-        f'{_rounded(row["activations"] / 1e6)} M',
-        f'{row["latency"]:.3g} s' if 'latency' in row else '',
-        f'{memory / 1e6:,.0f} MB' if memory is not None else '',
-    ]
-
-
-def _rounded(number: float) -> str:
-    return f'{number:,.1f}' if number >= 0.1 or number == 0 else f'{number:.2g}'
 
 
 class OpCounter(TorchDispatchMode):

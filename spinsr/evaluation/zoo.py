@@ -13,8 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from spinsr.convert.registry import ArchFormat, PublishedResult, Sizes, Source, find_format, formats, get_format
-from spinsr.evaluation import benchmark, complexity
+from spinsr.convert.registry import (
+    ArchFormat,
+    PublishedResult,
+    Sizes,
+    Source,
+    find_configuration,
+    find_format,
+    formats,
+    get_format,
+)
+from spinsr.evaluation import benchmark, complexity, counts
 from spinsr.evaluation.published_results import DATASETS, SOURCES, Published, elsewhere, numbers
 from spinsr.inference.load import Network, resolve
 from spinsr.utils.text import markdown_table, nearest, printable
@@ -128,7 +137,7 @@ def rows(variant: Variant, scale: int, *, measure: Mapping[str, Any] | None = No
     Raises:
         ValueError: The network cannot be built at this scale, counted, or measured.
     """
-    published, size = variant.published(scale), _size(variant, scale)
+    published, size = variant.published(scale), size_of(variant, scale)
     about = {'scale': scale, 'year': variant.source.year, 'size': size, 'source': variant.source}
     if variant.format is None:
         return [
@@ -145,12 +154,7 @@ def rows(variant: Variant, scale: int, *, measure: Mapping[str, Any] | None = No
             )
             for row in published
         ]
-    network = resolve(variant.name, scale, None)
-    try:
-        counts = complexity.count(valueless(network), *size)
-    except ValueError:  # it makes tensors of its own when it runs, on the CPU
-        with torch.random.fork_rng(devices=[]):
-            counts = complexity.count(network.build(), *size)
+    counted = _count(variant, scale, size)
     measured: Mapping[str, Any] = {}
     if measure is not None:
         measured = complexity.measure(variant.name, scale, *size, **measure)
@@ -159,8 +163,8 @@ def rows(variant: Variant, scale: int, *, measure: Mapping[str, Any] | None = No
             network=variant.format.name,
             variant=variant.name,
             name=row.name if row else variant.name,
-            parameters=counts['parameters'],
-            multiply_adds=counts['multiply_adds'],
+            parameters=counted['parameters'],
+            multiply_adds=counted['multiply_adds'],
             psnr=row.psnr if row else {},
             results=row.source if row else '',
             protocol=row.protocol if row else '',
@@ -172,8 +176,18 @@ def rows(variant: Variant, scale: int, *, measure: Mapping[str, Any] | None = No
     ]
 
 
-def _size(variant: Variant, scale: int) -> tuple[int, int]:
-    """The input for an output of 1280x720 pixels; larger where the network takes whole windows and does not pad."""
+def _count(variant: Variant, scale: int, size: tuple[int, int]) -> dict[str, int]:
+    assert variant.format is not None
+    if isinstance(variant.format.arch, str):
+        _, arguments = find_configuration(variant.name)
+        kept = counts.find_outside(variant.format.arch, arguments, scale, *size)
+        if kept is not None:
+            return kept
+    return complexity.count_network(resolve(variant.name, scale, None), *size)
+
+
+def size_of(variant: Variant, scale: int) -> tuple[int, int]:
+    """(H, W) of the input for an output of 1280x720; larger where a network takes whole windows and does not pad."""
     sizes = variant.format.sizes if variant.format else Sizes()
     multiple = 1 if sizes.pads else sizes.multiple
     height, width = (-(-round(side / scale) // multiple) * multiple for side in (720, 1280))

@@ -317,7 +317,7 @@ def test_measured_networks_stand_where_their_files_say(here, monkeypatch):
 
 def test_default_size_gives_1280x720(here, monkeypatch):
     monkeypatch.setattr(complexity, 'count', lambda net, height, width: {'called': (height, width)})
-    monkeypatch.setattr(complexity, 'to_markdown', lambda rows: '')
+    monkeypatch.setattr('spinsr.cli.complexity.to_markdown', lambda rows: '')
     assert main(['complexity', '--scale', '3', '--no-latency', '--json', 'a.json', *ARCH_ARGS]) == 0
     assert json.loads((here / 'a.json').read_text())[0]['called'] == [240, 427]
 

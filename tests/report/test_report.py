@@ -15,6 +15,7 @@ from spinsr import report
 from spinsr.data import image_file
 from spinsr.evaluation import benchmark as evaluation
 from spinsr.evaluation import complexity
+from spinsr.inference.load import resolve
 from spinsr.report import make_report, page
 
 from ..tiny_benchmark import photo, write_benchmark
@@ -246,6 +247,14 @@ def test_network_that_cannot_be_counted_is_said(benchmark):
     text = make_report(benchmark[0], Odd())
     assert '<dd>not counted: a 20x32 input cannot be counted: not of this size</dd>' in text
     assert len(re.findall('<dt>Multiply-adds', text)) == 1
+
+
+def test_kept_counts_are_shown_without_counting(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, 'COUNTED', (720, 1280))
+    monkeypatch.setattr(complexity, 'count', None)
+    image_file.write_png(tmp_path / 'a.png', photo(8, 8))
+    network = resolve('SPIN', 4, None)
+    assert '<dd>88.7 G</dd>' in make_report(tmp_path, network.build(), network=network)
 
 
 def test_network_without_parameters_is_shown(tmp_path):
