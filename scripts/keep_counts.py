@@ -37,7 +37,7 @@ def main() -> int:
     try:
         entries = [entry for one in tqdm(list(wanted()), unit='network') if (entry := counted(one))]
         write_bytes(counts.FILE, counts.to_json(entries).encode())
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.stderr.write(f'keep_counts.py: error: {error}\n')
         return 1
     print(f'{counts.FILE}: {len(entries)} entries')
@@ -80,7 +80,9 @@ def counted(wanted: Wanted) -> dict[str, Any] | None:
     """The entry of a network; None for one that cannot be built or counted."""
     try:
         result = complexity.recount(wanted.network, *wanted.size)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError) as error:
+        label = next(iter(wanted.label.values()))
+        sys.stderr.write(f'{label} x{wanted.network.scale} {wanted.size[0]}x{wanted.size[1]}: not counted: {error}\n')
         return None
     described = counts.describe(wanted.network, *wanted.size)
     return {**wanted.label, **described, **result} if described else None

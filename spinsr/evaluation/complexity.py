@@ -1,8 +1,7 @@
 """How large and how fast a network is: parameters, multiply-adds, activations, latency and peak memory.
 
 `count` needs neither time nor memory: the network runs on tensors without values. `count_network` returns kept counts
-where there are some. `measure` runs it in a process of
-its own, since a peak of memory is that of a process.
+where there are some. `measure` runs it in a process of its own, since a peak of memory is that of a process.
 """
 
 import contextlib
@@ -24,11 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from spinsr.evaluation import counts
-from spinsr.evaluation.cost_table import COLUMNS, to_markdown
 from spinsr.inference.load import Network
 from spinsr.utils import memory
-
-__all__ = ['COLUMNS', 'ENOUGH', 'OpCounter', 'count', 'count_network', 'measure', 'recount', 'timed', 'to_markdown']
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = (_aten.convolution, _aten._convolution, _aten.convolution_backward)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from spinsr.archs import ARCH_REGISTRY
 from spinsr.convert.registry import (
     ArchFormat,
     PublishedResult,
@@ -178,7 +179,8 @@ def rows(variant: Variant, scale: int, *, measure: Mapping[str, Any] | None = No
 
 def _count(variant: Variant, scale: int, size: tuple[int, int]) -> dict[str, int]:
     assert variant.format is not None
-    if isinstance(variant.format.arch, str):
+    # A plugin may have registered another network under the name of one of BasicSR's.
+    if isinstance(variant.format.arch, str) and variant.format.registered not in ARCH_REGISTRY:
         _, arguments = find_configuration(variant.name)
         kept = counts.find_outside(variant.format.arch, arguments, scale, *size)
         if kept is not None:

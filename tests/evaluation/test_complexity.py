@@ -17,7 +17,8 @@ import spinsr
 from spinsr import ops
 from spinsr.cli import main
 from spinsr.evaluation import complexity, plot
-from spinsr.evaluation.complexity import count, measure, to_markdown
+from spinsr.evaluation.complexity import count, measure
+from spinsr.evaluation.cost_table import to_markdown
 from spinsr.evaluation.published_results import PUBLISHED
 
 from ..networks import NETWORKS

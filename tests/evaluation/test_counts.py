@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from spinsr.archs import ARCH_REGISTRY
 from spinsr.cli import main
 from spinsr.cli.complexity import _kept
 from spinsr.convert.registry import formats
@@ -87,6 +89,21 @@ def test_another_size_scale_or_class_is_not_found():
     assert counts.find(network, *reversed(SIZE)) is None
     assert counts.find(dataclasses.replace(network, scale=3), *SIZE) is None
     assert counts.find(dataclasses.replace(network, cls=Derived), *SIZE) is None
+
+
+def test_the_command_looks_up_after_the_import_of_torch_too(no_counting, capsys):
+    assert main(['complexity', '--no-latency', '--device', 'cpu']) == 0
+    assert '88.7 G' in capsys.readouterr().out
+
+
+def test_a_network_that_takes_the_name_of_another_is_counted(monkeypatch):
+    class EDSR(torch.nn.Conv2d):
+        def __init__(self, upscale=4, **arguments):
+            super().__init__(3, 3, 1)
+
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, 'EDSR', EDSR)
+    (variant,) = zoo.variants(['EDSR-baseline'])
+    assert {row.parameters for row in zoo.rows(variant, 4)} == {12}
 
 
 def test_another_version_of_basicsr_is_counted(monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from spinsr.evaluation.complexity import OpCounter
 from spinsr.ops import (
     associate,
     gated_feed_forward,
@@ -296,6 +297,30 @@ def test_second_derivatives_are_refused(name, one_case, few_at_once):
     gradients = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
     with pytest.raises(RuntimeError):
         sum(x.square().sum() for x in gradients).backward()
+
+
+def test_second_derivatives_of_the_tail(one_case, few_at_once):
+    run, _, inputs = OPS['tail-x3'](one_case('one_row')._replace(batch=2, width=4, cell=2), torch.float64)
+    assert torch.autograd.gradgradcheck(run, [x.requires_grad_() for x in inputs])
+
+
+def test_functional_gradients_of_the_tail(one_case, few_at_once, assert_close):
+    run, _, inputs = OPS['tail-x3'](one_case('odd'), torch.float64)
+    out, leaves = graph(run, inputs)
+    expected = torch.autograd.grad(out.square().sum(), leaves)
+    found = torch.func.grad(lambda *x: run(*x).square().sum(), argnums=tuple(range(len(inputs))))(*inputs)
+    assert_close(found, expected)
+
+
+def test_the_gradient_of_the_tail_has_the_multiply_adds_of_reference(one_case, few_at_once):
+    counted = []
+    for backend in ('reference', 'torch'):
+        run, reference, inputs = OPS['tail-x4'](one_case('odd'), torch.float32)
+        run = reference if backend == 'reference' else run
+        with OpCounter() as counter:
+            run(*[x.requires_grad_() for x in inputs]).sum().backward()
+        counted.append(counter.multiply_adds)
+    assert counted[0] == counted[1] > 0
 
 
 @pytest.mark.parametrize('name', ['projection', 'feed_forward'])

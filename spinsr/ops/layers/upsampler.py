@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from spinsr.ops.common.backend import check_features, dense_or_torch
 from spinsr.ops.common.chunking import chunks, in_full_precision_on_cpu
@@ -103,20 +102,30 @@ class _Convolution(torch.autograd.Function):
     oneDNN's takes up to six times as long as the convolution (40 to 160 channels, 128x128 pixels, AVX2).
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return _convolution(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         grad = grad.contiguous(memory_format=torch.channels_last)
-        d_x = torch.nn.grad.conv2d_input(x.shape, weight, grad, padding=1) if needs_x else None
+        d_x = _input_gradient(x, weight, grad) if needs_x else None
         d_weight = _weight_gradient(x, grad) if needs_weight else None
         return d_x, d_weight, grad.sum((0, 2, 3)) if needs_bias else None
+
+
+def _input_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
+    # torch.nn.grad.conv2d_input does the same, but loses the channels-last layout.
+    geometry = [1, 1], [1, 1], [1, 1], False, [0, 0], 1
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, [True, False, False])[0]
 
 
 def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
@@ -126,7 +135,8 @@ def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     for image, upstream in zip(F.pad(x, (1, 1, 1, 1)), grad, strict=True):
         neighbours = image.unfold(1, 3, 1).unfold(2, 3, 1).permute(1, 2, 3, 4, 0)  # (H, W, 3, 3, C)
         for rows in chunks(h, ROWS // max(1, w)):
-            total.addmm_(upstream[:, rows].permute(1, 2, 0).reshape(-1, d).t(), neighbours[rows].reshape(-1, 9 * c))
+            pixels = upstream[:, rows].permute(1, 2, 0).reshape(-1, d)
+            total = total + pixels.t() @ neighbours[rows].reshape(-1, 9 * c)
     return total.view(d, 3, 3, c).permute(0, 3, 1, 2)
 
 
