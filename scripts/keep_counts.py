@@ -61,7 +61,7 @@ def published() -> Iterator[Wanted]:
             continue
         for scale in sorted({DEFAULT_SCALE, *(row.scale for row in variant.format.published)}):
             network = resolve(variant.name, scale, None)
-            for size in (zoo.size_of(variant, scale), usual_size(scale)):
+            for size in (zoo.size_of(variant, scale), counts.usual_size(scale)):
                 yield Wanted({'name': variant.name}, network, size)
 
 
@@ -69,11 +69,7 @@ def shipped() -> Iterator[Wanted]:
     """The models that come with spinsr."""
     for model in MODELS:
         network = resolve(weights=model.path)
-        yield Wanted({'model': model.name}, network, usual_size(network.scale))
-
-
-def usual_size(scale: int) -> tuple[int, int]:
-    return round(720 / scale), round(1280 / scale)
+        yield Wanted({'model': model.name}, network, counts.usual_size(network.scale))
 
 
 def counted(wanted: Wanted) -> dict[str, Any] | None:

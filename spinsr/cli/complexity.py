@@ -160,7 +160,7 @@ def _kept(args: argparse.Namespace) -> list[dict[str, Any]] | None:
 
 
 def _size(args: argparse.Namespace, scale: int) -> tuple[int, int]:
-    return args.size or (round(720 / scale), round(1280 / scale))
+    return args.size or counts.usual_size(scale)
 
 
 def _output(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:

@@ -56,6 +56,11 @@ def find_published(name: str, scale: int, height: int, width: int) -> dict[str, 
     return None if found is None else dict(found)
 
 
+def usual_size(scale: int) -> tuple[int, int]:
+    """(H, W) of the input for an output of 1280x720, rounded."""
+    return round(720 / scale), round(1280 / scale)
+
+
 def describe(network: 'Network', height: int, width: int) -> dict[str, Any] | None:
     """Everything that determines the counts of a network; None for a network of another package.
 

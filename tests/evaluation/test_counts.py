@@ -46,7 +46,7 @@ def test_a_name_in_the_file_is_that_of_the_network():
 
 @pytest.mark.parametrize('model', MODELS, ids=lambda model: f'{model.name}_x{model.scale}')
 def test_shipped_models_are_kept(model, no_counting):
-    size = keep_counts.usual_size(model.scale)
+    size = counts.usual_size(model.scale)
     assert complexity.count_network(resolve(weights=model.path), *size)['parameters'] == model.parameters, RENEW
 
 

@@ -43,3 +43,12 @@ def test_a_file_that_cannot_be_written_is_one_line(run, monkeypatch, tmp_path, c
     monkeypatch.setattr(counts, 'FILE', tmp_path / 'missing' / 'counts.json')
     assert keep_counts.main() == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith('keep_counts.py: error: ')
+
+
+def test_without_basicsr_there_is_one_line(run, monkeypatch, capsys):
+    def wanted():
+        raise ValueError("'SwinIR' cannot be built")
+
+    monkeypatch.setattr(keep_counts, 'wanted', wanted)
+    assert keep_counts.main() == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "keep_counts.py: error: 'SwinIR' cannot be built"
