@@ -214,7 +214,8 @@ class SpinsrModel(SRModel):
             except ValueError as error:
                 raise OptionError(f'train:recompute: {error}') from error
         if self.is_train and self.compile:
-            net.compile()
+            # A graph for each size of the patches: one for all sizes fails in torch 2.14's compiler (RCAN's gradient).
+            net.compile(dynamic=False)
         if self.opt['dist']:
             return DistributedDataParallel(
                 net,
@@ -481,10 +482,11 @@ class SpinsrModel(SRModel):
     # Validation
 
     def test(self) -> None:
-        """Puts the fed image through the EMA of the network, or the network if it has no EMA."""
-        self.output = upscaling.super_resolve(
-            self.lq, self._validated, tile=self.tile, self_ensemble=self.self_ensemble
-        )
+        """Puts the fed image through the EMA of the network, or the network if it has no EMA; never compiles."""
+        with torch.compiler.set_stance('force_eager') if self.compile else contextlib.nullcontext():
+            self.output = upscaling.super_resolve(
+                self.lq, self._validated, tile=self.tile, self_ensemble=self.self_ensemble
+            )
 
     @property
     def _validated(self) -> nn.Module:

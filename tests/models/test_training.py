@@ -389,7 +389,7 @@ def test_recomputing_a_network_without_blocks_is_refused():
 
 def test_compile_keeps_the_names_of_the_weights(monkeypatch):
     compiled = []
-    monkeypatch.setattr(nn.Module, 'compile', lambda self: compiled.append(type(self).__name__))
+    monkeypatch.setattr(nn.Module, 'compile', lambda self, **_: compiled.append(type(self).__name__))
     model = build(**{'train:compile': True})
     assert compiled == ['SPIN']
     assert set(model.net_g.state_dict()) == set(build().net_g.state_dict())
@@ -399,6 +399,29 @@ def test_compile_keeps_the_names_of_the_weights(monkeypatch):
 @pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a C++ compiler on the CPU')
 def test_compiled_training_gives_the_same():
     same(train(build(**{'train:compile': True})), train(build()), atol=2e-4)
+
+
+RCAN_OPTIONS = {'network_g': {'type': 'RCAN_spinsr', 'num_feat': 8, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 4}}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a C++ compiler on the CPU')
+@pytest.mark.parametrize('ema_decay', [0, 0.9])
+def test_compiled_training_takes_patches_that_grow_and_images_of_many_sizes(ema_decay):
+    options = {**RCAN_OPTIONS, 'network_g:upscale': 2, 'train:ema_decay': ema_decay, **growing()}
+    model, plain = (build(**options, **{'train:compile': compiled}) for compiled in (True, False))
+    for net in (model, plain):
+        for iteration in range(1, 7):
+            net.update_learning_rate(iteration)
+            net.feed_data(batch())
+            net.optimize_parameters(iteration)
+    for side in range(4, 16):
+        images = batch(size=1, side=side)
+        model.feed_data(images)
+        plain.feed_data(images)
+        model.test()
+        plain.test()
+        torch.testing.assert_close(model.output, plain.output, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,8 @@ CHUNK_SIZES = {
     },
     # As on a GPU, where nothing is cut.
     'uncut': {
-        'common.chunking.in_full_precision_on_cpu': lambda *tensors: False,
-        'layers.upsampler.in_full_precision_on_cpu': lambda *tensors: False,
+        'common.chunking.chunk_type': lambda *tensors: None,
+        'layers.upsampler.chunk_type': lambda *tensors: None,
         'attention.fused.on_cpu': lambda x: False,
     },
 }

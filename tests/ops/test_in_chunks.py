@@ -21,7 +21,8 @@ from spinsr.ops import (
 )
 from spinsr.ops.attention import attention
 from spinsr.ops.attention.fused import add_attended_rows
-from spinsr.ops.common.chunking import in_full_precision_on_cpu, on_cpu, recompute_in_chunks
+from spinsr.ops.common import precision
+from spinsr.ops.common.chunking import chunk_type, on_cpu, recompute_in_chunks
 
 EPS = 1e-3  # large enough for a wrong one to be seen
 HALF_TYPES = pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=['bfloat16', 'float16'])
@@ -224,6 +225,13 @@ def test_layers_under_autocast_give_its_type(name, dtype, one_case, few_at_once)
         assert run(*inputs).dtype == dtype
 
 
+@pytest.fixture(params=[False, True], ids=['float32_products', 'bf16_products'])
+def products(request, monkeypatch):
+    """Attention as on a processor with and without instructions for bfloat16."""
+    monkeypatch.setattr(precision, 'multiplies_bf16', lambda: request.param)
+
+
+@pytest.mark.usefixtures('products')
 @HALF_TYPES
 @ATTENTION
 def test_attention_in_half_types(name, dtype, one_case, chunk_size, assert_half_close):
@@ -231,6 +239,7 @@ def test_attention_in_half_types(name, dtype, one_case, chunk_size, assert_half_
     assert_half_close(run, formula, *inputs)
 
 
+@pytest.mark.usefixtures('products')
 @HALF_TYPES
 @ATTENTION
 def test_attention_in_half_types_under_autocast(name, dtype, one_case, chunk_size, assert_half_close):
@@ -454,21 +463,38 @@ def test_layers_make_nothing_for_all_pixels_but_their_results(name, one_case, fe
     assert largest.elements == out.numel()
 
 
-def test_chunks_are_for_full_precision_on_the_cpu():
+def test_where_chunks_pay():
     x = torch.rand(2)
-    assert in_full_precision_on_cpu(x)
-    assert in_full_precision_on_cpu(x.double(), x.double())
-    assert not in_full_precision_on_cpu(x, x.double())
-    assert not in_full_precision_on_cpu(x.half())
-    assert not in_full_precision_on_cpu(x.to('meta'))
+    assert chunk_type(x, x) == torch.float32
+    assert chunk_type(x.double(), x.double()) == torch.float64
+    assert chunk_type(x.bfloat16()) == torch.bfloat16
+    assert chunk_type(x, x.double()) is None
+    assert chunk_type(x, x.bfloat16()) is None
+    assert chunk_type(x.half()) is None
+    assert chunk_type(x.to('meta')) is None
+
+
+def test_where_chunks_pay_under_autocast():
+    x = torch.rand(2)
     with torch.autocast('cpu', torch.bfloat16):
-        assert not in_full_precision_on_cpu(x)
+        assert chunk_type(x, x.bfloat16()) == torch.bfloat16
+        assert chunk_type(x.double()) == torch.float64  # autocast leaves it alone
+        assert chunk_type(x, x.double()) is None
+    with torch.autocast('cpu', torch.float16):
+        assert chunk_type(x) is None
 
 
 def test_chunks_are_not_for_a_compiler(monkeypatch):
     monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: True)
     assert not on_cpu(torch.rand(2))
-    assert not in_full_precision_on_cpu(torch.rand(2))
+    assert chunk_type(torch.rand(2)) is None
+
+
+def test_gradients_of_weights_in_bf16_add_up_in_float32():
+    x, weight = torch.ones(1, 1000, 1, dtype=torch.bfloat16), torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
+    recompute_in_chunks(lambda x, w: x @ w, x, (weight,), 1).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.item() == 1000  # in bfloat16 256 + 1 is 256
 
 
 def test_chunks_need_gradients_only_where_asked():

@@ -7,11 +7,11 @@ from torch.autograd.function import once_differentiable
 
 from spinsr.ops.attention import reference
 from spinsr.ops.attention.reference import attend_heads, take
-from spinsr.ops.common.chunking import chunks, on_cpu
-from spinsr.ops.common.precision import full_type, no_autocast
+from spinsr.ops.common.chunking import chunks, on_cpu, recompute_in_chunks
+from spinsr.ops.common.precision import attention_type, full_type, no_autocast
 
 # Attention weights of a chunk of groups, for each thread: of the fused kernel, of products and softmax by hand, and of
-# the gradient by hand. The latter two stay in the cache.
+# the gradient by hand. The latter two stay in the cache. Twice as many in bfloat16 take as much.
 FUSED, BY_HAND, BACKWARD = 2**20, 2**18, 2**19
 # In groups of at most so many rows, products and softmax by hand take less time; docs/performance.md has the table.
 SMALL_GROUP = 144
@@ -20,6 +20,8 @@ SMALL_GROUP = 144
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     """See `spinsr.ops.attention.attention`."""
     factor = q.shape[-1] ** -0.5 if scale is None else scale
+    if on_cpu(q) and attention_type(v) == torch.bfloat16:
+        return _by_hand_in_bf16(q, k, v, factor)
     channels, dtype = v.shape[-1], v.dtype
     # The fused kernels take one width for q, k and v; zeros appended to the narrower change nothing.
     width = max(q.shape[-1], channels)
@@ -30,6 +32,25 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Te
         q, k, v = (x.to(full_type(dtype)) for x in (q, k, v))
         # The scale before the product, as in the reference: large logits are then rounded in the same way.
         return F.scaled_dot_product_attention(q * factor, k, v, scale=1.0)[..., :channels].to(dtype)
+
+
+def _by_hand_in_bf16(q: Tensor, k: Tensor, v: Tensor, factor: float) -> Tensor:
+    """Products and softmax of some groups, and of some of their rows, at a time; recomputed for the gradient."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k).softmax(-1) @ v
+
+    leading, weights = q.shape[:-2], torch.get_num_threads() * _by_hand(q.dtype)
+    q, k, v = (x.flatten(0, -3) for x in (q * factor, k, v))
+    groups = min(len(q), max(1, weights // max(1, q.shape[1] * k.shape[1])))
+    rows = weights // max(1, groups * k.shape[1])
+    k = k.transpose(1, 2).contiguous()  # or each product would copy it
+    parts = [recompute_in_chunks(attend, q[some], (k[some], v[some]), rows) for some in chunks(len(q), groups)]
+    return torch.cat(parts).unflatten(0, leading)
+
+
+def _by_hand(dtype: torch.dtype) -> int:
+    return 2 * BY_HAND if dtype == torch.bfloat16 else BY_HAND
 
 
 def add_attended_rows(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, num_heads: int, start: bool) -> Tensor:
@@ -46,31 +67,32 @@ class _AddAttendedRows(torch.autograd.Function):
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, num_heads: int, start: bool) -> Tensor:
         ctx.save_for_backward(q, k, v, rows)
         ctx.num_heads, ctx.start = num_heads, start
-        full = full_type(v.dtype)
+        full, dtype = full_type(v.dtype), attention_type(v)
         out = v.to(full, memory_format=torch.contiguous_format, copy=True) if start else torch.zeros_like(v, dtype=full)
-        small = rows.shape[1] <= SMALL_GROUP
-        attend, weights = (reference.attention, BY_HAND) if small else (attention, FUSED)
+        by_hand = rows.shape[1] <= SMALL_GROUP or dtype == torch.bfloat16
+        attend, weights = (reference.attention, _by_hand(dtype)) if by_hand else (attention, FUSED)
         with no_autocast('cpu'):
             for group in _chunks_of(rows, num_heads, weights):
-                q_in, k_in, v_in = (take(x, group).to(full) for x in (q, k, v))
-                out.index_add_(0, group.flatten(), attend_heads(q_in, k_in, v_in, num_heads, attend).flatten(0, 1))
+                q_in, k_in, v_in = (take(x, group).to(dtype) for x in (q, k, v))
+                found = attend_heads(q_in, k_in, v_in, num_heads, attend).flatten(0, 1)
+                out.index_add_(0, group.flatten(), found.to(full))
         return out.to(v.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         q, k, v, rows = ctx.saved_tensors
-        full, widths = full_type(v.dtype), [x.shape[1] for x in (q, k, v)]
+        full, dtype, widths = full_type(v.dtype), attention_type(v), [x.shape[1] for x in (q, k, v)]
         # One buffer for the three gradients: one index_add instead of three.
         grads = v.new_zeros(len(v), sum(widths), dtype=full)
         with no_autocast('cpu'):
             for group in _chunks_of(rows, ctx.num_heads, BACKWARD):
-                inside = [take(x, group).to(full).requires_grad_() for x in (q, k, v)]
+                inside = [take(x, group).to(dtype).requires_grad_() for x in (q, k, v)]
                 # Dense: as fast for a chunk, and exact for large logits, whose fused gradient is not.
                 with torch.enable_grad():
                     out = attend_heads(inside[0], inside[1], inside[2], ctx.num_heads)
-                found = torch.autograd.grad(out, inside, take(grad, group).to(full))
-                grads.index_add_(0, group.flatten(), torch.cat(found, 2).flatten(0, 1))
+                found = torch.autograd.grad(out, inside, take(grad, group).to(dtype))
+                grads.index_add_(0, group.flatten(), torch.cat(found, 2).flatten(0, 1).to(full))
         d_q, d_k, d_v = grads.to(v.dtype).split(widths, 1)
         return d_q, d_k, d_v + grad if ctx.start else d_v, None, None, None
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spinsr.ops.common.precision import no_autocast
+from spinsr.ops.common.precision import full_type, no_autocast
 
 ROWS = 8192  # pixels of a chunk, over all images
+CHUNK_TYPES = {torch.float32, torch.float64, torch.bfloat16}
 
 
 def on_cpu(x: Tensor) -> bool:
@@ -21,11 +22,17 @@ def on_cpu(x: Tensor) -> bool:
     return x.device.type == 'cpu' and not torch.compiler.is_compiling()
 
 
-def in_full_precision_on_cpu(*tensors: Tensor) -> bool:
-    """Whether chunks pay: on the CPU, all `tensors` in one type of at least float32, without autocast."""
-    x = tensors[0]
-    exact = all(t.dtype == x.dtype for t in tensors) and x.dtype in (torch.float32, torch.float64)
-    return exact and on_cpu(x) and not torch.is_autocast_enabled('cpu')
+def chunk_type(*tensors: Tensor) -> torch.dtype | None:
+    """The type of the products if chunks pay, which is on the CPU in float32, float64 or bfloat16; None if they do not.
+
+    It is the type that all `tensors` have, or that of autocast.
+    """
+    types = {t.dtype for t in tensors}
+    if not on_cpu(tensors[0]) or (len(types) > 1 and torch.float64 in types):
+        return None
+    if torch.is_autocast_enabled('cpu') and torch.float64 not in types:
+        types = {torch.get_autocast_dtype('cpu')}
+    return types.pop() if len(types) == 1 and types <= CHUNK_TYPES else None
 
 
 def chunks(rows: int, size: int) -> Iterator[slice]:
@@ -79,11 +86,10 @@ class _Chunks(torch.autograd.Function):
     def backward(ctx, *grads):
         (fn, rows, is_sum), needed = ctx.arguments, ctx.needs_input_grad[3:]
         x, *weights = ctx.saved_tensors
+        d_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needed[0] else None
         sums = [
-            (torch.zeros_like if i else torch.empty_like)(t, memory_format=torch.contiguous_format)
-            if needed[i]
-            else None
-            for i, t in enumerate((x, *weights))
+            torch.zeros_like(t, dtype=full_type(t.dtype), memory_format=torch.contiguous_format) if need else None
+            for t, need in zip(weights, needed[1:], strict=True)
         ]
         with no_autocast('cpu'):
             for place in chunks(x.shape[1], rows):
@@ -92,9 +98,9 @@ class _Chunks(torch.autograd.Function):
                     out = fn(*leaves)
                 upstream = grads if is_sum else [grad[:, place] for grad in grads]
                 found = iter(torch.autograd.grad(out, [leaf for leaf in leaves if leaf.requires_grad], upstream))
-                for i, total in enumerate(sums):
-                    if total is not None and i:
+                if d_x is not None:
+                    d_x[:, place] = next(found)
+                for total in sums:
+                    if total is not None:
                         total += next(found)
-                    elif total is not None:
-                        total[:, place] = next(found)
-        return None, None, None, *sums
+        return None, None, None, d_x, *(t if t is None else t.to(w.dtype) for t, w in zip(sums, weights, strict=True))

@@ -1,8 +1,10 @@
 """Full precision where the ops promise it: no autocast, no TF32."""
 
 import contextlib
+import functools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -18,6 +20,30 @@ def no_autocast(device_type: str) -> contextlib.AbstractContextManager:
 def full_type(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, else float32: the type that attention weights and sums are computed in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the last axis, computed and returned in float32 at least.
+
+    torch's own for bfloat16 on the CPU takes twice the time of the conversion and that for float32.
+    """
+    x, weight, bias = (t.to(full_type(x.dtype)) for t in (x, weight, bias))
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def attention_type(x: Tensor) -> torch.dtype:
+    """The type of logits and weights of attention on the CPU: bfloat16 where x has it and the processor multiplies it.
+
+    Elsewhere `full_type`. The softmax and all sums are computed in float32 in both cases.
+    """
+    return x.dtype if x.dtype == torch.bfloat16 and multiplies_bf16() else full_type(x.dtype)
+
+
+@functools.cache
+def multiplies_bf16() -> bool:
+    """Whether the CPU has instructions for products of bfloat16 (AVX512-BF16 or AMX); torch imitates them on others."""
+    checks = (getattr(torch.cpu, name, bool) for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
+    return any(check() for check in checks)
 
 
 def matmul_exact(a: Tensor, b: Tensor) -> Tensor:

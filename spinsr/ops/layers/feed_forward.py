@@ -6,6 +6,7 @@ from torch import Tensor
 
 from spinsr.ops.common import chunking
 from spinsr.ops.common.backend import check_features, dense_or_torch
+from spinsr.ops.common.precision import layer_norm, no_autocast
 
 
 def gated_feed_forward(
@@ -58,27 +59,27 @@ def gated_feed_forward(
         return _reference(x, norm, channel_gate, pixel_gate, first, second, eps)
     m, squeezed = len(first[1]), len(pixel_gate[1])
 
-    def normalise(x: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
-
-    def sum_of_pixels(x: Tensor, *norm: Tensor) -> Tensor:
-        return normalise(x, *norm).sum(1)
+    def sum_of_pixels(x: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
+        return layer_norm(x, norm_weight, norm_bias, eps).sum(1)
 
     def feed(x, norm_weight, norm_bias, weight, b_squeeze, w_expand, b_expand, b_first, w_second, b_second):
-        products = normalise(x, norm_weight, norm_bias) @ weight.transpose(1, 2)
+        products = layer_norm(x, norm_weight, norm_bias, eps).to(weight.dtype) @ weight.transpose(1, 2)
         by_channel, by_pixel, before, _ = products.tensor_split([m, 2 * m, 2 * m + squeezed], 2)
         gate = F.linear(F.gelu(before + b_squeeze), w_expand, b_expand).sigmoid()  # (B, n, 1)
         return F.linear(F.gelu(torch.addcmul(by_channel + b_first, gate, by_pixel)), w_second, b_second)
 
-    tensors = (*norm, *channel_gate, *pixel_gate, *first, *second)
     rest = (*pixel_gate[1:], first[1], *second)
-    if not chunking.in_full_precision_on_cpu(x, *tensors):
-        weight = _joined_weight(normalise(x, *norm).mean(1), channel_gate, first[0], pixel_gate[0])
+    dtype = chunking.chunk_type(x, *norm, *channel_gate, *pixel_gate, *first, *second)
+    if dtype is None:
+        mean = layer_norm(x, *norm, eps).mean(1).to(first[0].dtype)
+        weight = _joined_weight(mean, channel_gate, first[0], pixel_gate[0])
         return feed(x, *norm, weight, *rest)
     rows = chunking.ROWS // max(1, len(x))
     mean = chunking.recompute_in_chunks(sum_of_pixels, x, norm, rows, is_sum=True) / x.shape[1]
-    weight = _joined_weight(mean, channel_gate, first[0], pixel_gate[0])
-    return chunking.recompute_in_chunks(feed, x, (*norm, weight, *rest), rows)
+    with no_autocast('cpu'):
+        gate = [t.to(mean.dtype) for t in channel_gate]
+        weight = _joined_weight(mean, gate, *(t.to(mean.dtype) for t in (first[0], pixel_gate[0])))
+    return chunking.recompute_in_chunks(feed, x, (*norm, *(t.to(dtype) for t in (weight, *rest))), rows)
 
 
 def _joined_weight(mean: Tensor, channel_gate, w_first: Tensor, w_pixel_squeeze: Tensor) -> Tensor:

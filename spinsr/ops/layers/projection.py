@@ -7,6 +7,7 @@ from torch import Tensor
 
 from spinsr.ops.common import chunking
 from spinsr.ops.common.backend import check_features, dense_or_torch
+from spinsr.ops.common.precision import layer_norm
 
 
 def norm_project(
@@ -48,12 +49,12 @@ def norm_project(
     widths = list(widths)
 
     def project(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-        return F.linear(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), weight).split(widths, -1)
+        return F.linear(layer_norm(x, norm_weight, norm_bias, eps).to(weight.dtype), weight).split(widths, -1)
 
-    tensors = (*norm, weight)
-    if chunking.in_full_precision_on_cpu(x, *tensors):
-        return chunking.recompute_in_chunks(project, x, tensors, chunking.ROWS // max(1, len(x)))
-    return project(x, *tensors)
+    dtype = chunking.chunk_type(x, *norm, weight)
+    if dtype is None:
+        return project(x, *norm, weight)
+    return chunking.recompute_in_chunks(project, x, (*norm, weight.to(dtype)), chunking.ROWS // max(1, len(x)))
 
 
 def _reference(x, norm, weight, widths, eps):

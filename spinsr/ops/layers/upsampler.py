@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spinsr.ops.common.backend import check_features, dense_or_torch
-from spinsr.ops.common.chunking import chunks, in_full_precision_on_cpu
+from spinsr.ops.common.chunking import chunk_type, chunks
 from spinsr.ops.common.symbolic import is_symbolic
 
 PIXELS = 2**16  # of the output, in a strip
@@ -58,11 +58,13 @@ def upsampling_tail(
         return _reference(x, stages, last, slope)
     stages = [_in_token_order(*stage) for stage in stages]
     tensors = (x, *last, *(part for stage in stages for part in stage))
-    if not in_full_precision_on_cpu(*tensors):
+    dtype = chunk_type(*tensors)
+    if dtype is None:
         return _rows(x, stages, last, slope, slice(0, x.shape[2]))
+    x, last, stages = x.to(dtype), _to(dtype, last), [_to(dtype, stage) for stage in stages]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        rows = slice(0, x.shape[2])
-        return torch.cat([_rows(one, stages, last, slope, rows, _Convolution.apply) for one in x.split(1)])
+        rows, convolution = slice(0, x.shape[2]), _convolution if dtype == torch.bfloat16 else _Convolution.apply
+        return torch.cat([_rows(one, stages, last, slope, rows, convolution) for one in x.split(1)])
     scale = _scale(stages)
     out = x.new_empty(len(x), len(last[0]), x.shape[2] * scale, x.shape[3] * scale)
     for strip in chunks(x.shape[2], PIXELS // max(1, x.shape[3] * scale**2)):
@@ -70,6 +72,10 @@ def upsampling_tail(
             rows = slice(strip.start * scale, strip.stop * scale)
             out[i : i + 1, :, rows] = _rows(x[i : i + 1], stages, last, slope, strip)
     return out
+
+
+def _to(dtype: torch.dtype, stage: Stage) -> Stage:
+    return stage[0].to(dtype), stage[1].to(dtype)
 
 
 def _reference(x, stages, last, slope):
