@@ -1,4 +1,4 @@
-"""Times networks by PyTorch, compiled, and by ONNX Runtime from `spinsr export`; compares outputs and memory.
+"""Times networks by PyTorch, also in bf16 and compiled, and by ONNX Runtime; compares outputs and memory.
 
     python scripts/engines.py --networks SPIN SwinIR-light train_RCAN_x4_light.yml --lr-size 180x320 --json engines.json
     python scripts/engines.py --networks SPIN --engines torch compile
@@ -34,7 +34,7 @@ from spinsr.utils.text import markdown_table
 
 NETWORKS = ('SPIN', 'train_RCAN_x4_light.yml', 'SwinIR-light', 'EDSR-baseline', 'RLFN', 'SAFMN', 'SMFANet')
 DATASETS = ('Set5', 'Urban100')
-ENGINES = {'torch': 'torch', 'compile': 'compiled', 'onnx': 'ONNX Runtime'}  # and their titles
+ENGINES = {'torch': 'torch', 'bf16': 'bf16', 'compile': 'compiled', 'onnx': 'ONNX Runtime'}  # and their titles
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +70,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs='+',
         choices=ENGINES,
         default=['torch', 'onnx'],
-        help='torch, compile, onnx (default: torch onnx)',
+        help='torch, bf16 (torch by autocast), compile, onnx (from `spinsr export`); default: torch onnx',
     )
     add_arguments(parser, lr_size=(180, 320), repeats=5)
     add('--any-size', action='store_true', help='export for images of any size where the network allows it')
@@ -227,6 +227,16 @@ class Torch(Runner):
             return self.net(torch.from_numpy(self.input))
 
 
+class Bf16(Torch):
+    """As `spinsr upscale --precision bf16`."""
+
+    def once(self) -> Any:
+        import torch
+
+        with torch.autocast('cpu', torch.bfloat16):
+            return super().once().float()
+
+
 class Compiled(Torch):
     """As `spinsr upscale --compile`, without a cache of compiled code."""
 
@@ -260,7 +270,7 @@ class OnnxRuntime(Runner):
         return self.session.run(None, {'image': self.input})[0]
 
 
-RUNNERS = {'torch': Torch, 'compile': Compiled, 'onnx': OnnxRuntime}
+RUNNERS = {'torch': Torch, 'bf16': Bf16, 'compile': Compiled, 'onnx': OnnxRuntime}
 
 
 def build(name: str, scale: int) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 from spinsr.cli import arguments, network
 from spinsr.evaluation.protocols import PROTOCOLS
+from spinsr.inference.options import PRECISIONS
 from spinsr.training import imports
 from spinsr.utils.text import printable
 from spinsr.weights import DEFAULT_SCALE, ENDINGS
@@ -77,6 +78,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         '--self-ensemble', action='store_true', help='mean over the 8 dihedral transforms (marked with a +)'
+    )
+    parser.add_argument(
+        '--precision',
+        choices=tuple(PRECISIONS),
+        default='fp32',
+        help='type of the computation, bf16 and fp16 by autocast: what the half types cost (default: %(default)s)',
     )
     parser.add_argument('--json', metavar='FILE', type=arguments.path, help='write every number')
     parser.add_argument('--csv', metavar='FILE', type=arguments.path, help='write a line for each image and mean')
@@ -205,7 +212,7 @@ def _scales_of_weights(args: argparse.Namespace, scales: list[int]) -> list[int]
 def _run_folder(args: argparse.Namespace) -> int:
     """Scores every file of weights in a folder, measured beside published."""
     told = {'--arch': args.arch, '--arch-args': args.arch_args, '--scale': args.scale, '--protocol': args.protocol}
-    other = {'--sr': args.sr, '--metric': args.metric, '--self-ensemble': args.self_ensemble}
+    other = {'--sr': args.sr, '--metric': args.metric, **_of_networks(args)}
     for flag in (flag for flag, value in told.items() if value):
         args.error(f'argument {flag}: cannot be combined with a folder of --weights; it is read from the files')
     for flag in (flag for flag, value in other.items() if value):
@@ -249,11 +256,17 @@ def _run_folder(args: argparse.Namespace) -> int:
     return int(bool(failures))
 
 
+def _of_networks(args: argparse.Namespace) -> dict[str, bool]:
+    """How a network is run -> whether the user asked for it."""
+    return {'--precision': args.precision != 'fp32', '--self-ensemble': args.self_ensemble}
+
+
 def _check_usage(args: argparse.Namespace, scales: list[int], protocols: list[str] | None) -> None:
     if not scales or scales[0] < 1:
         args.error(f'argument --scale: must be integers of at least 1, got {scales}')
-    if _is_rounded(args) and (args.weights != 'default' or args.model or args.self_ensemble):
-        flag = '--self-ensemble' if args.self_ensemble else '--model' if args.model else '--weights'
+    needing = {'--weights': args.weights != 'default', '--model': args.model, **_of_networks(args)}
+    if _is_rounded(args) and any(needing.values()):
+        flag = next(flag for flag, value in reversed(needing.items()) if value)
         args.error(f'argument {flag}: needs a network, not {"--sr" if args.sr else "--arch bicubic"}')
     _check_different([path for path in (args.json, args.csv, args.markdown) if path], args)
     if len(scales) > 1 and not args.sr and args.weights != 'default' and '{scale}' not in args.weights:
@@ -334,8 +347,9 @@ def _source(args: argparse.Namespace, scales: list[int]) -> tuple[Callable[..., 
             'parameters': sum(parameter.numel() for parameter in nets[scale].parameters()),
             'weights': args.model or of_scale.weights,
             'self_ensemble': args.self_ensemble,
+            'precision': args.precision,
         }
-    upscaler = benchmark.network(nets, self_ensemble=args.self_ensemble)
+    upscaler = benchmark.network(nets, self_ensemble=args.self_ensemble, precision=args.precision)
     return upscaler, described.arch + '+' * args.self_ensemble, about
 
 

@@ -86,9 +86,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         '--precision',
-        choices=('fp32', 'bf16', 'fp16'),
-        default='fp32',
-        help='fp32 (the default), or bf16 or fp16 by autocast',
+        choices=('auto', 'fp32', 'bf16', 'fp16'),
+        help='fp32, bf16 or fp16 (the latter two by autocast), or auto (the default): bf16 on a CPU that multiplies '
+        'it, for 8-bit images and the networks that spinsr ships; else fp32',
     )
     parser.add_argument('--compile', action='store_true', help='torch.compile; pays for many images')
     parser.add_argument(
@@ -126,12 +126,13 @@ def run(args: argparse.Namespace) -> int:
         name_outputs,
         upscale_files,
     )
-    from spinsr.inference.options import check_options
+    from spinsr.inference.options import AUTO, check_options
     from spinsr.inference.output_size import OutputSize
 
     arguments.log_to_stderr(logging.WARNING)
     # Before torch is imported, so that a mistyped argument is reported at once.
-    check_options(args.tile, args.precision, args.engine)
+    precision = args.precision or AUTO
+    check_options(args.tile, precision, args.engine)
     if args.compile and args.engine != 'torch':
         args.error('--compile is for --engine torch: leave out one of them')
     try:
@@ -155,8 +156,10 @@ def run(args: argparse.Namespace) -> int:
     net = described.build(device)
     _check_scale(described, net)
     if args.compile:
-        net = _compiled(net, args.precision)
+        net = _compiled(net, precision)
     net = upscaling.by_engine(net, args.engine)
+    if precision == AUTO:
+        _say_precision(net, is_asked=args.precision is not None)
 
     def written(path: Path, height: int, width: int) -> None:
         tqdm.write(f'{printable(path)}: {width}x{height}', file=sys.stdout)
@@ -167,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
             net,
             tile=args.tile,
             self_ensemble=args.self_ensemble,
-            precision=args.precision,
+            precision=precision,
             overwrite=args.overwrite,
             max_pixels=args.max_pixels,
             size=size,
@@ -232,6 +235,15 @@ def _shipped_scale(args: argparse.Namespace) -> int | None:
             f'Use one of these, with --outscale for another size, or give --weights of a network for x{args.scale}'
         )
     return args.scale
+
+
+def _say_precision(net: Any, is_asked: bool) -> None:
+    """Says what --precision auto chooses for 8-bit images; fp32, the rule, only if the user asked."""
+    from spinsr.inference.precision import choose
+
+    precision, reason = choose(net)
+    if is_asked or precision != 'fp32':
+        print(f'precision: {precision} ({reason})', file=sys.stderr)
 
 
 def _compiled(net: Any, precision: str) -> Any:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spinsr.inference.precision import set_loss
 from spinsr.utils.text import SIMILAR_NAME, nearest, printable
 from spinsr.weights import DEFAULT_ARCH, DEFAULT_SCALE, default_weights
-from spinsr.weights.models import find_model
+from spinsr.weights.models import MODELS, find_model
 
 logger = logging.getLogger('spinsr')
 
@@ -72,7 +73,10 @@ class Network:
                 if advice and advice != _rrdbnet(net.state_dict()):
                     reason = f'{advice} ({reason})'
                 raise ValueError(f'{self.source} does not fit {self.arch} x{self.scale}: {reason}') from error
-        return net.to(device).eval()
+        net = net.to(device).eval()
+        if shipped := next((model for model in MODELS if str(model.path) == self.source), None):
+            set_loss(net, shipped.bf16_loss)
+        return net
 
 
 def load(

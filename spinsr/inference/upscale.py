@@ -21,6 +21,7 @@ from spinsr.data import bicubic, resample
 from spinsr.inference import options
 from spinsr.inference.options import SMALLEST_TILE, check_options
 from spinsr.inference.output_size import OutputSize
+from spinsr.inference.precision import resolve
 from spinsr.utils import memory
 
 logger = logging.getLogger('spinsr')
@@ -61,7 +62,8 @@ def upscale(
             that opaque stays opaque; the colours are what they would be without alpha.
         net: A network from `load`, or any module from (1, 3, H, W) to (1, 3, scale*H, scale*W) in [0, 1]; or one with
             one channel instead of three, which gets Y, see `super_resolve_colours`.
-        tile: As for `super_resolve`, and so are `self_ensemble`, `precision` and `progress`.
+        tile: As for `super_resolve`, and so are `self_ensemble` and `progress`.
+        precision: As for `super_resolve`, or 'auto' for what `spinsr.inference.precision.choose` chooses.
         outscale: Factor of both sides, if it is not that of the network: the result is resampled by
             `spinsr.data.resample.resize`.
         engine: 'torch', or 'onnx' for ONNX Runtime; for many images, `by_engine` once is faster.
@@ -89,6 +91,7 @@ def upscale(
     image = np.asarray(image)
     colours, alpha = separate_alpha(image)
     channels = colours.shape[2] + (alpha is not None)
+    precision = resolve(precision, net, 8 * image.dtype.itemsize)
     options = {'tile': tile, 'self_ensemble': self_ensemble, 'precision': precision, 'progress': progress}
     pixels = _Pixels(image.dtype, colours.shape[2], channels, precision)
     if channels_of(net) == 1:
@@ -229,7 +232,8 @@ def super_resolve(
             are blended across the middle of it. None takes the whole image at once.
         self_ensemble: Take the mean over the 8 dihedral transforms of the image (of each tile), each output transformed
             back (the `+` of RCAN+ and SAN+).
-        precision: 'fp32' computes in the network's own type, 'bf16' and 'fp16' under autocast.
+        precision: 'fp32' computes in the network's own type, 'bf16' and 'fp16' under autocast; 'auto' is 'fp32' here,
+            because the result is not rounded to 8 bits.
         progress: Show a bar over the tiles, on stderr, if there are several and it is a terminal.
         smaller_tiles: If memory runs out, continue in smaller tiles; otherwise that is an error.
 
@@ -268,6 +272,7 @@ def _run(
 ) -> None:
     """`super_resolve` into a result; x may be uint8 too, 0 … 255."""
     check_options(tile, precision)
+    precision = resolve(precision, net, bits=32)
     height, width = x.shape[2:]
     multiple = _multiple(net)
     padded = _continue_by_reflection(x, multiple)

@@ -102,6 +102,7 @@ def test_network_with_weights_for_each_scale_in_every_protocol(here, weights, ca
             'parameters': sum(p.numel() for p in nets[scale].parameters()),
             'weights': f'SPIN_x{scale}.pth',
             'self_ensemble': False,
+            'precision': 'fp32',
         }
         for scale in (2, 3)
     ]

@@ -93,8 +93,8 @@ def test_a_broken_file_is_one_line_and_exit_status_1(upscale, capfd):
 @pytest.mark.parametrize(
     ('flags', 'options'),
     [
-        ('', {'tile': None, 'self_ensemble': False, 'precision': 'fp32'}),
-        ('--tile 48 --self-ensemble', {'tile': 48, 'self_ensemble': True, 'precision': 'fp32'}),
+        ('', {'tile': None, 'self_ensemble': False, 'precision': 'auto'}),
+        ('--tile 48 --self-ensemble', {'tile': 48, 'self_ensemble': True, 'precision': 'auto'}),
         ('--precision bf16', {'tile': None, 'self_ensemble': False, 'precision': 'bf16'}),
     ],
 )

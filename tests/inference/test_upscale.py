@@ -385,7 +385,7 @@ def test_half_precision_of_our_networks(arch, precision, image):
     ('options', 'message'),
     [
         ({'tile': 31}, 'tile must be at least 32, got tile=31'),
-        ({'precision': 'half'}, "precision must be one of fp32, bf16, fp16, got 'half'"),
+        ({'precision': 'half'}, "precision must be one of auto, fp32, bf16, fp16, got 'half'"),
     ],
     ids=['tile', 'precision'],
 )

@@ -401,7 +401,9 @@ def test_compiled_training_gives_the_same():
     same(train(build(**{'train:compile': True})), train(build()), atol=2e-4)
 
 
-RCAN_OPTIONS = {'network_g': {'type': 'RCAN_spinsr', 'num_feat': 8, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 4}}
+RCAN_OPTIONS = {
+    'network_g': {'type': 'RCAN_spinsr', 'num_feat': 8, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 4}
+}
 
 
 @pytest.mark.slow
