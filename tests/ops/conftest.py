@@ -83,6 +83,8 @@ CHUNK_SIZES = {
         'common.chunking.ROWS': 7,
         'layers.upsampler.PIXELS': 1,
         'layers.upsampler.ROWS': 1,
+        'attention.fused.ROWS': 1,
+        'attention.fused.GATHERED': 1,
         **dict.fromkeys(_WEIGHTS, 40),
     },
     # With the fused kernel for groups of every size.
@@ -90,6 +92,8 @@ CHUNK_SIZES = {
         'common.chunking.ROWS': 50,
         'layers.upsampler.PIXELS': 700,
         'layers.upsampler.ROWS': 30,
+        'attention.fused.ROWS': 1,
+        'attention.fused.GATHERED': 20,
         'attention.fused.SMALL_GROUP': 0,
         **dict.fromkeys(_WEIGHTS, 600),
     },

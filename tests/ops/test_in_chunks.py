@@ -247,6 +247,21 @@ def test_attention_in_half_types_under_autocast(name, dtype, one_case, chunk_siz
     assert_half_close(torch.autocast('cpu', dtype)(run), formula, *inputs)
 
 
+@pytest.mark.parametrize('weights', [1, 40, 2**18], ids=['one_key', 'some_keys', 'all_keys'])
+@pytest.mark.parametrize('size', [1.0, 30.0], ids=['flat', 'peaked'])
+def test_attention_in_bf16_without_gradients(weights, size, monkeypatch):
+    """Where even a few rows have too many weights, chunk by chunk of the keys."""
+    monkeypatch.setattr(precision, 'multiplies_bf16', lambda: True)
+    monkeypatch.setattr('spinsr.ops.attention.fused.BY_HAND', weights)
+    q, k, v = (torch.randn(2, 3, length, width).bfloat16() for length, width in ((5, 4), (70, 4), (70, 6)))
+    q = size * q
+    exact = attention(*(x.double() for x in (q, k, v)), backend='reference')
+    allowed = 2 * (attention(q, k, v, backend='reference').double() - exact).norm()
+    found = attention(q, k, v, backend='torch')
+    assert found.dtype == torch.bfloat16
+    assert (found.double() - exact).norm() <= allowed
+
+
 @ATTENTION
 def test_attention_in_float32_is_not_touched_by_autocast(name, one_case, few_at_once, forward_backward):
     run, _, inputs = KINDS[name](one_case('odd'), torch.float32)

@@ -1,5 +1,7 @@
 """Attention by torch's fused kernels, which store no matrix of all weights, forward or backward."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +15,8 @@ from spinsr.ops.common.precision import attention_type, full_type, no_autocast
 # Attention weights of a chunk of groups, for each thread: of the fused kernel, of products and softmax by hand, and of
 # the gradient by hand. The latter two stay in the cache. Twice as many in bfloat16 take as much.
 FUSED, BY_HAND, BACKWARD = 2**20, 2**18, 2**19
+GATHERED = 2**16  # rows that are gathered at once
+ROWS = 32  # of q, at least, in one product by hand; products with fewer are slow
 # In groups of at most so many rows, products and softmax by hand take less time; docs/performance.md has the table.
 SMALL_GROUP = 144
 
@@ -45,8 +49,26 @@ def _by_hand_in_bf16(q: Tensor, k: Tensor, v: Tensor, factor: float) -> Tensor:
     groups = min(len(q), max(1, weights // max(1, q.shape[1] * k.shape[1])))
     rows = weights // max(1, groups * k.shape[1])
     k = k.transpose(1, 2).contiguous()  # or each product would copy it
+    if rows < ROWS and not (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))):
+        return _over_chunks_of_keys(q, k, v, weights).unflatten(0, leading)
+    rows = max(ROWS, rows)
     parts = [recompute_in_chunks(attend, q[some], (k[some], v[some]), rows) for some in chunks(len(q), groups)]
     return torch.cat(parts).unflatten(0, leading)
+
+
+def _over_chunks_of_keys(q: Tensor, k: Tensor, v: Tensor, weights: int) -> Tensor:
+    """softmax(q k) v where even a few rows of q have too many weights: (G, L, D), (G, D, S), (G, S, E)."""
+    top = q.new_full((*q.shape[:2], 1), float('-inf'), dtype=torch.float32)
+    total, mass = q.new_zeros(*q.shape[:2], v.shape[2], dtype=torch.float32), torch.zeros_like(top)
+    for place in chunks(k.shape[2], weights // max(1, q.shape[0] * q.shape[1])):
+        logits = q @ k[..., place]
+        highest = torch.maximum(top, logits.amax(-1, keepdim=True))
+        shares = (logits - highest.to(logits.dtype)).exp_()
+        before = (top - highest).exp_()
+        mass = mass * before + shares.sum(-1, keepdim=True, dtype=torch.float32)
+        total = total * before + (shares @ v[:, place]).float()
+        top = highest
+    return (total / mass).to(v.dtype)
 
 
 def _by_hand(dtype: torch.dtype) -> int:
@@ -72,10 +94,15 @@ class _AddAttendedRows(torch.autograd.Function):
         by_hand = rows.shape[1] <= SMALL_GROUP or dtype == torch.bfloat16
         attend, weights = (reference.attention, _by_hand(dtype)) if by_hand else (attention, FUSED)
         with no_autocast('cpu'):
-            for group in _chunks_of(rows, num_heads, weights):
-                q_in, k_in, v_in = (take(x, group).to(dtype) for x in (q, k, v))
-                found = attend_heads(q_in, k_in, v_in, num_heads, attend).flatten(0, 1)
-                out.index_add_(0, group.flatten(), found.to(full))
+            for place in chunks(len(rows), GATHERED // max(1, rows.shape[1])):
+                gathered = [take(x, rows[place]).to(dtype) for x in (q, k, v)]
+                found = torch.cat(
+                    [
+                        attend_heads(*(x[some] for x in gathered), num_heads, attend)
+                        for some in _chunks_of(rows[place], num_heads, weights)
+                    ]
+                )
+                out.index_add_(0, rows[place].flatten(), found.flatten(0, 1).to(full))
         return out.to(v.dtype)
 
     @staticmethod
@@ -86,7 +113,7 @@ class _AddAttendedRows(torch.autograd.Function):
         # One buffer for the three gradients: one index_add instead of three.
         grads = v.new_zeros(len(v), sum(widths), dtype=full)
         with no_autocast('cpu'):
-            for group in _chunks_of(rows, ctx.num_heads, BACKWARD):
+            for group in (rows[some] for some in _chunks_of(rows, ctx.num_heads, BACKWARD)):
                 inside = [take(x, group).to(dtype).requires_grad_() for x in (q, k, v)]
                 # Dense: as fast for a chunk, and exact for large logits, whose fused gradient is not.
                 with torch.enable_grad():
@@ -97,6 +124,5 @@ class _AddAttendedRows(torch.autograd.Function):
         return d_q, d_k, d_v + grad if ctx.start else d_v, None, None, None
 
 
-def _chunks_of(rows: Tensor, num_heads: int, weights: int) -> list[Tensor]:
-    size = torch.get_num_threads() * weights // max(1, num_heads * rows.shape[1] ** 2)
-    return [rows[place] for place in chunks(len(rows), size)]
+def _chunks_of(rows: Tensor, num_heads: int, weights: int) -> Iterator[slice]:
+    return chunks(len(rows), torch.get_num_threads() * weights // max(1, num_heads * rows.shape[1] ** 2))
