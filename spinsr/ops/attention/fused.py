@@ -95,14 +95,12 @@ class _AddAttendedRows(torch.autograd.Function):
         attend, weights = (reference.attention, _by_hand(dtype)) if by_hand else (attention, FUSED)
         with no_autocast('cpu'):
             for place in chunks(len(rows), GATHERED // max(1, rows.shape[1])):
-                gathered = [take(x, rows[place]).to(dtype) for x in (q, k, v)]
-                found = torch.cat(
-                    [
-                        attend_heads(*(x[some] for x in gathered), num_heads, attend)
-                        for some in _chunks_of(rows[place], num_heads, weights)
-                    ]
-                )
-                out.index_add_(0, rows[place].flatten(), found.flatten(0, 1).to(full))
+                q_in, k_in, v_in = (take(x, rows[place]).to(dtype) for x in (q, k, v))
+                parts = [
+                    attend_heads(q_in[some], k_in[some], v_in[some], num_heads, attend)
+                    for some in _chunks_of(rows[place], num_heads, weights)
+                ]
+                out.index_add_(0, rows[place].flatten(), torch.cat(parts).flatten(0, 1).to(full))
         return out.to(v.dtype)
 
     @staticmethod
