@@ -350,7 +350,8 @@ def _source(args: argparse.Namespace, scales: list[int]) -> tuple[Callable[..., 
             'precision': args.precision,
         }
     upscaler = benchmark.network(nets, self_ensemble=args.self_ensemble, precision=args.precision)
-    return upscaler, described.arch + '+' * args.self_ensemble, about
+    half = '' if args.precision == 'fp32' else f' ({args.precision})'
+    return upscaler, described.arch + '+' * args.self_ensemble + half, about
 
 
 def _names(text: str) -> list[str]:

@@ -87,8 +87,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--precision',
         choices=('auto', 'fp32', 'bf16', 'fp16'),
-        help='fp32, bf16 or fp16 (the latter two by autocast), or auto (the default): bf16 on a CPU that multiplies '
-        'it, for 8-bit images and the networks that spinsr ships; else fp32',
+        help='fp32, bf16 or fp16 (the latter two by autocast), or auto (the default): bf16 on a CPU with instructions '
+        'for it, for 8-bit images and the networks that spinsr ships; else fp32',
     )
     parser.add_argument('--compile', action='store_true', help='torch.compile; pays for many images')
     parser.add_argument(
@@ -243,7 +243,8 @@ def _say_precision(net: Any, is_asked: bool) -> None:
 
     precision, reason = choose(net)
     if is_asked or precision != 'fp32':
-        print(f'precision: {precision} ({reason})', file=sys.stderr)
+        images = 'for 8-bit images ' if precision != 'fp32' else ''
+        print(f'precision: {precision} {images}({reason})', file=sys.stderr)
 
 
 def _compiled(net: Any, precision: str) -> Any:

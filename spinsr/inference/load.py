@@ -74,8 +74,9 @@ class Network:
                     reason = f'{advice} ({reason})'
                 raise ValueError(f'{self.source} does not fit {self.arch} x{self.scale}: {reason}') from error
         net = net.to(device).eval()
-        if shipped := next((model for model in MODELS if str(model.path) == self.source), None):
-            set_loss(net, shipped.bf16_loss)
+        for shipped in MODELS:
+            if (self.arch, os.path.realpath(self.source)) == (shipped.arch, os.path.realpath(shipped.path)):
+                set_loss(net, shipped.bf16_loss)
         return net
 
 

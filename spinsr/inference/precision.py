@@ -22,7 +22,9 @@ class Choice(NamedTuple):
 
 
 def set_loss(net: nn.Module, loss: float) -> None:
-    """Notes what bf16 costs this network, measured as `spinsr evaluate --precision bf16` and fp32; for `choose`.
+    """Notes what bf16 costs this network, for `choose`: PSNR of `spinsr evaluate` minus that with `--precision bf16`.
+
+    It belongs to the weights: note it again after `load_state_dict`.
 
     Args:
         net: A network in float32. Those that spinsr ships have it from `spinsr.load`.
@@ -32,15 +34,17 @@ def set_loss(net: nn.Module, loss: float) -> None:
 
 
 def choose(net: nn.Module, bits: int = 8) -> Choice:
-    """'bf16' if that is faster and nobody can see it, else 'fp32'.
+    """'bf16' if that is faster and costs at most `LARGEST_LOSS`, else 'fp32'.
 
-    bf16 is chosen on a CPU that multiplies bfloat16 (AVX512-BF16 or AMX), for results of 8 bits and a network in
+    bf16 is chosen on a CPU with instructions for it (AVX512-BF16 or AMX), for results of 8 bits and a network in
     float32 with a loss (`set_loss`) of at most `LARGEST_LOSS`. On a GPU nothing was measured, so it is fp32.
 
     Args:
         net: As for `spinsr.inference.upscale.upscale`.
         bits: Of a channel of the result, 8 or 16.
     """
+    if not type(net).__module__.startswith('spinsr.archs'):
+        return Choice('fp32', 'bf16 was not measured for compiled networks, ONNX Runtime and networks of others')
     parameter = next(net.parameters(), None)
     if parameter is None or parameter.device.type != 'cpu':
         return Choice('fp32', 'bf16 was not measured on this device')
@@ -55,7 +59,7 @@ def choose(net: nn.Module, bits: int = 8) -> Choice:
         return Choice('fp32', 'what bf16 costs was not measured for this network')
     if loss > LARGEST_LOSS:
         return Choice('fp32', f'bf16 costs {loss} dB of PSNR')
-    return Choice('bf16', f'faster on this processor, costs at most {loss} dB of PSNR')
+    return Choice('bf16', f'faster on this processor, costs {loss} dB of PSNR on Set5 or Set14')
 
 
 def resolve(precision: str, net: nn.Module, bits: int = 8) -> str:

@@ -89,6 +89,15 @@ def test_scale_is_4_unless_said(capsys):
     assert '| Mine    | x4    |' in capsys.readouterr().out
 
 
+def test_half_precision_is_named_and_computed(here, weights, capsys):
+    arguments = ['--weights', 'SPIN_x2.pth', *ARCH_ARGS, '--scale', '2', '--benchmark', 'Mine']
+    for precision in ('fp32', 'bf16'):
+        assert run(*arguments, '--precision', precision, '--json', f'{precision}.json') == 0
+    full, half = (json.loads((here / f'{name}.json').read_text())[0] for name in ('fp32', 'bf16'))
+    assert (full['method'], half['method'], half['precision']) == ('SPIN', 'SPIN (bf16)', 'bf16')
+    assert full['protocols'] != half['protocols']
+
+
 def test_network_with_weights_for_each_scale_in_every_protocol(here, weights, capsys):
     arguments = ['--weights', 'SPIN_x{scale}.pth', *ARCH_ARGS, '--scale', '2,3', '--benchmark', 'Mine']
     assert run(*arguments, '--json', 'out.json') == 0

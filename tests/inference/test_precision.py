@@ -93,7 +93,7 @@ def test_the_command_says_what_it_chose(tmp_path, monkeypatch, capfd, image, mul
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['Set5', 'Set14'])
-@pytest.mark.parametrize(('model', 'scale'), [('spin', 2), ('spin', 3), ('spin', 4), ('rcan-light', 4)])
+@pytest.mark.parametrize(('model', 'scale'), [('spin', 2), ('spin', 3), ('spin', 4), ('rcan-light', 4), ('photo', 4)])
 def test_the_loss_is_the_one_that_was_measured(shared, model, scale, name):
     net, known = spinsr.load(model=model, scale=scale), find_model(model, scale)
     assert known.bf16_loss <= LARGEST_LOSS

@@ -253,6 +253,7 @@ def test_attention_in_bf16_without_gradients(weights, size, monkeypatch):
     """Where even a few rows have too many weights, chunk by chunk of the keys."""
     monkeypatch.setattr(precision, 'multiplies_bf16', lambda: True)
     monkeypatch.setattr('spinsr.ops.attention.fused.BY_HAND', weights)
+    monkeypatch.setattr('spinsr.ops.attention.fused.KEYS', 0)
     q, k, v = (torch.randn(2, 3, length, width).bfloat16() for length, width in ((5, 4), (70, 4), (70, 6)))
     q = size * q
     exact = attention(*(x.double() for x in (q, k, v)), backend='reference')
@@ -260,6 +261,29 @@ def test_attention_in_bf16_without_gradients(weights, size, monkeypatch):
     found = attention(q, k, v, backend='torch')
     assert found.dtype == torch.bfloat16
     assert (found.double() - exact).norm() <= allowed
+
+
+@pytest.mark.usefixtures('products')
+@pytest.mark.parametrize('weights', [1, 2**18], ids=['one_key', 'all_keys'])
+def test_attention_in_bf16_to_masked_keys(weights, monkeypatch):
+    monkeypatch.setattr('spinsr.ops.attention.fused.BY_HAND', weights)
+    monkeypatch.setattr('spinsr.ops.attention.fused.KEYS', 0)
+    k = torch.tensor([float('-inf')] * 20 + [0.0, 1.0], dtype=torch.bfloat16).view(1, 1, -1, 1)
+    v = torch.arange(22, dtype=torch.bfloat16).view(1, 1, -1, 1)
+    found = attention(torch.ones(1, 1, 1, 1, dtype=torch.bfloat16), k, v, backend='torch')
+    torch.testing.assert_close(found.float().item(), 20 + torch.ones(1).sigmoid().item(), rtol=0, atol=0.1)
+
+
+@pytest.mark.usefixtures('products')
+@pytest.mark.parametrize('autocast', [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('types', [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+def test_attention_of_mixed_types(types, autocast):
+    q, k, v = (torch.rand(1, 2, 9, 4) for _ in 'qkv')
+    expected = attention(q, k, v, backend='reference')
+    with torch.autocast('cpu', autocast, enabled=autocast is not None):
+        found = attention(q.to(types[0]), k.to(types[0]), v.to(types[1]), backend='torch')
+    assert found.dtype == types[1]
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.02)
 
 
 @ATTENTION

@@ -16,7 +16,8 @@ from spinsr.ops.common.precision import attention_type, full_type, no_autocast
 # the gradient by hand. The latter two stay in the cache. Twice as many in bfloat16 take as much.
 FUSED, BY_HAND, BACKWARD = 2**20, 2**18, 2**19
 GATHERED = 2**16  # rows that are gathered at once
-ROWS = 32  # of q, at least, in one product by hand; products with fewer are slow
+# Of q, and of k, at least, in one product by hand; products with fewer are slow.
+ROWS, KEYS = 32, 512
 # In groups of at most so many rows, products and softmax by hand take less time; docs/performance.md has the table.
 SMALL_GROUP = 144
 
@@ -25,7 +26,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Te
     """See `spinsr.ops.attention.attention`."""
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     if on_cpu(q) and attention_type(v) == torch.bfloat16:
-        return _by_hand_in_bf16(q, k, v, factor)
+        with no_autocast('cpu'):
+            return _by_hand_in_bf16((q * factor).to(v.dtype), k.to(v.dtype), v)
     channels, dtype = v.shape[-1], v.dtype
     # The fused kernels take one width for q, k and v; zeros appended to the narrower change nothing.
     width = max(q.shape[-1], channels)
@@ -38,18 +40,19 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Te
         return F.scaled_dot_product_attention(q * factor, k, v, scale=1.0)[..., :channels].to(dtype)
 
 
-def _by_hand_in_bf16(q: Tensor, k: Tensor, v: Tensor, factor: float) -> Tensor:
+def _by_hand_in_bf16(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Products and softmax of some groups, and of some of their rows, at a time; recomputed for the gradient."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return (q @ k).softmax(-1) @ v
 
     leading, weights = q.shape[:-2], torch.get_num_threads() * _by_hand(q.dtype)
-    q, k, v = (x.flatten(0, -3) for x in (q * factor, k, v))
+    q, k, v = (x.flatten(0, -3) for x in (q, k, v))
     groups = min(len(q), max(1, weights // max(1, q.shape[1] * k.shape[1])))
     rows = weights // max(1, groups * k.shape[1])
     k = k.transpose(1, 2).contiguous()  # or each product would copy it
-    if rows < ROWS and not (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))):
+    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if rows < ROWS and weights >= KEYS * len(q) * q.shape[1] and not needs_gradient:
         return _over_chunks_of_keys(q, k, v, weights).unflatten(0, leading)
     rows = max(ROWS, rows)
     parts = [recompute_in_chunks(attend, q[some], (k[some], v[some]), rows) for some in chunks(len(q), groups)]
@@ -58,7 +61,8 @@ def _by_hand_in_bf16(q: Tensor, k: Tensor, v: Tensor, factor: float) -> Tensor:
 
 def _over_chunks_of_keys(q: Tensor, k: Tensor, v: Tensor, weights: int) -> Tensor:
     """softmax(q k) v where even a few rows of q have too many weights: (G, L, D), (G, D, S), (G, S, E)."""
-    top = q.new_full((*q.shape[:2], 1), float('-inf'), dtype=torch.float32)
+    # Not -inf, whose difference from the -inf of a masked key is a NaN.
+    top = q.new_full((*q.shape[:2], 1), -3e38, dtype=torch.float32)
     total, mass = q.new_zeros(*q.shape[:2], v.shape[2], dtype=torch.float32), torch.zeros_like(top)
     for place in chunks(k.shape[2], weights // max(1, q.shape[0] * q.shape[1])):
         logits = q @ k[..., place]
