@@ -17,7 +17,7 @@ from spinsr.ops.common.precision import attention_type, full_type, no_autocast
 FUSED, BY_HAND, BACKWARD = 2**20, 2**18, 2**19
 GATHERED = 2**16  # rows that are gathered at once
 # Of q, and of k, at least, in one product by hand; products with fewer are slow.
-ROWS, KEYS = 32, 512
+ROWS, KEYS = 32, 128
 # In groups of at most so many rows, products and softmax by hand take less time; docs/performance.md has the table.
 SMALL_GROUP = 144
 
