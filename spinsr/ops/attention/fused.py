@@ -1,4 +1,4 @@
-"""Attention by torch's fused kernels, which store no matrix of all weights, forward or backward."""
+"""Attention without a matrix of all weights: by torch's fused kernels, or by hand in chunks that stay in the cache."""
 
 from collections.abc import Iterator
 
