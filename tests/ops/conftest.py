@@ -77,24 +77,22 @@ def largest_tensor():
 
 
 # Sizes in place of those that suit a cache: the small cases then have several chunks, and chunks that are not full.
-_WEIGHTS = [f'attention.fused.{name}' for name in ('FUSED', 'BY_HAND', 'BACKWARD')]
+_WEIGHTS = ['attention.by_hand.FORWARD', 'attention.by_hand.BACKWARD']
 CHUNK_SIZES = {
     'few': {
         'common.chunking.ROWS': 7,
         'layers.upsampler.PIXELS': 1,
         'layers.upsampler.ROWS': 1,
-        'attention.fused.ROWS': 1,
+        'attention.by_hand.ROWS': 1,
         'attention.fused.GATHERED': 1,
         **dict.fromkeys(_WEIGHTS, 40),
     },
-    # With the fused kernel for groups of every size.
     'several': {
         'common.chunking.ROWS': 50,
         'layers.upsampler.PIXELS': 700,
         'layers.upsampler.ROWS': 30,
-        'attention.fused.ROWS': 1,
+        'attention.by_hand.ROWS': 1,
         'attention.fused.GATHERED': 20,
-        'attention.fused.SMALL_GROUP': 0,
         **dict.fromkeys(_WEIGHTS, 600),
     },
     # As on a GPU, where nothing is cut.

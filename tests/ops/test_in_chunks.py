@@ -19,7 +19,7 @@ from spinsr.ops import (
     upsampling_tail,
     window_attention,
 )
-from spinsr.ops.attention import attention
+from spinsr.ops.attention import attention, by_hand
 from spinsr.ops.attention.fused import add_attended_rows
 from spinsr.ops.common import precision
 from spinsr.ops.common.chunking import chunk_type, on_cpu, recompute_in_chunks
@@ -252,8 +252,7 @@ def test_attention_in_half_types_under_autocast(name, dtype, one_case, chunk_siz
 def test_attention_in_bf16_without_gradients(weights, size, monkeypatch):
     """Where even a few rows have too many weights, chunk by chunk of the keys."""
     monkeypatch.setattr(precision, 'multiplies_bf16', lambda: True)
-    monkeypatch.setattr('spinsr.ops.attention.fused.BY_HAND', weights)
-    monkeypatch.setattr('spinsr.ops.attention.fused.KEYS', 0)
+    monkeypatch.setattr('spinsr.ops.attention.by_hand.FORWARD', weights)
     q, k, v = (torch.randn(2, 3, length, width).bfloat16() for length, width in ((5, 4), (70, 4), (70, 6)))
     q = size * q
     exact = attention(*(x.double() for x in (q, k, v)), backend='reference')
@@ -266,8 +265,7 @@ def test_attention_in_bf16_without_gradients(weights, size, monkeypatch):
 @pytest.mark.usefixtures('products')
 @pytest.mark.parametrize('weights', [1, 2**18], ids=['one_key', 'all_keys'])
 def test_attention_in_bf16_to_masked_keys(weights, monkeypatch):
-    monkeypatch.setattr('spinsr.ops.attention.fused.BY_HAND', weights)
-    monkeypatch.setattr('spinsr.ops.attention.fused.KEYS', 0)
+    monkeypatch.setattr('spinsr.ops.attention.by_hand.FORWARD', weights)
     k = torch.tensor([float('-inf')] * 20 + [0.0, 1.0], dtype=torch.bfloat16).view(1, 1, -1, 1)
     v = torch.arange(22, dtype=torch.bfloat16).view(1, 1, -1, 1)
     found = attention(torch.ones(1, 1, 1, 1, dtype=torch.bfloat16), k, v, backend='torch')
@@ -542,3 +540,49 @@ def test_chunks_need_gradients_only_where_asked():
     (expected,) = torch.autograd.grad((x @ frozen).sin().sum(), x)
     torch.testing.assert_close(x.grad, expected)
     assert frozen.grad is None
+
+
+@pytest.mark.parametrize('fused', [False, True], ids=['by_hand', 'fused'])
+@ATTENTION
+def test_attention_measured_on_this_machine(name, fused, one_case, monkeypatch, forward_backward, assert_close):
+    """Whichever is found to be faster, the result and the gradients are the same, and one measurement is enough."""
+    monkeypatch.setenv('SPINSR_MEASURE_ATTENTION', '1')
+    monkeypatch.setattr(by_hand, '_SLOWER', {})
+    measured = []
+
+    def seconds(attend, inputs):
+        measured.append(attend.__name__)
+        return float((attend.__name__ == '_forward') == fused)
+
+    monkeypatch.setattr(by_hand, '_seconds', seconds)
+    run, formula, inputs = KINDS[name](one_case('odd'), torch.float64)
+    assert_close(forward_backward(run, *inputs), forward_backward(formula, *inputs))
+    assert set(by_hand._SLOWER.values()) == {fused}
+    assert len(measured) == 6 * len(by_hand._SLOWER)
+    run(*inputs)
+    assert len(measured) == 6 * len(by_hand._SLOWER)
+
+
+@pytest.mark.parametrize('size', [1.0, 1e3, 1e30], ids=['bounded', 'large', 'huge'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_attention_of_any_size_of_logits(size, dtype, few_at_once):
+    """The maximum is subtracted where the norms allow large logits, and nothing overflows."""
+    q, k, v = (torch.randn(2, 3, length, width, dtype=dtype) for length, width in ((5, 4), (70, 4), (70, 6)))
+    q = size * q
+    found = attention(q, k, v, backend='torch')
+    assert by_hand.Attention(q, k, dtype, 0.5).is_bounded == (size == 1)
+    expected = attention(q.double(), k.double(), v.double(), backend='reference')
+    # Logits of 1e30 are rounded to steps much larger than 1 in both types: there only the range counts.
+    exact = (
+        torch.isfinite(found).all()
+        if size == 1e30
+        else torch.allclose(found.double(), expected, rtol=0, atol=1e-2 if dtype == torch.float32 else 1e-9)
+    )
+    assert exact
+
+
+def test_attention_of_values_that_are_no_numbers():
+    q, k, v = (torch.randn(1, 1, 4, 3) for _ in 'qkv')
+    q[0, 0, 1, 0] = float('nan')
+    found, expected = (attention(q, k, v, backend=backend) for backend in ('torch', 'reference'))
+    torch.testing.assert_close(found, expected, equal_nan=True)

@@ -17,7 +17,8 @@ IMPLEMENTATIONS = {'reference': reference, 'torch': fused}
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, *, backend: str | None = None) -> Tensor:
     """softmax(scale q k^T) v.
 
-    The `torch` backend is torch's fused attention, on the CPU in float32 at least.
+    The `torch` backend is torch's fused attention; on the CPU it is `spinsr.ops.attention.by_hand`, in float32 at least
+    unless `v` is bfloat16.
 
     Args:
         q: (B, heads, L, D).
@@ -53,8 +54,8 @@ def superpixel_cross_attention(
         s_out = softmax over pixels (tokens k^T / sqrt(D)) v        (K x C)
         out   = softmax over superpixels (q tokens^T / sqrt(D)) s_out   (N x C)
 
-    The `torch` backend stores no N x K matrix, forward or backward, where torch has a fused kernel for the device and
-    type, as on the CPU.
+    The `torch` backend stores no N x K matrix, forward or backward, on the CPU and where torch has a fused kernel for
+    the device and type.
 
     Args:
         q: Queries of the pixels (B, N, num_heads * D).

@@ -1,0 +1,173 @@
+"""Attention on the CPU as products and powers of two, in chunks that stay in the cache.
+
+softmax(l) v = (2^b v) / sum(2^b) with b = log2(e) l: one pass over the weights where a softmax has four, and torch's
+power of two is faster than its exponential. Where logits may be large, by the norms of q and k, it is e^(l - max l), of
+logits that are rounded as in the reference.
+
+On the processors where it was measured this takes less time than torch's fused kernel for every size of SPIN, so that
+it is used for all. With the environment variable SPINSR_MEASURE_ATTENTION=1 both are timed, once for each shape in a
+process, and the faster one is used in forward passes.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from spinsr.ops.attention import sdpa
+from spinsr.ops.common.chunking import chunks
+from spinsr.ops.common.precision import attention_type, full_type, no_autocast
+
+# Attention weights of a chunk for each thread, forward and backward; twice as many in bfloat16 take as much memory.
+FORWARD, BACKWARD = 2**19, 2**18
+# Of q, in one product, at least; products with fewer rows are slow.
+ROWS = 32
+# Of |b|: then neither weights and their sums, nor gradients divided by these, leave the range of float32 and bfloat16.
+BOUND = 64.0
+LOG2_E = math.log2(math.e)
+# What SPINSR_MEASURE_ATTENTION=1 found, by shapes, type, and number of threads.
+_SLOWER: dict[tuple, bool] = {}
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, factor: float) -> Tensor:
+    """softmax(factor q k^T) v of (..., L, D), (..., S, D), (..., S, E); its products in `attention_type` of `v`."""
+    return _Attention.apply(q, k, v, factor)
+
+
+class _Attention(torch.autograd.Function):
+    """Keeps q, k and v; the weights are computed once more for the gradient."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, factor: float) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.factor = factor
+        with no_autocast('cpu'):
+            return Attention(q, k, attention_type(v), factor).forward(q, k, v).to(v.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        q, k, v = ctx.saved_tensors
+        with no_autocast('cpu'):
+            grads = Attention(q, k, attention_type(v), ctx.factor).backward(q, k, v, grad)
+        return *(g.to(x.dtype) for g, x in zip(grads, (q, k, v), strict=True)), None
+
+
+class Attention:
+    """softmax(factor q k^T) v and its gradients.
+
+    Args:
+        q, k: All queries (..., D) and keys (..., D) that it is for; they say whether logits can be large.
+        dtype: The type of the products, float32, float64 or bfloat16; weights are added up in float32 at least.
+        factor: Of the logits.
+    """
+
+    def __init__(self, q: Tensor, k: Tensor, dtype: torch.dtype, factor: float):
+        self.dtype, self.factor = dtype, factor
+        # Not where one is NaN or infinite.
+        self.is_bounded = abs(factor) * LOG2_E * _longest(q) * _longest(k) <= BOUND
+        self.base = LOG2_E if self.is_bounded else 1.0  # logits are multiplied by it
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(..., L, D), (..., S, D), (..., S, E) -> (..., L, E) in `dtype`."""
+        if os.environ.get('SPINSR_MEASURE_ATTENTION') == '1' and self._is_slower(q.shape, k.shape, v.shape):
+            return self._fused(q, k, v)
+        return self._forward(q, k, v)
+
+    def _forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        leading = v.shape[:-2]
+        q, k, v = (x.flatten(0, -3) for x in (q, self._transposed(k), v.to(self.dtype)))
+        out, full = v.new_empty(*q.shape[:2], v.shape[2]), full_type(self.dtype)
+        groups, rows, keys = self._chunk(FORWARD, q.shape[1], v.shape[1], cut_keys=self.is_bounded)
+        buffer = v.new_empty(min(groups, len(q)) * min(rows, q.shape[1]) * min(keys, v.shape[1]))
+        for some in chunks(len(q), groups):
+            for place in chunks(q.shape[1], rows):
+                q_in = self._scaled(q[some, place])
+                parts = (self._attend(q_in, k[some, :, at], v[some, at], buffer) for at in chunks(v.shape[1], keys))
+                total, mass = next(parts)
+                for more, sums in parts:
+                    total, mass = total.to(full) + more, mass.to(full) + sums
+                out[some, place] = total / mass
+        return out.unflatten(0, leading)
+
+    def backward(self, q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of q, k and v for that of the result, (..., L, E); in float32 at least."""
+        leading = v.shape[:-2]
+        q, k, v, grad = (x.to(self.dtype).flatten(0, -3) for x in (self._scaled(q), k, v, grad))
+        full, transposed = full_type(self.dtype), self._transposed(k)
+        d_q = torch.empty_like(q, dtype=full)
+        d_k, d_v = (torch.zeros_like(x, dtype=full) for x in (k, v))
+        groups, rows, _ = self._chunk(BACKWARD, q.shape[1], k.shape[1], cut_keys=False)
+        buffers = q.new_empty(2, min(groups, len(q)) * min(rows, q.shape[1]) * k.shape[1])
+        for some in chunks(len(q), groups):
+            for place in chunks(q.shape[1], rows):
+                weights, mass = self._weights(q[some, place], transposed[some], buffers[0])
+                upstream = (grad[some, place] / mass).to(self.dtype)
+                d_v[some] += weights.mT @ upstream
+                d_logits = torch.bmm(upstream, v[some].mT, out=buffers[1, : weights.numel()].view_as(weights))
+                mean = torch.linalg.vecdot(d_logits, weights).unsqueeze(-1) / mass
+                d_logits = d_logits.sub_(mean.to(self.dtype)).mul_(weights)
+                d_q[some, place] = d_logits @ k[some]
+                d_k[some] += d_logits.mT @ q[some, place]
+        d_q, d_k, d_v = (x.unflatten(0, leading) for x in (d_q.mul_(self.factor), d_k.div_(self.base), d_v))
+        return d_q, d_k, d_v
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        # The scale before the product, as in the reference: large logits are then rounded in the same way.
+        q = q.to(torch.promote_types(q.dtype, self.dtype)) * self.factor
+        return sdpa.attention(q.to(self.dtype), k.to(self.dtype), v.to(self.dtype), 1.0)
+
+    def _is_slower(self, *shapes: torch.Size) -> bool:
+        """Whether this takes longer than the fused kernel for such queries, keys and values."""
+        key = shapes, self.dtype, self.is_bounded, torch.get_num_threads()
+        if key not in _SLOWER:
+            inputs = [torch.zeros(shape, dtype=self.dtype) for shape in shapes]
+            turns = [[_seconds(attend, inputs) for attend in (self._forward, self._fused)] for _ in range(3)]
+            by_hand, fused = map(min, zip(*turns, strict=True))
+            _SLOWER[key] = by_hand > fused
+        return _SLOWER[key]
+
+    def _scaled(self, q: Tensor) -> Tensor:
+        q = q.to(torch.promote_types(q.dtype, self.dtype))  # float16 could overflow
+        return (q * (self.factor * self.base)).to(self.dtype)
+
+    def _transposed(self, k: Tensor) -> Tensor:
+        k = k.to(self.dtype).mT
+        return k.contiguous() if self.dtype == torch.bfloat16 else k  # or each product would copy it
+
+    def _weights(self, q: Tensor, k: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (G, L, S) up to a factor for each row, in `buffer`, and their sums (G, L, 1)."""
+        shape = (*q.shape[:2], k.shape[2])
+        logits = torch.bmm(q, k, out=buffer[: math.prod(shape)].view(shape))
+        weights = logits.exp2_() if self.is_bounded else logits.sub_(logits.amax(-1, keepdim=True)).exp_()
+        return weights, weights.sum(-1, keepdim=True)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
+        weights, mass = self._weights(q, k, buffer)
+        return weights @ v, mass
+
+    def _chunk(self, weights: int, rows: int, keys: int, cut_keys: bool) -> tuple[int, int, int]:
+        """How many groups, rows of q, and keys at once; all keys unless `cut_keys`."""
+        weights = 2 * weights if self.dtype == torch.bfloat16 else weights
+        threads = torch.get_num_threads()
+        if rows * keys <= weights:  # the same number of groups for each thread
+            return threads * (weights // max(1, rows * keys)), rows, keys
+        weights *= threads
+        if cut_keys and weights // keys < ROWS:
+            rows = min(rows, math.isqrt(weights))
+            return 1, rows, weights // rows
+        return 1, max(ROWS, weights // keys), keys
+
+
+def _seconds(attend: Callable[..., Tensor], inputs: Sequence[Tensor]) -> float:
+    start = time.perf_counter()
+    attend(*inputs)
+    return time.perf_counter() - start
+
+
+def _longest(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, dim=-1, dtype=full_type(x.dtype)).max()) if x.numel() else 0.0
