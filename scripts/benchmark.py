@@ -51,6 +51,8 @@ from spinsr.utils.text import markdown_table
 
 SETTLE = 0.3  # seconds between runs, longer than the threads of any OpenMP spin by default
 LIMITS = {'float32': (1e-5, 1e-2), 'float64': (1e-9, 1e-9)}  # of the outputs, of the gradients
+HALF_LIMITS = (1e-2, 0.5)  # of means, with bf16
+OPTIONS = ('bf16', 'compile')
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -59,7 +61,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--arch', default='SPIN', help="SPIN, SAN, RCAN, or another name in BasicSR's registry (default: SPIN)")
     add('--scale', type=positive, default=4, help='upscaling factor (default: 4)')
     add('--lr-size', type=size, default=(180, 320), metavar='HxW', help='LR pixels (default: 180x320)')
-    add('--backends', default='reference,auto', help='comma-separated (default: reference,auto)')
+    add(
+        '--backends',
+        default='reference,auto',
+        help='comma-separated, each alone or with +bf16 or +compile or both: reference,auto,auto+bf16+compile '
+        '(default: reference,auto)',
+    )
     add('--mode', choices=('infer', 'train'), default='infer', help='a step of train is forward, L1 loss, backward')
     add('--recompute', action='store_true', help='in train: recompute blocks in backward, except those of reference')
     add('--batch', type=positive, metavar='N', help='images (default: 1 for infer, 8 for train)')
@@ -74,8 +81,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.batch = args.batch or {'infer': 1, 'train': 8}[args.mode]
     args.backends = args.backends.split(',')
-    if len(set(args.backends)) < len(args.backends) or not set(args.backends) <= set(ops.BACKENDS):
-        parser.error(f'--backends must be different names of {", ".join(ops.BACKENDS)}, got {",".join(args.backends)}')
+    entries = {(name, frozenset(options)) for name, options in map(split, args.backends)}
+    is_known = all(name in ops.BACKENDS and options <= set(OPTIONS) for name, options in entries)
+    if len(entries) < len(args.backends) or not is_known:
+        parser.error(
+            f'--backends must be different names of {", ".join(ops.BACKENDS)}, each alone or followed by '
+            f'{" or ".join("+" + x for x in OPTIONS)}, got {",".join(args.backends)}'
+        )
+    if args.dtype != 'float32' and any('bf16' in options for _, options in entries):
+        parser.error(f'+bf16 requires --dtype float32, got {args.dtype}')
     if args.recompute and args.mode != 'train':
         parser.error('--recompute requires --mode train')
     if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
@@ -107,10 +121,16 @@ def load(args: argparse.Namespace) -> torch.nn.Module:
     return spinsr.load(args.arch, args.scale, args.weights, **{key: parse_value(value) for key, value in pairs})
 
 
+def split(backend: str) -> tuple[str, tuple[str, ...]]:
+    """The name and the options of an entry of --backends."""
+    name, *options = backend.split('+')
+    return name, tuple(options)
+
+
 class Runner:
     """A network with its input, in the process of one backend; runs inferences or training steps."""
 
-    def __init__(self, args: argparse.Namespace):
+    def __init__(self, args: argparse.Namespace, options: Sequence[str] = ()):
         self.device, dtype = prepare(args), getattr(torch, args.dtype)
         self.net = load(args).to(self.device, dtype)
         self.input = natural_batch(args.batch, *args.lr_size).to(self.device, dtype)
@@ -122,6 +142,8 @@ class Runner:
             b, c, h, w = self.input.shape
             generator = torch.Generator().manual_seed(1)
             self.target = torch.rand(b, c, args.scale * h, args.scale * w, generator=generator).to(self.input)
+        self.autocast = functools.partial(torch.autocast, self.device.type, torch.bfloat16, enabled='bf16' in options)
+        self.run_net = torch.compile(self.net) if 'compile' in options else self.net
 
     def peak(self) -> tuple[int | None, int | None]:
         """Peak memory in bytes: of the process, and of the allocator on CUDA."""
@@ -138,15 +160,18 @@ class Runner:
         return clock[0]
 
     def _step(self) -> None:
-        with torch.inference_mode(self.target is None):
-            self.output = self.net(self.input)
+        with torch.inference_mode(self.target is None), self.autocast():
+            self.output = self.run_net(self.input)
         if self.target is not None:
-            F.l1_loss(self.output, self.target).backward()
+            F.l1_loss(self.output.to(self.target), self.target).backward()
 
     def results(self) -> dict[str, np.ndarray]:
         """The output and the gradients of the last run."""
         gradients = {f'gradient {name}': p.grad for name, p in self.net.named_parameters() if p.grad is not None}
-        return {name: x.detach().cpu().numpy() for name, x in {'output': self.output, **gradients}.items()}
+        return {
+            name: x.detach().cpu().to(self.input.dtype).numpy()
+            for name, x in {'output': self.output, **gradients}.items()
+        }
 
     def count(self) -> tuple[int, str]:
         """Multiply-adds of one more run, and why the number is too low ('' if it is not)."""
@@ -179,11 +204,13 @@ class Worker(processes.Worker):
 
 def start(args: argparse.Namespace, backend: str) -> Runner:
     """A `Runner` in a process whose backend is `backend`."""
-    os.environ['SPINSR_OPS_BACKEND'] = backend
-    return Runner(args)
+    os.environ['SPINSR_OPS_BACKEND'], options = split(backend)
+    return Runner(args, options)
 
 
-def differences(base: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], dtype: str) -> list[dict[str, Any]]:
+def differences(
+    base: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], dtype: str, *, is_half: bool = False
+) -> list[dict[str, Any]]:
     """The rules for two backends: in float32 by the mean, since near-ties may swap single pixels; else by the largest.
 
     A gradient is relative to its own size, or to a hundredth of the mean size of all if that is larger: what cancels to
@@ -207,7 +234,7 @@ def differences(base: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray],
         relative = {name: distance(name) / max(own, least) for name, own in sizes.items()}
         worst = max(relative, key=lambda name: relative[name])
         values[f'{worst}, relative'] = relative[worst]
-    rules = zip(values.items(), LIMITS[dtype], strict=False)
+    rules = zip(values.items(), HALF_LIMITS if is_half else LIMITS[dtype], strict=False)
     return [
         {'rule': f'{word} |difference| of {name}', 'value': value, 'limit': limit, 'holds': value <= limit}
         for (name, value), limit in rules
@@ -246,7 +273,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     arrays = {name: results[name].pop('arrays') for name in workers}
     base = 'reference' if 'reference' in args.backends else args.backends[0]
     others = [name for name in arrays if base in arrays and name != base]
-    agreement = {name: differences(arrays[base], arrays[name], args.dtype) for name in others}
+    agreement = {name: differences(arrays[base], arrays[name], args.dtype, is_half='bf16' in name) for name in others}
     rate = statistics.median(rates)
     known = [results[name]['macs'] for name in workers if not results[name]['macs_unknown_because']]
     floor = min(known) / rate if known else None
@@ -263,8 +290,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {
         **vars(args),
         'results': {name: results[name] if name in workers else None for name in args.backends},
+        'base': base,
         'ratio': None if reason else results[pair[0]]['seconds_median'] / results[pair[1]]['seconds_median'],
         'compared': pair,
+        'ratios': {
+            name: results[base]['seconds_median'] / results[name]['seconds_median']
+            for name in others
+            if all(x['holds'] for x in agreement[name])
+        },
         'no_ratio_because': reason,
         'failed': failed,
         'agreement': agreement,
@@ -324,6 +357,8 @@ def print_report(report: Mapping[str, Any]) -> None:
     notes += [f'floor: {report["floor_seconds"]:.4g} s at {rate}'] if report['floor_seconds'] else []
     ratio, pair = report['ratio'], ' / '.join(report['compared'])
     notes.append(f'ratio: {ratio:.3f} ({pair})' if ratio else f'no ratio: {report["no_ratio_because"]}')
+    if len(report['results']) > 2:
+        notes += [f'{name}: {ratio:.3f} times as fast as {report["base"]}' for name, ratio in report['ratios'].items()]
     print(markdown_table(rows), *notes, sep='\n')
 
 

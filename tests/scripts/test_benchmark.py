@@ -141,6 +141,26 @@ def test_backends_of_spin_agree_in_output_and_gradients(mode, monkeypatch):
     assert [check['holds'] for check in checks] == [True] * (2 if mode == 'train' else 1), checks
 
 
+def test_each_is_compared_with_the_reference(instant, capsys):
+    status, out = instant('--backends', 'reference,auto,auto+bf16', '--dtype', 'float32')
+    assert (status, out['ratio'], out['ratios']) == (0, 2.0, {'auto': 2.0, 'auto+bf16': 2.0})
+    assert 'auto+bf16: 2.000 times as fast as reference' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('mode', ['infer', 'train'])
+def test_bf16_is_autocast_and_results_are_float32(mode):
+    command = ['--lr-size', '9x11', '--mode', mode, '--batch', '1', *RCAN]
+    plain, half = (benchmark.Runner(benchmark.parse(command), options) for options in ((), ('bf16',)))
+    for runner in (plain, half):
+        runner.run()
+    results = [runner.results() for runner in (plain, half)]
+    assert all(x.dtype == np.float32 for x in results[1].values())
+    assert not np.array_equal(results[0]['output'], results[1]['output'])
+    checks = benchmark.differences(*results, 'float32', is_half=True)
+    assert all(check['holds'] for check in checks), checks
+    assert not benchmark.differences(*results, 'float32')[0]['holds']
+
+
 @pytest.mark.parametrize('backend', ['reference', 'auto'])
 def test_recompute_is_counted_except_for_reference(backend, monkeypatch):
     monkeypatch.setenv('SPINSR_OPS_BACKEND', backend)
@@ -213,6 +233,10 @@ def test_rule_for_gradients(gradients, holds):
     [
         (['--backends', 'auto,auto'], 'got auto,auto'),
         (['--backends', 'fast'], 'auto, reference, torch, triton'),
+        (['--backends', 'auto+bf16,auto+bf16'], 'got auto+bf16,auto+bf16'),
+        (['--backends', 'auto+bf16+compile,auto+compile+bf16'], 'got auto+bf16+compile'),
+        (['--backends', 'auto+fp8'], '+bf16 or +compile'),
+        (['--backends', 'auto+bf16', '--dtype', 'float64'], '+bf16 requires --dtype float32'),
         (['--json', 'no/such/folder.json'], 'existing folder, got no/such/folder.json'),
         (['--recompute'], '--recompute requires --mode train'),
         (['--arch', 'SPINN'], "'SPIN'"),
