@@ -24,13 +24,19 @@ class Choice(NamedTuple):
 def set_loss(net: nn.Module, loss: float) -> None:
     """Notes what bf16 costs this network, for `choose`: PSNR of `spinsr evaluate` minus that with `--precision bf16`.
 
-    It belongs to the weights: note it again after `load_state_dict`.
+    It belongs to the weights: `load_state_dict` deletes it.
 
     Args:
         net: A network in float32. Those that spinsr ships have it from `spinsr.load`.
         loss: In dB of PSNR, the largest mean over a benchmark.
     """
+    if net not in _losses:
+        net.register_load_state_dict_post_hook(_forget)
     _losses[net] = loss
+
+
+def _forget(net: nn.Module, _keys: object) -> None:
+    _losses.pop(net, None)
 
 
 def choose(net: nn.Module, bits: int = 8) -> Choice:

@@ -1,5 +1,7 @@
 """What `precision: auto` chooses, and what it costs."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,18 @@ def test_other_types_and_devices(net):
     for other in (net.double(), net.to('meta')):
         set_loss(other, 0.0)
         assert choose(other).precision == 'fp32'
+
+
+@pytest.mark.usefixtures('bf16_processor')
+def test_other_weights_were_not_measured(net):
+    copied = copy.deepcopy(net)
+    assert choose(copied).precision == 'fp32'
+    net.load_state_dict(net.state_dict())
+    assert 'not measured' in choose(net).reason
+    set_loss(net, 0.0)
+    assert choose(net).precision == 'bf16'
+    net.load_state_dict(net.state_dict())
+    assert choose(net).precision == 'fp32'
 
 
 def test_a_named_precision_stays(net, multiplies):
