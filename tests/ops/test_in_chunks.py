@@ -358,6 +358,19 @@ def test_functional_gradients_of_the_tail(one_case, few_at_once, assert_close):
     assert_close(found, expected)
 
 
+def test_functional_gradients_of_attention(few_at_once, assert_close):
+    q, k, v = (torch.randn(3, 2, length, width, dtype=torch.float64) for length, width in ((5, 4), (7, 4), (7, 6)))
+
+    def of_one(backend):
+        def loss(q, k, v):
+            return attention(q[None], k[None], v[None], backend=backend).square().sum()
+
+        by_image = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1, 2)), in_dims=(0, 0, None))(q, k, v[0])
+        return *by_image, torch.func.vmap(loss, in_dims=(0, None, 0))(q, k[0], v)
+
+    assert_close(of_one('torch'), of_one('reference'))
+
+
 def test_the_gradient_of_the_tail_has_the_multiply_adds_of_reference(one_case, few_at_once):
     counted = []
     for backend in ('reference', 'torch'):

@@ -42,19 +42,50 @@ class _Attention(torch.autograd.Function):
     """Keeps q, k and v; the weights are computed once more for the gradient."""
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, factor: float) -> Tensor:
-        ctx.save_for_backward(q, k, v)
-        ctx.factor = factor
+    def forward(q: Tensor, k: Tensor, v: Tensor, factor: float) -> Tensor:
         with no_autocast('cpu'):
             return Attention(q, k, attention_type(v), factor).forward(q, k, v).to(v.dtype)
 
     @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor, float], output: Tensor) -> None:
+        *tensors, ctx.factor = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def vmap(info, in_dims: tuple[int | None, ...], *args):
+        return _Attention.apply(*_batched(info, in_dims, args)), 0
+
+    @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        q, k, v = ctx.saved_tensors
+        return *_Gradients.apply(*ctx.saved_tensors, grad, ctx.factor), None
+
+
+class _Gradients(torch.autograd.Function):
+    """Those of `_Attention`; a function of its own for `torch.func.vmap`."""
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, factor: float) -> tuple[Tensor, Tensor, Tensor]:
         with no_autocast('cpu'):
-            grads = Attention(q, k, attention_type(v), ctx.factor).backward(q, k, v, grad)
-        return *(g.to(x.dtype) for g, x in zip(grads, (q, k, v), strict=True)), None
+            d_q, d_k, d_v = Attention(q, k, attention_type(v), factor).backward(q, k, v, grad)
+        return d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info, in_dims: tuple[int | None, ...], *args):
+        return _Gradients.apply(*_batched(info, in_dims, args)), (0, 0, 0)
+
+
+def _batched(info, in_dims: tuple[int | None, ...], args: tuple) -> list:
+    """The tensors of `args`, all but the last, with the dimension of vmap as the first."""
+    tensors = [
+        x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+        for x, dim in zip(args[:-1], in_dims[:-1], strict=True)
+    ]
+    return [*tensors, args[-1]]
 
 
 class Attention:
