@@ -96,7 +96,12 @@ OWN_PATCH_AND_BATCH = {
     'l2': (120, 4),
 }
 # Trained on a teacher's outputs, and the recipe of the same network without one.
-DISTILLED = {'SPIN_x4_distill': 'SPIN_x4_release', 'RCAN_x4_light_distill': 'RCAN_x4_light'}
+DISTILLED = {
+    'SPIN_x2_distill': 'SPIN_x2_release',
+    'SPIN_x3_distill': 'SPIN_x3_release',
+    'SPIN_x4_distill': 'SPIN_x4_release',
+    'RCAN_x4_light_distill': 'RCAN_x4_light',
+}
 # Networks as small as SPIN, for the comparison at equal budget: parameters.
 LIGHT = {
     'train_RCAN_x4_light': 1_374_123,
@@ -106,7 +111,9 @@ LIGHT = {
 # The other scales of the shipped weights, which start from those of x4: what starts afresh.
 AFTER_X4 = {
     'train_SPIN_x2_release': set(),
+    'train_SPIN_x2_distill': set(),
     'train_SPIN_x3_release': {'upsample.0.weight', 'upsample.0.bias'},
+    'train_SPIN_x3_distill': {'upsample.0.weight', 'upsample.0.bias'},
 }
 # Training strategies (docs/strategies.md): what they start from, and what else is not the plain recipe's.
 STRATEGIES = {
@@ -424,8 +431,8 @@ def test_test_file_tests_what_the_train_file_trains(file):
 
 
 @pytest.mark.parametrize('name', AFTER_X4)
-def test_release_of_another_scale_is_the_one_of_x4_from_its_weights(name):
-    opt, x4 = load(OPTIONS / f'{name}.yml'), load(OPTIONS / 'train_SPIN_x4_release.yml')
+def test_recipe_of_another_scale_is_the_one_of_x4_from_its_weights(name):
+    opt, x4 = load(OPTIONS / f'{name}.yml'), load(OPTIONS / f'train_SPIN_x4_{name.rpartition("_")[2]}.yml')
     assert opt['path']['pretrain_network_g'] == weights.default_weights('SPIN', 4).name
     assert opt['path']['strict_load_g'] is False
     assert opt['network_g'] == x4['network_g'] | {'upscale': opt['scale']}
