@@ -83,7 +83,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.backends = args.backends.split(',')
     entries = {(name, frozenset(options)) for name, options in map(split, args.backends)}
     is_known = all(name in ops.BACKENDS and options <= set(OPTIONS) for name, options in entries)
-    if len(entries) < len(args.backends) or not is_known:
+    if len(entries) < len(args.backends) or not is_known or any(x.count('+bf16') > 1 for x in args.backends):
         parser.error(
             f'--backends must be different names of {", ".join(ops.BACKENDS)}, each alone or followed by '
             f'{" or ".join("+" + x for x in OPTIONS)}, got {",".join(args.backends)}'
@@ -273,7 +273,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     arrays = {name: results[name].pop('arrays') for name in workers}
     base = 'reference' if 'reference' in args.backends else args.backends[0]
     others = [name for name in arrays if base in arrays and name != base]
-    agreement = {name: differences(arrays[base], arrays[name], args.dtype, is_half='bf16' in name) for name in others}
+    agreement = {
+        name: differences(arrays[base], arrays[name], args.dtype, is_half='bf16' in base + name) for name in others
+    }
     rate = statistics.median(rates)
     known = [results[name]['macs'] for name in workers if not results[name]['macs_unknown_because']]
     floor = min(known) / rate if known else None

@@ -11,6 +11,7 @@ from spinsr.ops.common.precision import multiplies_bf16
 
 # In dB of PSNR on Y. bf16 that costs more is never chosen.
 LARGEST_LOSS = 0.01
+_forgetting: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # have a hook
 _losses: weakref.WeakKeyDictionary[nn.Module, float] = weakref.WeakKeyDictionary()
 
 
@@ -30,7 +31,8 @@ def set_loss(net: nn.Module, loss: float) -> None:
         net: A network in float32. Those that spinsr ships have it from `spinsr.load`.
         loss: In dB of PSNR, the largest mean over a benchmark.
     """
-    if net not in _losses:
+    if net not in _forgetting:
+        _forgetting.add(net)
         net.register_load_state_dict_post_hook(_forget)
     _losses[net] = loss
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from spinsr.evaluation.complexity import OpCounter
 from spinsr.ops import (
@@ -592,6 +593,46 @@ def test_attention_of_any_size_of_logits(size, dtype, few_at_once):
         else torch.allclose(found.double(), expected, rtol=0, atol=1e-2 if dtype == torch.float32 else 1e-9)
     )
     assert exact
+
+
+@pytest.mark.parametrize('length', [5, 300], ids=['few_rows', 'many_rows'])
+def test_gradients_in_bf16_where_values_have_an_offset(length, monkeypatch):
+    """What rounding adds is the same for all keys, so that it would add up in the gradient of q."""
+    monkeypatch.setattr(precision, 'multiplies_bf16', lambda: True)
+    q, k, v = (torch.randn(1, 1, n, width).bfloat16() for n, width in ((length, 24), (300, 24), (300, 40)))
+    upstream = (torch.randn(1, 1, length, 40) + 1).bfloat16()
+
+    def gradients(dtype, backend):
+        leaves = [x.to(dtype).requires_grad_() for x in (q, k + 2, v + 1)]
+        return torch.autograd.grad(attention(*leaves, backend=backend), leaves, upstream.to(dtype))
+
+    exact = gradients(torch.float64, 'reference')
+    found, dense = ([x.double() for x in gradients(torch.bfloat16, backend)] for backend in ('torch', 'reference'))
+    for x, by_reference, y in zip(found, dense, exact, strict=True):
+        assert (x - y).norm() <= 1.5 * (by_reference - y).norm()
+
+
+@pytest.mark.parametrize('size', [1.0, 1e9], ids=['bounded', 'large'])
+def test_attention_to_no_keys(size):
+    q, k, v = (torch.randn(2, 3, length, 4, requires_grad=True) for length in (5, 0, 0))
+    out = attention(size * q, k, v, backend='torch')
+    assert torch.equal(out, torch.zeros(2, 3, 5, 4))
+    assert all(not g.any() for g in torch.autograd.grad(out.sum(), (q, k, v)))
+
+
+def test_attention_of_fake_tensors():
+    with FakeTensorMode():
+        leaves = [torch.rand(1, 2, length, 4, requires_grad=True) for length in (5, 7, 7)]
+        out = attention(*leaves, backend='torch')
+        assert out.shape == (1, 2, 5, 4)
+        assert [g.shape for g in torch.autograd.grad(out.sum(), leaves)] == [x.shape for x in leaves]
+
+
+def test_functional_second_derivatives_of_attention_are_refused():
+    q, k, v = (torch.rand(1, 1, 5, 4) for _ in 'qkv')
+    gradient = torch.func.grad(lambda q: attention(q, k, v, backend='torch').sin().sum())
+    with pytest.raises(RuntimeError, match='differentiable once'):
+        torch.func.grad(lambda q: gradient(q).square().sum())(q)
 
 
 def test_attention_of_values_that_are_no_numbers():

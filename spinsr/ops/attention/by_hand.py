@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch._subclasses.fake_tensor import FakeTensor
 
 from spinsr.ops.attention import sdpa
 from spinsr.ops.common.chunking import chunks
@@ -26,7 +26,8 @@ from spinsr.ops.common.precision import attention_type, full_type, no_autocast
 FORWARD, BACKWARD = 2**19, 2**18
 # Of q, in one product, at least; products with fewer rows are slow.
 ROWS = 32
-# Of |b|: then neither weights and their sums, nor gradients divided by these, leave the range of float32 and bfloat16.
+# Of |b|: then neither weights and their sums, nor gradients divided by these, leave the range of float32 and bfloat16;
+# their products with values do not up to about 1e15.
 BOUND = 64.0
 LOG2_E = math.log2(math.e)
 # What SPINSR_MEASURE_ATTENTION=1 found, by shapes, type, and number of threads.
@@ -56,7 +57,6 @@ class _Attention(torch.autograd.Function):
         return _Attention.apply(*_batched(info, in_dims, args)), 0
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor):
         return *_Gradients.apply(*ctx.saved_tensors, grad, ctx.factor), None
 
@@ -73,6 +73,10 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         pass
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        raise RuntimeError('attention on the CPU is differentiable once; backend="reference" is, more often')
 
     @staticmethod
     def vmap(info, in_dims: tuple[int | None, ...], *args):
@@ -99,12 +103,14 @@ class Attention:
 
     def __init__(self, q: Tensor, k: Tensor, dtype: torch.dtype, factor: float):
         self.dtype, self.factor = dtype, factor
-        # Not where one is NaN or infinite.
-        self.is_bounded = abs(factor) * LOG2_E * _longest(q) * _longest(k) <= BOUND
+        # Not where one is NaN or infinite. Fake tensors have no values.
+        self.is_bounded = isinstance(q, FakeTensor) or abs(factor) * LOG2_E * _longest(q) * _longest(k) <= BOUND
         self.base = LOG2_E if self.is_bounded else 1.0  # logits are multiplied by it
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(..., L, D), (..., S, D), (..., S, E) -> (..., L, E) in `dtype`."""
+        if not k.shape[-2]:
+            return v.new_zeros(*q.shape[:-1], v.shape[-1], dtype=self.dtype)
         if os.environ.get('SPINSR_MEASURE_ATTENTION') == '1' and self._is_slower(q.shape, k.shape, v.shape):
             return self._fused(q, k, v)
         return self._forward(q, k, v)
@@ -121,12 +127,14 @@ class Attention:
                 parts = (self._attend(q_in, k[some, :, at], v[some, at], buffer) for at in chunks(v.shape[1], keys))
                 total, mass = next(parts)
                 for more, sums in parts:
-                    total, mass = total.to(full) + more, mass.to(full) + sums
+                    total, mass = total.to(full) + more, mass + sums
                 out[some, place] = total / mass
         return out.unflatten(0, leading)
 
     def backward(self, q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of q, k and v for that of the result, (..., L, E); in float32 at least."""
+        if not k.shape[-2]:
+            return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         leading = v.shape[:-2]
         q, k, v, grad = (x.to(self.dtype).flatten(0, -3) for x in (self._scaled(q), k, v, grad))
         full, transposed = full_type(self.dtype), self._transposed(k)
@@ -140,8 +148,10 @@ class Attention:
                 upstream = (grad[some, place] / mass).to(self.dtype)
                 d_v[some] += weights.mT @ upstream
                 d_logits = torch.bmm(upstream, v[some].mT, out=buffers[1, : weights.numel()].view_as(weights))
-                mean = torch.linalg.vecdot(d_logits, weights).unsqueeze(-1) / mass
-                d_logits = d_logits.sub_(mean.to(self.dtype)).mul_(weights)
+                # In float32 at least: the sum over the keys is 0, and a rounded mean would add up in d_q.
+                d_logits = d_logits.to(full)
+                mean = torch.linalg.vecdot(d_logits, weights.to(full)).unsqueeze(-1) / mass
+                d_logits = d_logits.sub_(mean).mul_(weights).to(self.dtype)
                 d_q[some, place] = d_logits @ k[some]
                 d_k[some] += d_logits.mT @ q[some, place]
         d_q, d_k, d_v = (x.unflatten(0, leading) for x in (d_q.mul_(self.factor), d_k.div_(self.base), d_v))
@@ -175,7 +185,7 @@ class Attention:
         shape = (*q.shape[:2], k.shape[2])
         logits = torch.bmm(q, k, out=buffer[: math.prod(shape)].view(shape))
         weights = logits.exp2_() if self.is_bounded else logits.sub_(logits.amax(-1, keepdim=True)).exp_()
-        return weights, weights.sum(-1, keepdim=True)
+        return weights, weights.sum(-1, keepdim=True, dtype=full_type(self.dtype))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
         weights, mass = self._weights(q, k, buffer)

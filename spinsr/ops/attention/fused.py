@@ -17,7 +17,8 @@ GATHERED = 2**13  # rows that are gathered at once
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     """See `spinsr.ops.attention.attention`."""
-    attend = by_hand.attention if on_cpu(q) else sdpa.attention
+    is_by_hand = on_cpu(q) and not torch.jit.is_tracing()  # a traced graph cannot hold Python
+    attend = by_hand.attention if is_by_hand else sdpa.attention
     return attend(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
 
 

@@ -51,7 +51,7 @@ def keep_freed_memory() -> None:
     memory. Without effect on other C libraries, and where MALLOC_TRIM_THRESHOLD_ or MALLOC_MMAP_THRESHOLD_ is set.
     """
     with contextlib.suppress(MemoryError):
-        bytearray(31 * 2**20)
+        bytes(31 * 2**20)
 
 
 keep_freed_memory()
