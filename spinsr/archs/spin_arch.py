@@ -29,6 +29,7 @@ from spinsr.modules.spin import (
     SuperpixelCrossAttention,
 )
 from spinsr.modules.upsample import TokenUpsample
+from spinsr.ops.common.precision import no_autocast
 from spinsr.utils.validation import check, check_divisible, check_equal, check_length, each, whole
 
 CELLS = (12, 16, 20, 24)
@@ -122,7 +123,8 @@ class SPIN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W)."""
         base = F.interpolate(x, scale_factor=self.upscale, mode='bilinear', align_corners=False)
-        x = to_tokens(self.conv_first(x))
+        with no_autocast(x.device.type):  # the features that all blocks add to keep the type of the weights
+            x = to_tokens(self.conv_first(x.to(self.conv_first.weight.dtype)))
         for block, conv in zip(self.blocks, self.convs, strict=True):
             x = x + to_tokens(conv(to_image(block(x))))
         return base + self.upsample(to_image(x), self.conv_last)
