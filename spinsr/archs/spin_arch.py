@@ -7,6 +7,7 @@ paper and upstream code disagree, it follows the code (docs/paper.md). `spinsr.c
 `SPINVariant` in spin_variants_arch.py has the paper's ablations.
 """
 
+import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -123,8 +124,9 @@ class SPIN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W)."""
         base = F.interpolate(x, scale_factor=self.upscale, mode='bilinear', align_corners=False)
-        with no_autocast(x.device.type):  # the features that all blocks add to keep the type of the weights
-            x = to_tokens(self.conv_first(x.to(self.conv_first.weight.dtype)))
+        # Under autocast, the features that all blocks add to are half precision in training, which is faster so, only.
+        with contextlib.nullcontext() if self.training else no_autocast(x.device.type):
+            x = to_tokens(self.conv_first(x if self.training else x.to(self.conv_first.weight.dtype)))
         for block, conv in zip(self.blocks, self.convs, strict=True):
             x = x + to_tokens(conv(to_image(block(x))))
         return base + self.upsample(to_image(x), self.conv_last)

@@ -26,9 +26,9 @@ from spinsr.ops.common.precision import attention_type, full_type, no_autocast
 FORWARD, BACKWARD = 2**19, 2**18
 # Of q, in one product, at least; products with fewer rows are slow.
 ROWS = 32
-# Of |b|: then neither weights and their sums, nor gradients divided by these, leave the range of float32 and bfloat16;
-# their products with values do not up to about 1e15.
-BOUND = 64.0
+# Of |b|: then weights, their sums, and sums of values of up to 1e4 stay in the range of float32 and bfloat16; with
+# gradients, those divided by sums of weights too.
+BOUND, BOUND_OF_GRADIENTS = 96.0, 64.0
 LOG2_E = math.log2(math.e)
 # What SPINSR_MEASURE_ATTENTION=1 found, by shapes, type, and number of threads.
 _SLOWER: dict[tuple, bool] = {}
@@ -67,7 +67,8 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, factor: float) -> tuple[Tensor, Tensor, Tensor]:
         with no_autocast('cpu'):
-            d_q, d_k, d_v = Attention(q, k, attention_type(v), factor).backward(q, k, v, grad)
+            attention = Attention(q, k, attention_type(v), factor, BOUND_OF_GRADIENTS)
+            d_q, d_k, d_v = attention.backward(q, k, v, grad)
         return d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype)
 
     @staticmethod
@@ -99,12 +100,13 @@ class Attention:
         q, k: All queries (..., D) and keys (..., D) that it is for; they say whether logits can be large.
         dtype: The type of the products, float32, float64 or bfloat16; weights are added up in float32 at least.
         factor: Of the logits.
+        bound: Of |b|, above which maxima are subtracted: `BOUND_OF_GRADIENTS` for `backward`.
     """
 
-    def __init__(self, q: Tensor, k: Tensor, dtype: torch.dtype, factor: float):
+    def __init__(self, q: Tensor, k: Tensor, dtype: torch.dtype, factor: float, bound: float = BOUND):
         self.dtype, self.factor = dtype, factor
         # Not where one is NaN or infinite. Fake tensors have no values.
-        self.is_bounded = isinstance(q, FakeTensor) or abs(factor) * LOG2_E * _longest(q) * _longest(k) <= BOUND
+        self.is_bounded = isinstance(q, FakeTensor) or abs(factor) * LOG2_E * _longest(q) * _longest(k) <= bound
         self.base = LOG2_E if self.is_bounded else 1.0  # logits are multiplied by it
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ GATHERED = 2**13  # rows that are gathered at once
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     """See `spinsr.ops.attention.attention`."""
-    is_by_hand = on_cpu(q) and not torch.jit.is_tracing()  # a traced graph cannot hold Python
+    # A traced graph cannot hold Python.
+    is_by_hand = on_cpu(q) and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
     attend = by_hand.attention if is_by_hand else sdpa.attention
     return attend(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
 
@@ -53,7 +54,7 @@ class _AddAttendedRows(torch.autograd.Function):
         # One buffer for the three gradients: one index_add instead of three.
         grads = v.new_zeros(len(v), sum(widths), dtype=full_type(v.dtype))
         with no_autocast('cpu'):
-            attention = _by_hand(q, k, v, ctx.num_heads)
+            attention = _by_hand(q, k, v, ctx.num_heads, by_hand.BOUND_OF_GRADIENTS)
             for group in _gathered(rows):
                 inside = (split_heads(take(x, group), ctx.num_heads) for x in (q, k, v, grad))
                 found = [merge_heads(x) for x in attention.backward(*inside)]
@@ -62,8 +63,8 @@ class _AddAttendedRows(torch.autograd.Function):
         return d_q, d_k, d_v + grad if ctx.start else d_v, None, None, None
 
 
-def _by_hand(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> by_hand.Attention:
-    return by_hand.Attention(q, k, attention_type(v), (q.shape[1] // num_heads) ** -0.5)
+def _by_hand(q: Tensor, k: Tensor, v: Tensor, num_heads: int, bound: float = by_hand.BOUND) -> by_hand.Attention:
+    return by_hand.Attention(q, k, attention_type(v), (q.shape[1] // num_heads) ** -0.5, bound)
 
 
 def _gathered(rows: Tensor) -> Iterator[Tensor]:
