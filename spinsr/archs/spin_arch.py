@@ -7,7 +7,6 @@ paper and upstream code disagree, it follows the code (docs/paper.md). `spinsr.c
 `SPINVariant` in spin_variants_arch.py has the paper's ablations.
 """
 
-import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,7 +29,7 @@ from spinsr.modules.spin import (
     SuperpixelCrossAttention,
 )
 from spinsr.modules.upsample import TokenUpsample
-from spinsr.ops.common.precision import no_autocast
+from spinsr.ops.common.precision import has_autocast, no_autocast
 from spinsr.utils.validation import check, check_divisible, check_equal, check_length, each, whole
 
 CELLS = (12, 16, 20, 24)
@@ -124,12 +123,17 @@ class SPIN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W)."""
         base = F.interpolate(x, scale_factor=self.upscale, mode='bilinear', align_corners=False)
-        # Under autocast, the features that all blocks add to are half precision in training, which is faster so, only.
-        with contextlib.nullcontext() if self.training else no_autocast(x.device.type):
-            x = to_tokens(self.conv_first(x if self.training else x.to(self.conv_first.weight.dtype)))
+        x = to_tokens(self._first_features(x))
         for block, conv in zip(self.blocks, self.convs, strict=True):
             x = x + to_tokens(conv(to_image(block(x))))
         return base + self.upsample(to_image(x), self.conv_last)
+
+    def _first_features(self, x: Tensor) -> Tensor:
+        """The features that all blocks add to. Under autocast they have its type in training only, for speed."""
+        if self.training or not has_autocast(x.device.type):
+            return self.conv_first(x)
+        with no_autocast(x.device.type):
+            return self.conv_first(x.to(self.conv_first.weight.dtype))
 
 
 # The authors' names of q, k and v, which are one matrix here.

@@ -39,6 +39,17 @@ VARIANTS = {
 }
 
 
+@pytest.mark.parametrize(('training', 'dtype'), [(True, torch.bfloat16), (False, torch.float32)])
+def test_autocast_keeps_the_sum_of_features_except_in_training(training, dtype):
+    net = SPIN(**SMALL).train(training)
+    seen = []
+    net.blocks[1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
+    with torch.autocast('cpu', torch.bfloat16):
+        net(torch.rand(1, 3, 9, 11))
+        net(torch.rand(1, 3, 9, 11).bfloat16())
+    assert seen == [dtype, dtype]
+
+
 def each_of(*names: str):
     return pytest.mark.parametrize('variant', [VARIANTS[name] for name in names], ids=names)
 

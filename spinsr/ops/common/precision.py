@@ -13,8 +13,12 @@ def no_autocast(device_type: str) -> contextlib.AbstractContextManager:
 
     Does nothing where autocast is off: an exported graph would hold the region as a subgraph, which ONNX lacks.
     """
-    on = device_type != 'meta' and torch.is_autocast_enabled(device_type)
-    return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
+    return torch.autocast(device_type, enabled=False) if has_autocast(device_type) else contextlib.nullcontext()
+
+
+def has_autocast(device_type: str) -> bool:
+    """Whether autocast is on for a type of device."""
+    return device_type != 'meta' and torch.is_autocast_enabled(device_type)
 
 
 def full_type(dtype: torch.dtype) -> torch.dtype:
