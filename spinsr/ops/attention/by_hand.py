@@ -1,8 +1,8 @@
 """Attention on the CPU as products and powers of two, in chunks that stay in the cache.
 
 softmax(l) v = (2^b v) / sum(2^b) with b = log2(e) l: one pass over the weights where a softmax has four, and torch's
-power of two is faster than its exponential. Where logits may be large, by the norms of q and k, it is e^(l - max l), of
-logits that are rounded as in the reference.
+power of two is faster than its exponential. Where logits may be large, by the norms of q and k, and for gradients in
+bfloat16, it is torch's softmax, of logits that are rounded as in the reference.
 
 On the processors where it was measured this takes less time than torch's fused kernel for every size of SPIN, so that
 it is used for all. With the environment variable SPINSR_MEASURE_ATTENTION=1 both are timed, once for each shape in a
@@ -26,9 +26,10 @@ from spinsr.ops.common.precision import attention_type, full_type, no_autocast
 FORWARD, BACKWARD = 2**19, 2**18
 # Of q, in one product, at least; products with fewer rows are slow.
 ROWS = 32
-# Of |b|: then weights, their sums, and sums of values of up to 1e4 stay in the range of float32 and bfloat16; with
-# gradients, those divided by sums of weights too.
-BOUND, BOUND_OF_GRADIENTS = 96.0, 64.0
+# Of |b|: then weights, their sums, and sums of values of up to 1e4 stay in the range of float32 and bfloat16; for
+# gradients, those divided by sums of weights too. In bfloat16, errors of such sums would add up in the gradient of q, so
+# that it always takes the softmax.
+BOUND, BOUND_OF_GRADIENTS = 96.0, {torch.float32: 64.0, torch.float64: 64.0, torch.bfloat16: -1.0}
 LOG2_E = math.log2(math.e)
 # What SPINSR_MEASURE_ATTENTION=1 found, by shapes, type, and number of threads.
 _SLOWER: dict[tuple, bool] = {}
@@ -67,7 +68,7 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, factor: float) -> tuple[Tensor, Tensor, Tensor]:
         with no_autocast('cpu'):
-            attention = Attention(q, k, attention_type(v), factor, BOUND_OF_GRADIENTS)
+            attention = Attention(q, k, attention_type(v), factor, for_gradients=True)
             d_q, d_k, d_v = attention.backward(q, k, v, grad)
         return d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype)
 
@@ -100,13 +101,15 @@ class Attention:
         q, k: All queries (..., D) and keys (..., D) that it is for; they say whether logits can be large.
         dtype: The type of the products, float32, float64 or bfloat16; weights are added up in float32 at least.
         factor: Of the logits.
-        bound: Of |b|, above which maxima are subtracted: `BOUND_OF_GRADIENTS` for `backward`.
+        for_gradients: Whether it is for `backward`, and not for `forward`.
     """
 
-    def __init__(self, q: Tensor, k: Tensor, dtype: torch.dtype, factor: float, bound: float = BOUND):
+    def __init__(self, q: Tensor, k: Tensor, dtype: torch.dtype, factor: float, *, for_gradients: bool = False):
         self.dtype, self.factor = dtype, factor
+        bound = BOUND_OF_GRADIENTS[dtype] if for_gradients else BOUND
         # Not where one is NaN or infinite. Fake tensors have no values.
-        self.is_bounded = isinstance(q, FakeTensor) or abs(factor) * LOG2_E * _longest(q) * _longest(k) <= bound
+        length = 0.0 if isinstance(q, FakeTensor) else abs(factor) * LOG2_E * _longest(q) * _longest(k)
+        self.is_bounded = length <= bound
         self.base = LOG2_E if self.is_bounded else 1.0  # logits are multiplied by it
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -150,10 +153,11 @@ class Attention:
                 upstream = (grad[some, place] / mass).to(self.dtype)
                 d_v[some] += weights.mT @ upstream
                 d_logits = torch.bmm(upstream, v[some].mT, out=buffers[1, : weights.numel()].view_as(weights))
-                # In float32 at least: the sum over the keys is 0, and a rounded mean would add up in d_q.
-                d_logits = d_logits.to(full)
-                mean = torch.linalg.vecdot(d_logits, weights.to(full)).unsqueeze(-1) / mass
-                d_logits = d_logits.sub_(mean).mul_(weights).to(self.dtype)
+                if self.is_bounded:
+                    mean = torch.linalg.vecdot(d_logits, weights).unsqueeze(-1) / mass
+                    d_logits.sub_(mean).mul_(weights)
+                else:
+                    d_logits = torch.ops.aten._softmax_backward_data(d_logits, weights, -1, self.dtype)
                 d_q[some, place] = d_logits @ k[some]
                 d_k[some] += d_logits.mT @ q[some, place]
         d_q, d_k, d_v = (x.unflatten(0, leading) for x in (d_q.mul_(self.factor), d_k.div_(self.base), d_v))
@@ -183,11 +187,13 @@ class Attention:
         return k.contiguous() if self.dtype == torch.bfloat16 else k  # or each product would copy it
 
     def _weights(self, q: Tensor, k: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights (G, L, S) up to a factor for each row, in `buffer`, and their sums (G, L, 1)."""
-        shape = (*q.shape[:2], k.shape[2])
+        """Weights (G, L, S) up to a factor for each row, and their sums (G, L, 1) or 1; may lie in `buffer`."""
+        shape, full = (*q.shape[:2], k.shape[2]), full_type(self.dtype)
         logits = torch.bmm(q, k, out=buffer[: math.prod(shape)].view(shape))
-        weights = logits.exp2_() if self.is_bounded else logits.sub_(logits.amax(-1, keepdim=True)).exp_()
-        return weights, weights.sum(-1, keepdim=True, dtype=full_type(self.dtype))
+        if not self.is_bounded:
+            return logits.softmax(-1), logits.new_ones((), dtype=full)
+        weights = logits.exp2_()
+        return weights, weights.sum(-1, keepdim=True, dtype=full)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
         weights, mass = self._weights(q, k, buffer)

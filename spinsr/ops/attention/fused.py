@@ -54,7 +54,7 @@ class _AddAttendedRows(torch.autograd.Function):
         # One buffer for the three gradients: one index_add instead of three.
         grads = v.new_zeros(len(v), sum(widths), dtype=full_type(v.dtype))
         with no_autocast('cpu'):
-            attention = _by_hand(q, k, v, ctx.num_heads, by_hand.BOUND_OF_GRADIENTS)
+            attention = _by_hand(q, k, v, ctx.num_heads, for_gradients=True)
             for group in _gathered(rows):
                 inside = (split_heads(take(x, group), ctx.num_heads) for x in (q, k, v, grad))
                 found = [merge_heads(x) for x in attention.backward(*inside)]
@@ -63,8 +63,9 @@ class _AddAttendedRows(torch.autograd.Function):
         return d_q, d_k, d_v + grad if ctx.start else d_v, None, None, None
 
 
-def _by_hand(q: Tensor, k: Tensor, v: Tensor, num_heads: int, bound: float = by_hand.BOUND) -> by_hand.Attention:
-    return by_hand.Attention(q, k, attention_type(v), (q.shape[1] // num_heads) ** -0.5, bound)
+def _by_hand(q: Tensor, k: Tensor, v: Tensor, num_heads: int, *, for_gradients: bool = False) -> by_hand.Attention:
+    factor = (q.shape[1] // num_heads) ** -0.5
+    return by_hand.Attention(q, k, attention_type(v), factor, for_gradients=for_gradients)
 
 
 def _gathered(rows: Tensor) -> Iterator[Tensor]:
