@@ -122,13 +122,16 @@ class IMDN_AS(_Trunk):
     ):
         super().__init__(num_in_ch, num_out_ch, num_feat, num_block, 2, 4 * upscale)
         self.upscale = upscale
-        self.conv_second = nn.Conv2d(num_feat, num_feat, 3, 2, 1)
+        self.conv_second = nn.Conv2d(num_feat, num_feat, 3, 2)  # of features that are padded before
 
     def forward(self, x: Tensor) -> Tensor:
         """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W)."""
         height, width = (side * self.upscale for side in x.shape[2:])
         half = self.conv_first(x.contiguous(memory_format=torch.channels_last))  # (B, C, H / 2, W / 2), rounded up
-        shallow = self.conv_second(F.leaky_relu(half, 0.05))  # (B, C, H / 4, W / 4), rounded up
+        # With the padding inside the convolution, its weight gradient in bfloat16 on the CPU is made of memory that was
+        # never written where `half` is one pixel (torch 2.14).
+        padded = F.pad(F.leaky_relu(half, 0.05), (1, 1, 1, 1))
+        shallow = self.conv_second(padded)  # (B, C, H / 4, W / 4), rounded up
         return self._super_resolve(shallow)[..., :height, :width]
 
 

@@ -96,3 +96,14 @@ def test_imdn_as_works_at_a_quarter_of_the_size():
     net.body.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[2:]))
     assert net(torch.rand(1, 3, 13, 20)).shape == (1, 3, 13, 20)
     assert seen == [(4, 5)]
+
+
+def test_imdn_as_reads_no_unwritten_memory_in_bf16():
+    for _ in range(60):
+        dirty = [torch.full((64 * 4**i,), torch.nan) for i in range(7) for _ in range(3)]
+        net = IMDN_AS(num_feat=64, num_block=1)
+        del dirty  # for whoever takes memory next
+        with torch.autocast('cpu', torch.bfloat16):
+            loss = net(torch.rand(2, 3, 1, 1)).float().sum()
+        loss.backward()
+        assert net.conv_second.weight.grad.isfinite().all()

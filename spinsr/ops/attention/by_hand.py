@@ -27,8 +27,8 @@ FORWARD, BACKWARD = 2**19, 2**18
 # Of q, in one product, at least; products with fewer rows are slow.
 ROWS = 32
 # Of |b|: then weights, their sums, and sums of values of up to 1e4 stay in the range of float32 and bfloat16; for
-# gradients, those divided by sums of weights too. In bfloat16, errors of such sums would add up in the gradient of q, so
-# that it always takes the softmax.
+# gradients, those divided by sums of weights too. In bfloat16, errors of such sums would add up in the gradient of q,
+# which therefore always takes the softmax.
 BOUND, BOUND_OF_GRADIENTS = 96.0, {torch.float32: 64.0, torch.float64: 64.0, torch.bfloat16: -1.0}
 LOG2_E = math.log2(math.e)
 # What SPINSR_MEASURE_ATTENTION=1 found, by shapes, type, and number of threads.
