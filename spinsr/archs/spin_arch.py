@@ -61,11 +61,11 @@ class SuperpixelInteractionBlock(nn.Module):
         """(B, H, W, C) -> (B, H, W, C)."""
         association = self.aggregation(x)
         x = x + self.cross_attention(x, association)
-        x = x + self.cross_feed_forward(x)
-        x = x + self.intra_attention(x, association)
-        x = x + self.intra_feed_forward(x)
-        x = x + self.local_attention(x)
-        return x + self.local_feed_forward(x)
+        x = self.cross_feed_forward(x, residual=True)
+        x = self.intra_attention(x, association, residual=True)
+        x = self.intra_feed_forward(x, residual=True)
+        x = self.local_attention(x, residual=True)
+        return self.local_feed_forward(x, residual=True)
 
 
 @ARCH_REGISTRY.register()

@@ -56,18 +56,18 @@ class VariantBlock(nn.Module):
         else:
             x = self.across(x, association) if self.interaction != 'only_intra' else x
             x = self.inside(x, association) if self.interaction != 'only_cross' else x
-        x = x + self.local_attention(x)
-        return x + self.local_feed_forward(x)
+        x = self.local_attention(x, residual=True)
+        return self.local_feed_forward(x, residual=True)
 
     def across(self, x: Tensor, association: Association) -> Tensor:
         """Cross-attention of pixels and superpixels (SPCA): (B, H, W, C) -> (B, H, W, C)."""
         x = x + self.cross_attention(x, association)
-        return x + self.cross_feed_forward(x)
+        return self.cross_feed_forward(x, residual=True)
 
     def inside(self, x: Tensor, association: Association) -> Tensor:
         """Attention inside superpixels (ISPA): (B, H, W, C) -> (B, H, W, C)."""
-        x = x + self.intra_attention(x, association)
-        return x + self.intra_feed_forward(x)
+        x = self.intra_attention(x, association, residual=True)
+        return self.intra_feed_forward(x, residual=True)
 
 
 @ARCH_REGISTRY.register()

@@ -110,11 +110,14 @@ class IntraSuperpixelAttention(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.to_qkv = nn.Linear(dim, sum(self.split), bias=False)
 
-    def forward(self, x: Tensor, association: ops.Association) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
+    def forward(self, x: Tensor, association: ops.Association, residual: bool = False) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C); with `residual`, x is added."""
         q, k, v = project(x, self.norm, self.to_qkv, self.split)
+        add_to = x.flatten(1, 2) if residual else None
         indices = ops.top_n(association, self.num_pixels)  # (B, K, T)
-        out = ops.intra_superpixel_attention(q, k, v, indices, self.num_heads, own_values=self.own_values)
+        out = ops.intra_superpixel_attention(
+            q, k, v, indices, self.num_heads, own_values=self.own_values, add_to=add_to
+        )
         return out.view(x.shape)
 
 
@@ -138,12 +141,13 @@ class LocalAttention(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-5)
         self.to_qkv = nn.Linear(dim, sum(self.split), bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
+    def forward(self, x: Tensor, residual: bool = False) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C); with `residual`, x is added."""
         q, k, v = (t.unflatten(1, x.shape[1:3]) for t in project(x, self.norm, self.to_qkv, self.split))
         if self.num_heads > 1:
             q = q * self.num_heads**-0.5  # the op scales by (qk_dim / num_heads)^-0.5
-        return ops.window_attention(q, k, v, self.window, num_heads=self.num_heads)
+        add_to = x if residual else None
+        return ops.window_attention(q, k, v, self.window, num_heads=self.num_heads, add_to=add_to)
 
 
 class FeedForward(nn.Module):
@@ -168,8 +172,8 @@ class FeedForward(nn.Module):
         self.fc1 = nn.Linear(2 * dim, mlp_dim)
         self.fc2 = nn.Linear(mlp_dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
+    def forward(self, x: Tensor, residual: bool = False) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C); with `residual`, x is added."""
         out = ops.gated_feed_forward(
             x.flatten(1, 2),
             (self.norm.weight, self.norm.bias),
@@ -178,6 +182,7 @@ class FeedForward(nn.Module):
             (self.fc1.weight, self.fc1.bias),
             (self.fc2.weight, self.fc2.bias),
             self.norm.eps,
+            residual=residual,
         )
         return out.view(x.shape)
 

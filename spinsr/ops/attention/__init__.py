@@ -96,6 +96,7 @@ def intra_superpixel_attention(
     num_heads: int = 1,
     *,
     own_values: str = 'all',
+    add_to: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Attention among the selected pixels of each superpixel, merged by a mean (ISPA of SPIN).
@@ -115,10 +116,11 @@ def intra_superpixel_attention(
         indices: (B, K, T) int64, the pixels of each superpixel, each at most once; from `top_n`.
         num_heads: Number of heads.
         own_values: Whose own values enter the mean, one of `OWN_VALUES`.
+        add_to: Added to the result, in the same pass; of its shape.
         backend: See `spinsr.ops.common.backend`.
 
     Returns:
-        (B, N, C).
+        (B, N, C), in the wider type of `v` and `add_to`.
 
     Raises:
         ValueError: `own_values` is not one of these, sizes disagree, or channels are not divisible by `num_heads`.
@@ -132,6 +134,7 @@ def intra_superpixel_attention(
     _check_shapes('(B, N, C)', q, k, v)
     check_heads(num_heads, q, k, v)
     check_floating(q=q, k=k, v=v)
+    _check_add_to(add_to, v)
     backend = resolve_backend(backend, v.device)
     b, n, c = v.shape
     rows = batch_rows(indices, n, b)  # (B K, T) rows of (B N, C)
@@ -148,24 +151,21 @@ def intra_superpixel_attention(
     rows = rows.flatten()
     count = v.new_full((b * n, 1), start)
     count = count.index_add_(0, rows, count.new_ones(1, 1).expand(rows.shape[0], 1))
-    mean = total / count if start else torch.where(count > 0, total / count.clamp(min=1), v)
-    return mean.to(v.dtype).view(b, n, c)
-
-
-def check_own_values(own_values: str) -> None:
-    """Raises ValueError if `own_values` is not one of `OWN_VALUES`."""
-    if own_values not in OWN_VALUES:
-        raise ValueError(f'own_values must be one of {", ".join(OWN_VALUES)}, got {own_values=}')
-
-
-def _check_shapes(layout: str, q: Tensor, k: Tensor, v: Tensor) -> None:
-    if q.shape != k.shape or k.shape[:-1] != v.shape[:-1] or v.ndim != layout.count(',') + 1:
-        shapes = ', '.join(str(tuple(x.shape)) for x in (q, k, v))
-        raise ValueError(f'q and k must have the same shape {layout}, and v may only have another C, got {shapes}')
+    if not start:  # where no superpixel holds a pixel, its value is the sum of one
+        total, count = torch.where(count > 0, total, v), count.clamp(min=1)
+    return _divide(total, count, v, add_to).view(b, n, c)
 
 
 def window_attention(
-    q: Tensor, k: Tensor, v: Tensor, window: int, overlap: int = 2, num_heads: int = 1, *, backend: str | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    overlap: int = 2,
+    num_heads: int = 1,
+    *,
+    add_to: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """Attention inside square windows that overlap; where windows overlap, the mean of their results.
 
@@ -179,10 +179,11 @@ def window_attention(
         window: Side of a window in pixels, >= 1.
         overlap: Pixels that neighbouring windows share, >= 0; windows move by at least one pixel.
         num_heads: Number of heads.
+        add_to: Added to the result, in the same pass; of its shape.
         backend: See `spinsr.ops.common.backend`.
 
     Returns:
-        (B, H, W, C).
+        (B, H, W, C), in the wider type of `v` and `add_to`.
 
     Raises:
         ValueError: A size is out of its range, sizes disagree, or channels are not divisible by num_heads.
@@ -197,6 +198,7 @@ def window_attention(
     _check_shapes('(B, H, W, C)', q, k, v)
     check_heads(num_heads, q, k, v)
     check_floating(q=q, k=k, v=v)
+    _check_add_to(add_to, v)
     backend = resolve_backend(backend, v.device)
     b, h, w, _ = v.shape
     rows, count = windows_of(h, w, window, overlap, v.device)
@@ -210,4 +212,30 @@ def window_attention(
     else:
         rows = batch_rows(rows, h * w, b)
         total = IMPLEMENTATIONS[backend].add_attended_rows(*flat, rows, num_heads, start=False)
-    return total.unflatten(0, (b, h * w)).div(count.to(total.dtype)).to(v.dtype).view(v.shape)
+    return _divide(total.unflatten(0, (b, h * w)), count, v, add_to).view(v.shape)
+
+
+def check_own_values(own_values: str) -> None:
+    """Raises ValueError if `own_values` is not one of `OWN_VALUES`."""
+    if own_values not in OWN_VALUES:
+        raise ValueError(f'own_values must be one of {", ".join(OWN_VALUES)}, got {own_values=}')
+
+
+def _divide(total: Tensor, count: Tensor, v: Tensor, add_to: Tensor | None) -> Tensor:
+    """total / count in the type of `v`, or added to `add_to`: (..., R, C) and (R, 1) -> (..., R, C)."""
+    count = count.to(total.dtype)
+    if add_to is None:
+        return (total / count).to(v.dtype)
+    mean = torch.addcdiv(add_to.reshape(total.shape), total, count)
+    return mean.to(torch.promote_types(add_to.dtype, v.dtype))
+
+
+def _check_add_to(add_to: Tensor | None, v: Tensor) -> None:
+    if add_to is not None and add_to.shape != v.shape:
+        raise ValueError(f'add_to must have the shape of v, {tuple(v.shape)}, got {tuple(add_to.shape)}')
+
+
+def _check_shapes(layout: str, q: Tensor, k: Tensor, v: Tensor) -> None:
+    if q.shape != k.shape or k.shape[:-1] != v.shape[:-1] or v.ndim != layout.count(',') + 1:
+        shapes = ', '.join(str(tuple(x.shape)) for x in (q, k, v))
+        raise ValueError(f'q and k must have the same shape {layout}, and v may only have another C, got {shapes}')

@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from spinsr.ops.attention import sdpa
 from spinsr.ops.common.chunking import chunks
 from spinsr.ops.common.precision import attention_type, full_type, no_autocast
+from spinsr.ops.common.products import is_worth_a_call, matmul
 
 # Attention weights of a chunk for each thread, forward and backward; twice as many in bfloat16 take as much memory.
 FORWARD, BACKWARD = 2**19, 2**18
@@ -111,6 +113,8 @@ class Attention:
         length = 0.0 if isinstance(q, FakeTensor) else abs(factor) * LOG2_E * _longest(q) * _longest(k)
         self.is_bounded = length <= bound
         self.base = LOG2_E if self.is_bounded else 1.0  # logits are multiplied by it
+        # By a column of ones beside v; in bfloat16 the sum costs nothing then, and is rounded as the values are.
+        self.sums_by_product = self.is_bounded and dtype == torch.bfloat16
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(..., L, D), (..., S, D), (..., S, E) -> (..., L, E) in `dtype`."""
@@ -124,7 +128,9 @@ class Attention:
         leading = v.shape[:-2]
         q, k, v = (x.flatten(0, -3) for x in (q, self._transposed(k), v.to(self.dtype)))
         out, full = v.new_empty(*q.shape[:2], v.shape[2]), full_type(self.dtype)
-        groups, rows, keys = self._chunk(FORWARD, q.shape[1], v.shape[1], cut_keys=self.is_bounded)
+        if self.sums_by_product:
+            v = F.pad(v, (0, 1), value=1.0)
+        groups, rows, keys = self._chunk(FORWARD, q.shape, v.shape[1], cut_keys=self.is_bounded)
         buffer = v.new_empty(min(groups, len(q)) * min(rows, q.shape[1]) * min(keys, v.shape[1]))
         for some in chunks(len(q), groups):
             for place in chunks(q.shape[1], rows):
@@ -132,7 +138,7 @@ class Attention:
                 parts = (self._attend(q_in, k[some, :, at], v[some, at], buffer) for at in chunks(v.shape[1], keys))
                 total, mass = next(parts)
                 for more, sums in parts:
-                    total, mass = total.to(full) + more, mass + sums
+                    total, mass = total.to(full) + more, mass.to(full) + sums
                 out[some, place] = total / mass
         return out.unflatten(0, leading)
 
@@ -145,21 +151,22 @@ class Attention:
         full, transposed = full_type(self.dtype), self._transposed(k)
         d_q = torch.empty_like(q, dtype=full)
         d_k, d_v = (torch.zeros_like(x, dtype=full) for x in (k, v))
-        groups, rows, _ = self._chunk(BACKWARD, q.shape[1], k.shape[1], cut_keys=False)
+        groups, rows, _ = self._chunk(BACKWARD, q.shape, k.shape[1], cut_keys=False)
         buffers = q.new_empty(2, min(groups, len(q)) * min(rows, q.shape[1]) * k.shape[1])
         for some in chunks(len(q), groups):
             for place in chunks(q.shape[1], rows):
-                weights, mass = self._weights(q[some, place], transposed[some], buffers[0])
+                weights = self._weights(q[some, place], transposed[some], buffers[0])
+                mass = self._sums(weights)
                 upstream = (grad[some, place] / mass).to(self.dtype)
-                d_v[some] += weights.mT @ upstream
-                d_logits = torch.bmm(upstream, v[some].mT, out=buffers[1, : weights.numel()].view_as(weights))
+                d_v[some] += matmul(weights.mT, upstream)
+                d_logits = matmul(upstream, v[some].mT, buffers[1, : weights.numel()].view_as(weights))
                 if self.is_bounded:
                     mean = torch.linalg.vecdot(d_logits, weights).unsqueeze(-1) / mass
                     d_logits.sub_(mean).mul_(weights)
                 else:
                     d_logits = torch.ops.aten._softmax_backward_data(d_logits, weights, -1, self.dtype)
-                d_q[some, place] = d_logits @ k[some]
-                d_k[some] += d_logits.mT @ q[some, place]
+                d_q[some, place] = matmul(d_logits, k[some])
+                d_k[some] += matmul(d_logits.mT, q[some, place])
         d_q, d_k, d_v = (x.unflatten(0, leading) for x in (d_q.mul_(self.factor), d_k.div_(self.base), d_v))
         return d_q, d_k, d_v
 
@@ -186,25 +193,29 @@ class Attention:
         k = k.to(self.dtype).mT
         return k.contiguous() if self.dtype == torch.bfloat16 else k  # or each product would copy it
 
-    def _weights(self, q: Tensor, k: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights (G, L, S) up to a factor for each row, and their sums (G, L, 1) or 1; may lie in `buffer`."""
-        shape, full = (*q.shape[:2], k.shape[2]), full_type(self.dtype)
-        logits = torch.bmm(q, k, out=buffer[: math.prod(shape)].view(shape))
-        if not self.is_bounded:
-            return logits.softmax(-1), logits.new_ones((), dtype=full)
-        weights = logits.exp2_()
-        return weights, weights.sum(-1, keepdim=True, dtype=full)
-
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
-        weights, mass = self._weights(q, k, buffer)
-        return weights @ v, mass
+        weights = self._weights(q, k, buffer)
+        out = matmul(weights, v)
+        return (out[..., :-1], out[..., -1:]) if self.sums_by_product else (out, self._sums(weights))
 
-    def _chunk(self, weights: int, rows: int, keys: int, cut_keys: bool) -> tuple[int, int, int]:
+    def _weights(self, q: Tensor, k: Tensor, buffer: Tensor) -> Tensor:
+        """Weights (G, L, S) up to a factor for each row; may lie in `buffer`."""
+        shape = *q.shape[:2], k.shape[2]
+        logits = matmul(q, k, buffer[: math.prod(shape)].view(shape))
+        return logits.exp2_() if self.is_bounded else logits.softmax(-1)
+
+    def _sums(self, weights: Tensor) -> Tensor:
+        """What the weights have to be divided by: (G, L, 1), or 1."""
+        full = full_type(self.dtype)
+        return weights.sum(-1, keepdim=True, dtype=full) if self.is_bounded else weights.new_ones((), dtype=full)
+
+    def _chunk(self, weights: int, q: torch.Size, keys: int, cut_keys: bool) -> tuple[int, int, int]:
         """How many groups, rows of q, and keys at once; all keys unless `cut_keys`."""
         weights = 2 * weights if self.dtype == torch.bfloat16 else weights
-        threads = torch.get_num_threads()
+        threads, (_, rows, channels) = torch.get_num_threads(), q
         if rows * keys <= weights:  # the same number of groups for each thread
-            return threads * (weights // max(1, rows * keys)), rows, keys
+            groups = threads * (weights // max(1, rows * keys))
+            return 1 if is_worth_a_call(self.dtype, rows, channels, keys) else groups, rows, keys
         weights *= threads
         if cut_keys and weights // keys < ROWS:
             rows = min(rows, math.isqrt(weights))

@@ -24,7 +24,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Te
 
 
 def add_attended_rows(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, num_heads: int, start: bool) -> Tensor:
-    """See `spinsr.ops.attention.reference.add_attended_rows`."""
+    """See `spinsr.ops.attention.reference.add_attended_rows`; on the CPU the sums are float32 at least."""
     if on_cpu(q):
         return _AddAttendedRows.apply(q, k, v, rows, num_heads, start)
     return reference.add_attended_rows(q, k, v, rows, num_heads, start, attention)
@@ -44,7 +44,7 @@ class _AddAttendedRows(torch.autograd.Function):
             for group in _gathered(rows):
                 found = merge_heads(attention.forward(*(split_heads(take(x, group), num_heads) for x in (q, k, v))))
                 out.index_add_(0, group.flatten(), found.flatten(0, 1).to(full))
-        return out.to(v.dtype)
+        return out
 
     @staticmethod
     @once_differentiable
@@ -52,7 +52,7 @@ class _AddAttendedRows(torch.autograd.Function):
         q, k, v, rows = ctx.saved_tensors
         widths = [x.shape[1] for x in (q, k, v)]
         # One buffer for the three gradients: one index_add instead of three.
-        grads = v.new_zeros(len(v), sum(widths), dtype=full_type(v.dtype))
+        grads, grad = v.new_zeros(len(v), sum(widths), dtype=full_type(v.dtype)), grad.to(v.dtype)
         with no_autocast('cpu'):
             attention = _by_hand(q, k, v, ctx.num_heads, for_gradients=True)
             for group in _gathered(rows):

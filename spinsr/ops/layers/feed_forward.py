@@ -7,6 +7,7 @@ from torch import Tensor
 from spinsr.ops.common import chunking
 from spinsr.ops.common.backend import check_features, dense_or_torch
 from spinsr.ops.common.precision import layer_norm, no_autocast
+from spinsr.ops.common.products import linear, linear_by_image
 
 
 def gated_feed_forward(
@@ -18,6 +19,7 @@ def gated_feed_forward(
     second: tuple[Tensor, Tensor],
     eps: float,
     *,
+    residual: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """W_2 GELU(W_1 cat[c * y, p * y] + b_1) + b_2 with y = LayerNorm(x), a gate c by channel and a gate p by pixel.
@@ -37,6 +39,7 @@ def gated_feed_forward(
         first: W_1 (M, 2 C), b_1 (M,).
         second: W_2 (C, M), b_2 (C,).
         eps: Of the LayerNorm.
+        residual: Whether to add x to the result.
         backend: See `spinsr.ops.common.backend`.
 
     Returns:
@@ -56,17 +59,19 @@ def gated_feed_forward(
     """
     check_features(x, '(B, N, C)')
     if dense_or_torch('gated_feed_forward', backend, x.device) == 'reference':
-        return _reference(x, norm, channel_gate, pixel_gate, first, second, eps)
+        out = _reference(x, norm, channel_gate, pixel_gate, first, second, eps)
+        return x + out if residual else out
     m, squeezed = len(first[1]), len(pixel_gate[1])
 
     def sum_of_pixels(x: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
         return layer_norm(x, norm_weight, norm_bias, eps).sum(1)
 
     def feed(x, norm_weight, norm_bias, weight, b_squeeze, w_expand, b_expand, b_first, w_second, b_second):
-        products = layer_norm(x, norm_weight, norm_bias, eps).to(weight.dtype) @ weight.transpose(1, 2)
+        products = linear_by_image(layer_norm(x, norm_weight, norm_bias, eps).to(weight.dtype), weight)
         by_channel, by_pixel, before, _ = products.tensor_split([m, 2 * m, 2 * m + squeezed], 2)
         gate = F.linear(F.gelu(before + b_squeeze), w_expand, b_expand).sigmoid()  # (B, n, 1)
-        return F.linear(F.gelu(torch.addcmul(by_channel + b_first, gate, by_pixel)), w_second, b_second)
+        out = linear(F.gelu(torch.addcmul(by_channel + b_first, gate, by_pixel)), w_second, b_second)
+        return x + out if residual else out
 
     rest = (*pixel_gate[1:], first[1], *second)
     dtype = chunking.chunk_type(x, *norm, *channel_gate, *pixel_gate, *first, *second)

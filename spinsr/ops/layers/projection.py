@@ -8,6 +8,7 @@ from torch import Tensor
 from spinsr.ops.common import chunking
 from spinsr.ops.common.backend import check_features, dense_or_torch
 from spinsr.ops.common.precision import layer_norm
+from spinsr.ops.common.products import linear
 
 
 def norm_project(
@@ -49,7 +50,7 @@ def norm_project(
     widths = list(widths)
 
     def project(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-        return F.linear(layer_norm(x, norm_weight, norm_bias, eps).to(weight.dtype), weight).split(widths, -1)
+        return linear(layer_norm(x, norm_weight, norm_bias, eps).to(weight.dtype), weight).split(widths, -1)
 
     dtype = chunking.chunk_type(x, *norm, weight)
     if dtype is None:
