@@ -33,6 +33,8 @@ _SAME_FORMULA = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _aten._scaled_dot_product_flash_attention,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _aten._scaled_dot_product_flash_attention_backward,
 }
+# Ops of other namespaces that spinsr calls, by name: this torch may lack them.
+_FORMULAS = {'mkldnn._linear_pointwise': lambda x, weight, *rest, **named: 2 * x.numel() * len(weight)}
 ENOUGH = 60.0  # seconds that timed runs may take together before the next one begins
 
 
@@ -204,7 +206,7 @@ class OpCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, packet = kwargs or {}, func._overloadpacket
-        formula = flop_registry.get(_SAME_FORMULA.get(packet, packet))
+        formula = flop_registry.get(_SAME_FORMULA.get(packet, packet)) or _FORMULAS.get(str(packet))
         # In inference mode composite ops, such as matmul, arrive whole.
         if formula is None and torch.is_inference_mode_enabled():
             with self:

@@ -22,7 +22,7 @@ from spinsr.ops import (
 )
 from spinsr.ops.attention import attention, by_hand
 from spinsr.ops.attention.fused import add_attended_rows
-from spinsr.ops.common import precision
+from spinsr.ops.common import chunking, precision
 from spinsr.ops.common.chunking import chunk_type, on_cpu, recompute_in_chunks
 
 EPS = 1e-3  # large enough for a wrong one to be seen
@@ -541,16 +541,18 @@ def test_chunks_are_not_for_a_compiler(monkeypatch):
     assert chunk_type(torch.rand(2)) is None
 
 
-def test_gradients_of_weights_in_bf16_add_up_in_float32():
+def test_gradients_of_weights_in_bf16_add_up_in_float32(monkeypatch):
     x, weight = torch.ones(1, 1000, 1, dtype=torch.bfloat16), torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
-    recompute_in_chunks(lambda x, w: x @ w, x, (weight,), 1).sum().backward()
+    monkeypatch.setattr(chunking, 'ROWS', 1)
+    recompute_in_chunks(lambda x, w: x @ w, x, (weight,)).sum().backward()
     assert weight.grad is not None
     assert weight.grad.item() == 1000  # in bfloat16 256 + 1 is 256
 
 
-def test_chunks_need_gradients_only_where_asked():
+def test_chunks_need_gradients_only_where_asked(monkeypatch):
     x, frozen = torch.rand(2, 9, 3, dtype=torch.float64, requires_grad=True), torch.rand(3, 3, dtype=torch.float64)
-    recompute_in_chunks(lambda x, w: (x @ w).sin(), x, (frozen,), 4).sum().backward()
+    monkeypatch.setattr(chunking, 'ROWS', 4)
+    recompute_in_chunks(lambda x, w: (x @ w).sin(), x, (frozen,)).sum().backward()
     (expected,) = torch.autograd.grad((x @ frozen).sin().sum(), x)
     torch.testing.assert_close(x.grad, expected)
     assert frozen.grad is None

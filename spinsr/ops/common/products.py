@@ -29,13 +29,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
 
 
-def linear_by_image(x: Tensor, weight: Tensor) -> Tensor:
-    """x W^T with a weight for each image, differentiable: (B, N, K) and (B, M, K) -> (B, N, M)."""
+def linear_by_image(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x W^T + b by image, differentiable: (B, N, K), (B, M, K) and (B, M) -> (B, N, M)."""
     if not _takes_onednn(x, weight):
-        return x @ weight.mT
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
     if len(x) == 1:
-        return linear(x, weight[0])
-    return torch.stack([linear(*one) for one in zip(x.unbind(), weight.unbind(), strict=True)])
+        return linear(x, weight[0], bias[0])
+    images = zip(x.unbind(), weight.unbind(), bias.unbind(), strict=True)
+    return torch.stack([linear(*one) for one in images])
 
 
 def is_worth_a_call(dtype: torch.dtype, rows: int, inner: int, columns: int) -> bool:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from spinsr.ops.common import chunking
 from spinsr.ops.common.backend import check_features, dense_or_torch
-from spinsr.ops.common.precision import layer_norm, no_autocast
+from spinsr.ops.common.precision import after_normalize, no_autocast, normalize
 from spinsr.ops.common.products import linear, linear_by_image
 
 
@@ -63,38 +63,48 @@ def gated_feed_forward(
         return x + out if residual else out
     m, squeezed = len(first[1]), len(pixel_gate[1])
 
-    def sum_of_pixels(x: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
-        return layer_norm(x, norm_weight, norm_bias, eps).sum(1)
+    def sum_of_pixels(x: Tensor) -> Tensor:
+        return normalize(x, eps).sum(1)
 
-    def feed(x, norm_weight, norm_bias, weight, b_squeeze, w_expand, b_expand, b_first, w_second, b_second):
-        products = linear_by_image(layer_norm(x, norm_weight, norm_bias, eps).to(weight.dtype), weight)
+    def feed(x, weight, bias, w_expand, b_expand, w_second, b_second):
+        products = linear_by_image(normalize(x, eps).to(weight.dtype), weight, bias)
         by_channel, by_pixel, before, _ = products.tensor_split([m, 2 * m, 2 * m + squeezed], 2)
-        gate = F.linear(F.gelu(before + b_squeeze), w_expand, b_expand).sigmoid()  # (B, n, 1)
-        out = linear(F.gelu(torch.addcmul(by_channel + b_first, gate, by_pixel)), w_second, b_second)
+        # GELU takes ten times as long where rows are not contiguous.
+        gate = F.linear(F.gelu(before.contiguous()), w_expand, b_expand).sigmoid()  # (B, n, 1)
+        out = linear(F.gelu(torch.addcmul(by_channel, gate, by_pixel)), w_second, b_second)
         return x + out if residual else out
 
-    rest = (*pixel_gate[1:], first[1], *second)
     dtype = chunking.chunk_type(x, *norm, *channel_gate, *pixel_gate, *first, *second)
     if dtype is None:
-        mean = layer_norm(x, *norm, eps).mean(1).to(first[0].dtype)
-        weight = _joined_weight(mean, channel_gate, first[0], pixel_gate[0])
-        return feed(x, *norm, weight, *rest)
-    rows = chunking.ROWS // max(1, len(x))
-    mean = chunking.recompute_in_chunks(sum_of_pixels, x, norm, rows, is_sum=True) / x.shape[1]
-    with no_autocast('cpu'):
-        gate = [t.to(mean.dtype) for t in channel_gate]
-        weight = _joined_weight(mean, gate, *(t.to(mean.dtype) for t in (first[0], pixel_gate[0])))
-    return chunking.recompute_in_chunks(feed, x, (*norm, *(t.to(dtype) for t in (weight, *rest))), rows)
+        mean = normalize(x, eps).mean(1)
+    else:
+        mean = chunking.recompute_in_chunks(sum_of_pixels, x, (), is_sum=True) / x.shape[1]
+    by_image = [t.to(dtype or first[0].dtype) for t in _joined(mean, norm, channel_gate, pixel_gate, first)]
+    rest = *pixel_gate[2:], *second
+    if dtype is None:
+        return feed(x, *by_image, *rest)
+    return chunking.recompute_in_chunks(feed, x, [t.to(dtype) for t in rest], by_image=by_image)
 
 
-def _joined_weight(mean: Tensor, channel_gate, w_first: Tensor, w_pixel_squeeze: Tensor) -> Tensor:
-    """(W_c diag(c), W_p, V_s) of each image, (B, 2 M + S', C); zeros make it as wide as whole vector registers."""
-    w_squeeze, b_squeeze, w_expand, b_expand = channel_gate
-    gate = F.linear(F.gelu(F.linear(mean, w_squeeze, b_squeeze)), w_expand, b_expand).sigmoid()  # (B, C)
-    w_channel, w_pixel = w_first.chunk(2, 1)
-    rest = torch.cat([w_pixel, w_pixel_squeeze])
-    rest = F.pad(rest, (0, 0, 0, -(len(w_channel) + len(rest)) % 16)).expand(mean.shape[0], -1, -1)
-    return torch.cat([w_channel * gate.unsqueeze(1), rest], 1)
+def _joined(mean: Tensor, norm, channel_gate, pixel_gate, first) -> tuple[Tensor, Tensor]:
+    """(W_c diag(c), W_p, V_s) of each image and (b_1, 0, v_s), for normalised pixels: (B, 2 M + S', C), (B, 2 M + S').
+
+    `mean` (B, C) is that of the normalised pixels. Zeros make the matrix as wide as whole vector registers.
+    """
+    with no_autocast(mean.device.type):
+        mean = mean.to(torch.promote_types(mean.dtype, first[0].dtype))
+        norm, channel_gate, pixel_gate, first = (
+            [t.to(mean.dtype) for t in tensors] for tensors in (norm, channel_gate, pixel_gate[:2], first)
+        )
+        w_squeeze, b_squeeze, w_expand, b_expand = channel_gate
+        squeezed = F.gelu(F.linear(mean * norm[0] + norm[1], w_squeeze, b_squeeze))
+        gate = F.linear(squeezed, w_expand, b_expand).sigmoid()  # (B, C)
+        w_channel, w_pixel = first[0].chunk(2, 1)
+        padding = -(len(w_channel) + len(pixel_gate[0])) % 16
+        rest = F.pad(torch.cat([w_pixel, pixel_gate[0]]), (0, 0, 0, padding)).expand(len(mean), -1, -1)
+        weight, shift = after_normalize(torch.cat([w_channel * gate.unsqueeze(1), rest], 1), norm)
+        bias = torch.cat([first[1], torch.zeros_like(first[1]), F.pad(pixel_gate[1], (0, padding))])
+        return weight, shift + bias
 
 
 def _reference(x, norm, channel_gate, pixel_gate, first, second, eps):

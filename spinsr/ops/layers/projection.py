@@ -7,7 +7,7 @@ from torch import Tensor
 
 from spinsr.ops.common import chunking
 from spinsr.ops.common.backend import check_features, dense_or_torch
-from spinsr.ops.common.precision import layer_norm
+from spinsr.ops.common.precision import after_normalize, normalize
 from spinsr.ops.common.products import linear
 
 
@@ -49,13 +49,14 @@ def norm_project(
         return _reference(x, norm, weight, widths, eps)
     widths = list(widths)
 
-    def project(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-        return linear(layer_norm(x, norm_weight, norm_bias, eps).to(weight.dtype), weight).split(widths, -1)
+    def project(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        return linear(normalize(x, eps).to(weight.dtype), weight, bias).split(widths, -1)
 
     dtype = chunking.chunk_type(x, *norm, weight)
+    folded = [t.to(dtype or weight.dtype) for t in after_normalize(weight, norm)]
     if dtype is None:
-        return project(x, *norm, weight)
-    return chunking.recompute_in_chunks(project, x, (*norm, weight.to(dtype)), chunking.ROWS // max(1, len(x)))
+        return project(x, *folded)
+    return chunking.recompute_in_chunks(project, x, folded)
 
 
 def _reference(x, norm, weight, widths, eps):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spinsr.ops.common.backend import check_features, dense_or_torch
 from spinsr.ops.common.chunking import chunk_type, chunks
+from spinsr.ops.common.products import uses_onednn
 from spinsr.ops.common.symbolic import is_symbolic
 
 PIXELS = 2**16  # of the output, in a strip
@@ -63,7 +64,8 @@ def upsampling_tail(
         return _rows(x, stages, last, slope, slice(0, x.shape[2]))
     x, last, stages = x.to(dtype), _to(dtype, last), [_to(dtype, stage) for stage in stages]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        rows, convolution = slice(0, x.shape[2]), _convolution if dtype == torch.bfloat16 else _Convolution.apply
+        is_slow = dtype != torch.bfloat16 and not uses_onednn()
+        rows, convolution = slice(0, x.shape[2]), _Convolution.apply if is_slow else _convolution
         return torch.cat([_rows(one, stages, last, slope, rows, convolution) for one in x.split(1)])
     scale = _scale(stages)
     out = x.new_empty(len(x), len(last[0]), x.shape[2] * scale, x.shape[3] * scale)
@@ -105,7 +107,8 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 class _Convolution(torch.autograd.Function):
     """`_convolution`, whose weight gradient is a product of matrices.
 
-    oneDNN's takes up to six times as long as the convolution (40 to 160 channels, 128x128 pixels, AVX2).
+    With AVX2 oneDNN's takes up to six times as long as the convolution (40 to 160 channels, 128x128 pixels); with
+    AVX-512 as long as the convolution, and this two and a half times as long.
     """
 
     generate_vmap_rule = True
