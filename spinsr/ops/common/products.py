@@ -35,8 +35,7 @@ def linear_by_image(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
     if len(x) == 1:
         return linear(x, weight[0], bias[0])
-    images = zip(x.unbind(), weight.unbind(), bias.unbind(), strict=True)
-    return torch.stack([linear(*one) for one in images])
+    return torch.stack([linear(x[i], weight[i], bias[i]) for i in range(len(x))])
 
 
 def is_worth_a_call(dtype: torch.dtype, rows: int, inner: int, columns: int) -> bool:
@@ -50,7 +49,7 @@ def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
     Each may be a transposed view. The result may lie in `out`, of its shape.
     """
-    if len(a) != 1 or not is_worth_a_call(a.dtype, *a.shape[1:], b.shape[2]):
+    if len(a) != 1 or not is_worth_a_call(a.dtype, a.shape[1], a.shape[2], b.shape[2]):
         return torch.bmm(a, b, out=out)
     product = _product()
     assert product is not None

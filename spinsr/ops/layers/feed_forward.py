@@ -79,11 +79,11 @@ def gated_feed_forward(
         mean = normalize(x, eps).mean(1)
     else:
         mean = chunking.recompute_in_chunks(sum_of_pixels, x, (), is_sum=True) / x.shape[1]
-    by_image = [t.to(dtype or first[0].dtype) for t in _joined(mean, norm, channel_gate, pixel_gate, first)]
-    rest = *pixel_gate[2:], *second
+    weight, bias = (t.to(dtype or first[0].dtype) for t in _joined(mean, norm, channel_gate, pixel_gate, first))
     if dtype is None:
-        return feed(x, *by_image, *rest)
-    return chunking.recompute_in_chunks(feed, x, [t.to(dtype) for t in rest], by_image=by_image)
+        return feed(x, weight, bias, *pixel_gate[2:], *second)
+    rest = [t.to(dtype) for t in (*pixel_gate[2:], *second)]
+    return chunking.recompute_in_chunks(feed, x, rest, by_image=(weight, bias))
 
 
 def _joined(mean: Tensor, norm, channel_gate, pixel_gate, first) -> tuple[Tensor, Tensor]:
@@ -93,18 +93,18 @@ def _joined(mean: Tensor, norm, channel_gate, pixel_gate, first) -> tuple[Tensor
     """
     with no_autocast(mean.device.type):
         mean = mean.to(torch.promote_types(mean.dtype, first[0].dtype))
-        norm, channel_gate, pixel_gate, first = (
-            [t.to(mean.dtype) for t in tensors] for tensors in (norm, channel_gate, pixel_gate[:2], first)
+        channel_gate, pixel_gate, first = (
+            [t.to(mean.dtype) for t in tensors] for tensors in (channel_gate, pixel_gate[:2], first)
         )
+        scale, shift = (t.to(mean.dtype) for t in norm)
         w_squeeze, b_squeeze, w_expand, b_expand = channel_gate
-        squeezed = F.gelu(F.linear(mean * norm[0] + norm[1], w_squeeze, b_squeeze))
+        squeezed = F.gelu(F.linear(mean * scale + shift, w_squeeze, b_squeeze))
         gate = F.linear(squeezed, w_expand, b_expand).sigmoid()  # (B, C)
         w_channel, w_pixel = first[0].chunk(2, 1)
         padding = -(len(w_channel) + len(pixel_gate[0])) % 16
         rest = F.pad(torch.cat([w_pixel, pixel_gate[0]]), (0, 0, 0, padding)).expand(len(mean), -1, -1)
-        weight, shift = after_normalize(torch.cat([w_channel * gate.unsqueeze(1), rest], 1), norm)
-        bias = torch.cat([first[1], torch.zeros_like(first[1]), F.pad(pixel_gate[1], (0, padding))])
-        return weight, shift + bias
+        weight, bias = after_normalize(torch.cat([w_channel * gate.unsqueeze(1), rest], 1), (scale, shift))
+        return weight, bias + torch.cat([first[1], torch.zeros_like(first[1]), F.pad(pixel_gate[1], (0, padding))])
 
 
 def _reference(x, norm, channel_gate, pixel_gate, first, second, eps):
