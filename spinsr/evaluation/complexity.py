@@ -33,8 +33,11 @@ _SAME_FORMULA = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _aten._scaled_dot_product_flash_attention,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _aten._scaled_dot_product_flash_attention_backward,
 }
-# Ops of other namespaces that spinsr calls, by name: this torch may lack them.
-_FORMULAS = {'mkldnn._linear_pointwise': lambda x, weight, *rest, **named: 2 * x.numel() * len(weight)}
+# Of ops that spinsr calls and torch has no formula for; by name, since a torch may lack them.
+_FORMULAS = {
+    'mkldnn._linear_pointwise': lambda x, weight, *rest, **named: 2 * x.numel() * len(weight),
+    'aten.mkldnn_convolution': lambda x, weight, *rest, out_val, **named: 2 * out_val.numel() * weight[0].numel(),
+}
 ENOUGH = 60.0  # seconds that timed runs may take together before the next one begins
 
 

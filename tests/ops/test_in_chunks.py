@@ -642,3 +642,11 @@ def test_attention_of_values_that_are_no_numbers():
     q[0, 0, 1, 0] = float('nan')
     found, expected = (attention(q, k, v, backend=backend) for backend in ('torch', 'reference'))
     torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+def test_projection_of_mixed_types():
+    x, norm, weight = torch.rand(1, 9, 4), (torch.rand(4).double(), torch.rand(4).double()), torch.rand(6, 4)
+    (out,) = norm_project(x, norm, weight, [6], EPS)
+    (expected,) = norm_project(x.double(), norm, weight.double(), [6], EPS)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-5)

@@ -68,3 +68,16 @@ def test_feed_forward(dtype, backend):
     out, added = (gated_feed_forward(x, *weights, 1e-3, residual=r, backend=backend) for r in (False, True))
     assert added.dtype == dtype
     torch.testing.assert_close(added, x + out, rtol=0, atol={torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype])
+
+
+@BACKENDS
+def test_gradient_of_feed_forward(backend, assert_close):
+    sizes = ((8,), (8,)), ((2, 8), (2,), (8, 2), (8,)), ((2, 8), (2,), (1, 2), (1,)), ((12, 16), (12,)), ((8, 12), (8,))
+    weights = [tuple(torch.randn(size, dtype=torch.float64) / 2 for size in group) for group in sizes]
+    x = torch.randn(2, 30, 8, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn_like(x)
+    alone, added = (
+        torch.autograd.grad(gated_feed_forward(x, *weights, 1e-3, residual=r, backend=backend), x, upstream)[0]
+        for r in (False, True)
+    )
+    assert_close(added, alone + upstream)

@@ -154,6 +154,23 @@ def test_attention_where_only_ignored_pixels_keep_their_values(one_case, forward
     assert_close(*(forward_backward(attend(backend), *inputs) for backend in BACKENDS))
 
 
+@pytest.mark.slow
+def test_attention_that_is_added_to_a_tensor(one_case, forward_backward, assert_close):
+    case = one_case('non_divisible_batch')
+    indices = top_n(associate(features(case, 3), case.cell, backend='torch'), 3)
+    images = [features(case, channels) for channels in (4, 4, 6, 6)]
+    tokens = [x.flatten(1, 2) for x in images]
+
+    def inside(backend):
+        return lambda q, k, v, x: intra_superpixel_attention(q, k, v, indices, 2, add_to=x, backend=backend)
+
+    def windows(backend):
+        return lambda q, k, v, x: window_attention(q, k, v, 4, num_heads=2, add_to=x, backend=backend)
+
+    for attend, inputs in ((inside, tokens), (windows, images)):
+        assert_close(*(forward_backward(attend(backend), *inputs) for backend in BACKENDS))
+
+
 @pytest.mark.parametrize('channels', [1, 15, 16, 40])
 def test_association_of_other_widths_equals_reference(channels, one_case, assert_close):
     x = features(one_case('side_below_cell'), channels)

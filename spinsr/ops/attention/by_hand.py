@@ -101,7 +101,8 @@ class Attention:
 
     Args:
         q, k: All queries (..., D) and keys (..., D) that it is for; they say whether logits can be large.
-        dtype: The type of the products, float32, float64 or bfloat16; weights are added up in float32 at least.
+        dtype: The type of the products, float32, float64 or bfloat16. Weights are added up in float32 at least; in
+            bfloat16 their sum is rounded to it unless it is for gradients.
         factor: Of the logits.
         for_gradients: Whether it is for `backward`, and not for `forward`.
     """
@@ -201,6 +202,7 @@ class Attention:
     def _weights(self, q: Tensor, k: Tensor, buffer: Tensor) -> Tensor:
         """Weights (G, L, S) up to a factor for each row; may lie in `buffer`."""
         shape = *q.shape[:2], k.shape[2]
+        # Large products need new memory, which is soon free again.
         logits = matmul(q, k, buffer[: math.prod(shape)].view(shape))
         return logits.exp2_() if self.is_bounded else logits.softmax(-1)
 

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from spinsr.ops.common.precision import full_type, no_autocast
 
-ROWS = 8192  # pixels of a chunk
+ROWS = 8192  # pixels of a chunk, of one image; images that share a chunk have half as many together
 CHUNK_TYPES = {torch.float32, torch.float64, torch.bfloat16}
 
 

@@ -43,15 +43,16 @@ def after_normalize(weight: Tensor, norm: tuple[Tensor, Tensor]) -> tuple[Tensor
     Both in float32 at least.
     """
     with no_autocast(weight.device.type):
-        full = full_type(weight.dtype)
-        scale, shift = (t.to(torch.promote_types(full, t.dtype)) for t in norm)
-        return weight.to(full) * scale, weight.to(full) @ shift
+        full = full_type(functools.reduce(torch.promote_types, (t.dtype for t in (weight, *norm))))
+        weight, scale, shift = (t.to(full) for t in (weight, *norm))
+        return weight * scale, weight @ shift
 
 
 def attention_type(x: Tensor) -> torch.dtype:
     """The type of logits and weights of attention on the CPU: bfloat16 where x has it and the processor multiplies it.
 
-    Elsewhere `full_type`. The softmax and all sums are computed in float32 in both cases.
+    Elsewhere `full_type`. The softmax is computed in float32 in both cases; the sum of the weights that a result is
+    divided by is added up in float32, and rounded like the result.
     """
     return x.dtype if x.dtype == torch.bfloat16 and multiplies_bf16() else full_type(x.dtype)
 

@@ -1,8 +1,8 @@
 """Products of matrices in float32 on AMD's processors with AVX-512, by oneDNN.
 
 torch multiplies matrices of float32 by MKL, which does not use AVX-512 on processors that are not Intel's, and
-convolves by oneDNN, which does. There a convolution with a kernel of 1 x 1 takes half of the time of the same product.
-Elsewhere, and for other types, these functions are torch's own products.
+convolves by oneDNN, which does. There a convolution with a kernel of 1 x 1 takes half of the time of the same product,
+if it is large. Elsewhere, and for other types, these functions are torch's own products.
 """
 
 import functools
@@ -13,25 +13,27 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from spinsr.ops.common.chunking import on_cpu
 
-# Multiply-adds of a product for each thread; below it the call takes longer than it saves.
-WORTH_A_CALL = 2.5e6
+# Multiply-adds of a product for each thread; with less, oneDNN saves no time.
+WORTH_A_CALL, WORTH_A_CONVOLUTION = 2.5e6, 5e6
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b, differentiable: (..., K), (M, K) and (M,) -> (..., M)."""
-    if not _takes_onednn(x, weight):
+    if not _takes_onednn(x, weight, x[..., 0].numel()):
         return F.linear(x, weight, bias)
     image = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # channels-last, of one row
-    out = F.conv2d(image, weight[..., None, None], bias)
+    # Not conv2d, which takes another way than oneDNN where there is one thread, or little to do.
+    out = torch.mkldnn_convolution(image, weight[..., None, None], bias, (0, 0), (1, 1), (1, 1), 1)
     return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
 
 
 def linear_by_image(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x W^T + b by image, differentiable: (B, N, K), (B, M, K) and (B, M) -> (B, N, M)."""
-    if not _takes_onednn(x, weight):
+    if not _takes_onednn(x, weight[0], x.shape[1]):
         return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
     if len(x) == 1:
         return linear(x, weight[0], bias[0])
@@ -53,6 +55,7 @@ def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.bmm(a, b, out=out)
     product = _product()
     assert product is not None
+    a, b = (x if _is_plain(x[0]) or _is_plain(x[0].mT) else x.contiguous() for x in (a, b))
     if a.stride(2) != 1:  # oneDNN is slow where the left factor is transposed
         return product(b[0].mT, a[0]).mT.unsqueeze(0)
     return product(a[0], b[0].mT).unsqueeze(0)
@@ -68,15 +71,23 @@ def uses_onednn() -> bool:
 
 def _is_by_amd() -> bool:
     if platform.system() == 'Windows':
-        return 'AMD' in platform.processor()
+        return 'AuthenticAMD' in platform.processor()
     try:
         return 'AuthenticAMD' in Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace')
     except OSError:
         return False
 
 
-def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
-    return on_cpu(x) and x.dtype == weight.dtype == torch.float32 and x.numel() > 0 and uses_onednn()
+def _takes_onednn(x: Tensor, weight: Tensor, rows: int) -> bool:
+    """Whether a product of `rows` rows of `x` with the transposed `weight` (M, K) is to be a convolution."""
+    if not on_cpu(x) or isinstance(x, FakeTensor) or not x.dtype == weight.dtype == torch.float32:
+        return False
+    return rows * weight.numel() >= max(1, WORTH_A_CONVOLUTION * torch.get_num_threads()) and uses_onednn()
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether the rows of a matrix are contiguous, one after another."""
+    return x.stride(1) == 1 and x.stride(0) >= x.shape[1]
 
 
 @functools.cache

@@ -28,8 +28,9 @@ def gated_feed_forward(
         p = sigmoid(w_e GELU(V_s y + v_s) + v_e)                                      (N, 1)
         W_1 cat[c * y, p * y] = (W_c diag(c)) y + p * (W_p y)
 
-    so that one matmul with (W_c diag(c), W_p, V_s) reads y once. On the CPU a few thousand pixels are computed at a
-    time; for the gradient only x and what is as small as the weights are kept, and the rest is computed once more.
+    so that one product with (W_c diag(c), W_p, V_s) is enough; weight and bias of the LayerNorm are multiplied into it.
+    On the CPU a few thousand pixels are computed at a time; for the gradient only x and what is as small as the weights
+    are kept, and the rest is computed once more.
 
     Args:
         x: Pixels (B, N, C).

@@ -107,8 +107,8 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 class _Convolution(torch.autograd.Function):
     """`_convolution`, whose weight gradient is a product of matrices.
 
-    With AVX2 oneDNN's takes up to six times as long as the convolution (40 to 160 channels, 128x128 pixels); with
-    AVX-512 as long as the convolution, and this two and a half times as long.
+    With AVX2 oneDNN's takes up to six times as long as the convolution (40 to 160 channels, 128x128 pixels). On AMD's
+    processors with AVX-512 it takes as long as the convolution, and this two and a half times as long.
     """
 
     generate_vmap_rule = True
