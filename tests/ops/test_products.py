@@ -64,6 +64,11 @@ def test_linear_of_no_rows(onednn):
     assert products.linear(torch.rand(2, 0, 4), torch.rand(3, 4), torch.rand(3)).shape == (2, 0, 3)
 
 
+def test_linear_of_no_images(onednn):
+    out = products.linear_by_image(torch.rand(0, 9, 4), torch.rand(0, 3, 4), torch.rand(0, 3))
+    assert out.shape == (0, 9, 3)
+
+
 def test_small_products_stay_with_torch(onednn, convolutions, monkeypatch):
     monkeypatch.setattr(products, 'WORTH_A_CONVOLUTION', 1000 / torch.get_num_threads())
     x, weight = torch.rand(2, 50, 4), torch.rand(2, 5, 4)

@@ -23,7 +23,7 @@ WORTH_A_CALL, WORTH_A_CONVOLUTION = 2.5e6, 5e6
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b, differentiable: (..., K), (M, K) and (M,) -> (..., M)."""
-    if not _takes_onednn(x, weight, x[..., 0].numel()):
+    if not _takes_onednn(x, weight, x.numel() * len(weight)):
         return F.linear(x, weight, bias)
     image = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # channels-last, of one row
     # Not conv2d, which takes another way than oneDNN where there is one thread, or little to do.
@@ -33,7 +33,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def linear_by_image(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x W^T + b by image, differentiable: (B, N, K), (B, M, K) and (B, M) -> (B, N, M)."""
-    if not _takes_onednn(x, weight[0], x.shape[1]):
+    if not _takes_onednn(x, weight, x.shape[1] * x.shape[2] * weight.shape[1]):
         return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
     if len(x) == 1:
         return linear(x, weight[0], bias[0])
@@ -78,11 +78,11 @@ def _is_by_amd() -> bool:
         return False
 
 
-def _takes_onednn(x: Tensor, weight: Tensor, rows: int) -> bool:
-    """Whether a product of `rows` rows of `x` with the transposed `weight` (M, K) is to be a convolution."""
-    if not on_cpu(x) or isinstance(x, FakeTensor) or not x.dtype == weight.dtype == torch.float32:
+def _takes_onednn(x: Tensor, weight: Tensor, multiply_adds: int) -> bool:
+    """Whether a product of `x` and `weight` is to be a convolution."""
+    if not on_cpu(x) or isinstance(x, FakeTensor) or not x.dtype == weight.dtype == torch.float32 or not x.numel():
         return False
-    return rows * weight.numel() >= max(1, WORTH_A_CONVOLUTION * torch.get_num_threads()) and uses_onednn()
+    return multiply_adds >= WORTH_A_CONVOLUTION * torch.get_num_threads() and uses_onednn()
 
 
 def _is_plain(x: Tensor) -> bool:
