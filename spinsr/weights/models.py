@@ -65,8 +65,8 @@ RCAN_LIGHT = Model(
     file='RCAN_x4_light.safetensors',
     parameters=1_374_123,
     multiply_adds=89.0e9,
-    psnr={'Set5': 32.0, 'Set14': 28.44},
-    bf16_loss=0.006,
+    psnr={'Set5': 32.007, 'Set14': 28.444},
+    bf16_loss=0.007,
 )
 PHOTO = Model(
     name='photo',
