@@ -55,3 +55,11 @@ def test_input_stays_as_it_is():
     before = x.clone()
     net(x)
     assert torch.equal(x, before)
+
+
+def test_exported_for_any_batch():
+    net = FeedForward(16, 24).eval()
+    batch = torch.export.Dim('batch', min=1, max=8)
+    exported = torch.export.export(net, (torch.randn(2, 5, 7, 16),), dynamic_shapes=({0: batch},))
+    x = torch.randn(3, 5, 7, 16)
+    torch.testing.assert_close(exported.module()(x), net(x), rtol=0, atol=1e-5)

@@ -23,7 +23,7 @@ WORTH_A_CALL, WORTH_A_CONVOLUTION = 2.5e6, 5e6
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b, differentiable: (..., K), (M, K) and (M,) -> (..., M)."""
-    if not _takes_onednn(x, weight, x.numel() * len(weight)):
+    if not _takes_onednn(x, weight, x.numel() * weight.shape[0]):
         return F.linear(x, weight, bias)
     image = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # channels-last, of one row
     # Not conv2d, which takes another way than oneDNN where there is one thread, or little to do.

@@ -103,7 +103,7 @@ def _joined(mean: Tensor, norm, channel_gate, pixel_gate, first) -> tuple[Tensor
         gate = F.linear(squeezed, w_expand, b_expand).sigmoid()  # (B, C)
         w_channel, w_pixel = first[0].chunk(2, 1)
         padding = -(len(w_channel) + len(pixel_gate[0])) % 16
-        rest = F.pad(torch.cat([w_pixel, pixel_gate[0]]), (0, 0, 0, padding)).expand(len(mean), -1, -1)
+        rest = F.pad(torch.cat([w_pixel, pixel_gate[0]]), (0, 0, 0, padding)).expand(mean.shape[0], -1, -1)
         weight, bias = after_normalize(torch.cat([w_channel * gate.unsqueeze(1), rest], 1), (scale, shift))
         return weight, bias + torch.cat([first[1], torch.zeros_like(first[1]), F.pad(pixel_gate[1], (0, padding))])
 
