@@ -59,11 +59,15 @@ def test_another_shape_is_refused(op, shape):
         op('torch', torch.rand(6))(*inputs)
 
 
+def feed_forward_weights(dtype):
+    sizes = ((8,), (8,)), ((2, 8), (2,), (8, 2), (8,)), ((2, 8), (2,), (1, 2), (1,)), ((12, 16), (12,)), ((8, 12), (8,))
+    return [tuple(torch.randn(size, dtype=dtype) / 2 for size in group) for group in sizes]
+
+
 @BACKENDS
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=['float32', 'bfloat16'])
 def test_feed_forward(dtype, backend):
-    sizes = ((8,), (8,)), ((2, 8), (2,), (8, 2), (8,)), ((2, 8), (2,), (1, 2), (1,)), ((12, 16), (12,)), ((8, 12), (8,))
-    weights = [tuple(torch.randn(size).to(dtype) / 2 for size in group) for group in sizes]
+    weights = feed_forward_weights(dtype)
     x = torch.randn(2, 30, 8).to(dtype)
     out, added = (gated_feed_forward(x, *weights, 1e-3, residual=r, backend=backend) for r in (False, True))
     assert added.dtype == dtype
@@ -72,8 +76,7 @@ def test_feed_forward(dtype, backend):
 
 @BACKENDS
 def test_gradient_of_feed_forward(backend, assert_close):
-    sizes = ((8,), (8,)), ((2, 8), (2,), (8, 2), (8,)), ((2, 8), (2,), (1, 2), (1,)), ((12, 16), (12,)), ((8, 12), (8,))
-    weights = [tuple(torch.randn(size, dtype=torch.float64) / 2 for size in group) for group in sizes]
+    weights = feed_forward_weights(torch.float64)
     x = torch.randn(2, 30, 8, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn_like(x)
     alone, added = (
