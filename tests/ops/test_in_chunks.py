@@ -23,7 +23,7 @@ from spinsr.ops import (
 from spinsr.ops.attention import attention, by_hand
 from spinsr.ops.attention.fused import add_attended_rows
 from spinsr.ops.common import chunking, precision
-from spinsr.ops.common.chunking import chunk_type, on_cpu, recompute_in_chunks
+from spinsr.ops.common.chunking import chunk_type, on_cpu
 
 EPS = 1e-3  # large enough for a wrong one to be seen
 HALF_TYPES = pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=['bfloat16', 'float16'])

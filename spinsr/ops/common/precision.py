@@ -4,7 +4,6 @@ import contextlib
 import functools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -24,28 +23,6 @@ def has_autocast(device_type: str) -> bool:
 def full_type(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, else float32: the type that attention weights and sums are computed in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def normalize(x: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last axis without weight and bias, computed and returned in float32 at least.
-
-    torch's own for bfloat16 on the CPU takes twice the time of the conversion and that for float32. Weight and bias
-    belong into the product after it: their gradients take four times as long as that of `x`.
-    """
-    x = x.to(full_type(x.dtype))
-    # On the CPU torch's takes longer without a weight and a bias than with them.
-    return F.layer_norm(x, x.shape[-1:], x.new_ones(x.shape[-1]), x.new_zeros(x.shape[-1]), eps)
-
-
-def after_normalize(weight: Tensor, norm: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """W and b so that W normalize(x) + b is `weight` LayerNorm(x): (..., M, C) and (C,) twice -> (..., M, C), (..., M).
-
-    Both in float32 at least.
-    """
-    with no_autocast(weight.device.type):
-        full = full_type(functools.reduce(torch.promote_types, (t.dtype for t in (weight, *norm))))
-        weight, scale, shift = (t.to(full) for t in (weight, *norm))
-        return weight * scale, weight @ shift
 
 
 def attention_type(x: Tensor) -> torch.dtype:

@@ -1,8 +1,8 @@
 """Products of matrices in float32 on AMD's processors with AVX-512, by oneDNN.
 
 torch multiplies matrices of float32 by MKL, which does not use AVX-512 on processors that are not Intel's, and
-convolves by oneDNN, which does. There a convolution with a kernel of 1 x 1 takes half of the time of the same product,
-if it is large. Elsewhere, and for other types, these functions are torch's own products.
+convolves by oneDNN, which does. There oneDNN's product takes half of the time of MKL's, if it is large. Elsewhere,
+and for other types, these functions are torch's own products.
 """
 
 import functools
@@ -18,26 +18,47 @@ from torch._subclasses.fake_tensor import FakeTensor
 from spinsr.ops.common.chunking import on_cpu
 
 # Multiply-adds of a product for each thread; with less, oneDNN saves no time.
-WORTH_A_CALL, WORTH_A_CONVOLUTION = 2.5e6, 5e6
+WORTH_A_CALL = 2.5e6
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b, differentiable: (..., K), (M, K) and (M,) -> (..., M)."""
-    if not _takes_onednn(x, weight, x.numel() * weight.shape[0]):
+    """x W^T + b, not differentiable by oneDNN: (..., K), (M, K) and (M,) -> (..., M)."""
+    if not _takes_onednn(x, weight):
         return F.linear(x, weight, bias)
-    image = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # channels-last, of one row
-    # Not conv2d, which takes another way than oneDNN where there is one thread, or little to do.
-    out = torch.mkldnn_convolution(image, weight[..., None, None], bias, (0, 0), (1, 1), (1, 1), 1)
-    return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+    return _call(x, weight, bias)
+
+
+def linear_gradients(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of x, W and b of `linear` for that of its result: (N, K), (M, K), (N, M) -> (N, K), (M, K), (M,)."""
+    if not _takes_onednn(x, weight):
+        return grad @ weight, grad.mT @ x, grad.sum(0)
+    # oneDNN's products are slow where the left factor is transposed, its convolutions' gradients are not. With a
+    # dilation, which a kernel of 1 x 1 does not show, torch calls oneDNN for one thread, too.
+    images = (t.reshape(1, 1, *t.shape).permute(0, 3, 1, 2) for t in (grad, x))  # channels-last, of one row
+    geometry = [1, 1], [0, 0], [2, 2], False, [0, 0], 1
+    only_weight = [False, True, False]
+    d_weight = torch.ops.aten.convolution_backward(*images, weight[..., None, None], None, *geometry, only_weight)[1]
+    return _call(grad, weight.mT), d_weight.view_as(weight), grad.sum(0)
 
 
 def linear_by_image(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x W^T + b by image, differentiable: (B, N, K), (B, M, K) and (B, M) -> (B, N, M)."""
-    if not _takes_onednn(x, weight, x.shape[1] * x.shape[2] * weight.shape[1]):
+    """x W^T + b by image, not differentiable by oneDNN: (B, N, K), (B, M, K) and (B, M) -> (B, N, M)."""
+    if len(x) != 1 and not _takes_onednn(x, weight[:1].flatten(0, 1)):
         return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
-    if len(x) == 1:
-        return linear(x, weight[0], bias[0])
-    return torch.stack([linear(x[i], weight[i], bias[i]) for i in range(len(x))])
+    return _stacked([linear(x[i], weight[i], bias[i]) for i in range(len(x))])
+
+
+def linear_by_image_gradients(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of `linear_by_image`: (B, N, K), (B, M, K), (B, N, M) -> (B, N, K), (B, M, K), (B, M)."""
+    if len(x) != 1 and not _takes_onednn(x, weight[:1].flatten(0, 1)):
+        return grad @ weight, grad.mT @ x, grad.sum(1)
+    found = [linear_gradients(x[i], weight[i], grad[i]) for i in range(len(x))]
+    d_x, d_weight, d_bias = (_stacked(list(parts)) for parts in zip(*found, strict=True))
+    return d_x, d_weight, d_bias
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
 
 
 def is_worth_a_call(dtype: torch.dtype, rows: int, inner: int, columns: int) -> bool:
@@ -53,12 +74,10 @@ def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """
     if len(a) != 1 or not is_worth_a_call(a.dtype, a.shape[1], a.shape[2], b.shape[2]):
         return torch.bmm(a, b, out=out)
-    product = _product()
-    assert product is not None
     a, b = (x if _is_plain(x[0]) or _is_plain(x[0].mT) else x.contiguous() for x in (a, b))
     if a.stride(2) != 1:  # oneDNN is slow where the left factor is transposed
-        return product(b[0].mT, a[0]).mT.unsqueeze(0)
-    return product(a[0], b[0].mT).unsqueeze(0)
+        return _call(b[0].mT, a[0]).mT.unsqueeze(0)
+    return _call(a[0], b[0].mT).unsqueeze(0)
 
 
 @functools.cache
@@ -78,11 +97,11 @@ def _is_by_amd() -> bool:
         return False
 
 
-def _takes_onednn(x: Tensor, weight: Tensor, multiply_adds: int) -> bool:
-    """Whether a product of `x` and `weight` is to be a convolution."""
+def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether a product of `x` and `weight` is to be one of oneDNN."""
     if not on_cpu(x) or isinstance(x, FakeTensor) or not x.dtype == weight.dtype == torch.float32 or not x.numel():
         return False
-    return multiply_adds >= WORTH_A_CONVOLUTION * torch.get_num_threads() and uses_onednn()
+    return is_worth_a_call(x.dtype, x.numel() // x.shape[-1], *weight.shape)
 
 
 def _is_plain(x: Tensor) -> bool:
@@ -91,7 +110,12 @@ def _is_plain(x: Tensor) -> bool:
 
 
 @functools.cache
-def _product() -> Callable[[Tensor, Tensor], Tensor] | None:
-    """x W^T of matrices by oneDNN, by the op that torch's compiler calls; None where this torch lacks it."""
-    op = getattr(torch.ops.mkldnn, '_linear_pointwise', None)
-    return None if op is None else lambda x, weight: op(x, weight, None, 'none', [], '')
+def _product() -> Callable[..., Tensor] | None:
+    """x W^T + b by oneDNN, the op that torch's compiler calls; None where this torch lacks it."""
+    return getattr(torch.ops.mkldnn, '_linear_pointwise', None)
+
+
+def _call(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    product = _product()
+    assert product is not None
+    return product(x, weight, bias, 'none', [], '')

@@ -3,11 +3,13 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from spinsr.ops.common import chunking
 from spinsr.ops.common.backend import check_features, dense_or_torch
-from spinsr.ops.common.precision import after_normalize, no_autocast, normalize
-from spinsr.ops.common.products import linear, linear_by_image
+from spinsr.ops.common.precision import full_type, no_autocast
+from spinsr.ops.common.products import linear, linear_by_image, linear_by_image_gradients, linear_gradients
+from spinsr.ops.layers.normalization import after_normalize, normalize, normalize_once
 
 
 def gated_feed_forward(
@@ -62,29 +64,81 @@ def gated_feed_forward(
     if dense_or_torch('gated_feed_forward', backend, x.device) == 'reference':
         out = _reference(x, norm, channel_gate, pixel_gate, first, second, eps)
         return x + out if residual else out
-    m, squeezed = len(first[1]), len(pixel_gate[1])
-
-    def sum_of_pixels(x: Tensor) -> Tensor:
-        return normalize(x, eps).sum(1)
-
-    def feed(x, weight, bias, w_expand, b_expand, w_second, b_second):
-        products = linear_by_image(normalize(x, eps).to(weight.dtype), weight, bias)
-        by_channel, by_pixel, before, _ = products.tensor_split([m, 2 * m, 2 * m + squeezed], 2)
-        # GELU takes ten times as long where rows are not contiguous.
-        gate = F.linear(F.gelu(before.contiguous()), w_expand, b_expand).sigmoid()  # (B, n, 1)
-        out = linear(F.gelu(torch.addcmul(by_channel, gate, by_pixel)), w_second, b_second)
-        return x + out if residual else out
-
     dtype = chunking.chunk_type(x, *norm, *channel_gate, *pixel_gate, *first, *second)
     if dtype is None:
-        mean = normalize(x, eps).mean(1)
-    else:
-        mean = chunking.recompute_in_chunks(sum_of_pixels, x, (), is_sum=True) / x.shape[1]
-    weight, bias = (t.to(dtype or first[0].dtype) for t in _joined(mean, norm, channel_gate, pixel_gate, first))
-    if dtype is None:
-        return feed(x, weight, bias, *pixel_gate[2:], *second)
-    rest = [t.to(dtype) for t in (*pixel_gate[2:], *second)]
-    return chunking.recompute_in_chunks(feed, x, rest, by_image=(weight, bias))
+        y = normalize(x, eps)
+        weight, bias = (t.to(first[0].dtype) for t in _joined(y.mean(1), norm, channel_gate, pixel_gate, first))
+        products = torch.baddbmm(bias.unsqueeze(1), y.to(weight.dtype), weight.mT)
+        out = F.linear(F.gelu(_gated(products, *pixel_gate[2:], len(first[1]))[0]), *second)
+        return x + out if residual else out
+    x, y, mean = normalize_once(x, eps, dtype)
+    weight, bias = (t.to(dtype) for t in _joined(mean, norm, channel_gate, pixel_gate, first))
+    rest = (t.to(dtype) for t in (*pixel_gate[2:], *second))
+    return _Feed.apply(x if residual else None, y, weight, bias, *rest)
+
+
+class _Feed(torch.autograd.Function):
+    """x + W_2 GELU(h) + b_2 of the gated h, in chunks; keeps its inputs, and computes the rest once more."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor | None, y: Tensor, weight, bias, w_expand, b_expand, w_second, b_second) -> Tensor:
+        ctx.save_for_backward(y, weight, bias, w_expand, b_expand, w_second)
+        ctx.has_residual = x is not None
+        dtype = y.dtype if x is None else torch.promote_types(x.dtype, y.dtype)
+        out = y.new_empty(*y.shape[:2], len(w_second), dtype=dtype)
+        with no_autocast('cpu'):
+            for some, place in chunking.places(y):
+                products = linear_by_image(y[some, place], weight[some], bias[some])
+                hidden = _gated(products, w_expand, b_expand, w_second.shape[1])[0]
+                found = linear(F.gelu(hidden), w_second, b_second)
+                if x is None:
+                    out[some, place] = found
+                else:
+                    torch.add(x[some, place], found, out=out[some, place])
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        y, weight, bias, w_expand, b_expand, w_second = ctx.saved_tensors
+        m, dtype, full = w_second.shape[1], y.dtype, full_type(y.dtype)
+        d_y = torch.empty_like(y)
+        d_weight, d_bias, d_w_expand, d_b_expand, d_w_second, d_b_second = sums = [
+            torch.zeros_like(t, dtype=full) for t in (weight, bias, w_expand, b_expand, w_second, w_second[:, 0])
+        ]
+        gelu_gradient = torch.ops.aten.gelu_backward
+        for some, place in chunking.places(y):
+            part = y[some, place]
+            products = linear_by_image(part, weight[some], bias[some])
+            hidden, gate, before, squeezed = _gated(products, w_expand, b_expand, m)
+            upstream = grad[some, place].to(dtype).flatten(0, 1)
+            d_activated, d_w, d_b = linear_gradients(F.gelu(hidden).flatten(0, 1), w_second, upstream)
+            d_w_second += d_w
+            d_b_second += d_b
+            d_hidden = gelu_gradient(d_activated.view_as(hidden), hidden)
+            d_logit = torch.linalg.vecdot(d_hidden, products[..., m : 2 * m]).unsqueeze(-1)
+            d_logit = torch.ops.aten.sigmoid_backward(d_logit, gate)  # (b, n, 1)
+            d_w_expand += d_logit.flatten(0, 1).mT @ squeezed.flatten(0, 1)
+            d_b_expand += d_logit.sum((0, 1))
+            d_products = torch.zeros_like(products)
+            d_products[..., :m] = d_hidden
+            torch.mul(d_hidden, gate, out=d_products[..., m : 2 * m])
+            d_products[..., 2 * m : 2 * m + before.shape[-1]] = gelu_gradient(d_logit * w_expand, before)
+            d_y[some, place], d_w, d_b = linear_by_image_gradients(part, weight[some], d_products)
+            d_weight[some] += d_w
+            d_bias[some] += d_b
+        sums = (t.to(dtype) for t in sums)
+        return grad if ctx.has_residual else None, d_y, *sums
+
+
+def _gated(products: Tensor, w_expand: Tensor, b_expand: Tensor, hidden: int) -> tuple[Tensor, ...]:
+    """h, the gate by pixel, and its squeezed channels before and after GELU: (B, N, 2 M + S') -> (B, N, M), ..."""
+    squeezed = w_expand.shape[1]
+    by_channel, by_pixel, before, _ = products.tensor_split([hidden, 2 * hidden, 2 * hidden + squeezed], 2)
+    before = before.contiguous()  # GELU takes ten times as long where rows are not contiguous
+    after = F.gelu(before)
+    gate = F.linear(after, w_expand, b_expand).sigmoid()  # (B, N, 1)
+    return torch.addcmul(by_channel, gate, by_pixel), gate, before, after
 
 
 def _joined(mean: Tensor, norm, channel_gate, pixel_gate, first) -> tuple[Tensor, Tensor]:

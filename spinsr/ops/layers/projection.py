@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from spinsr.ops.common import chunking
 from spinsr.ops.common.backend import check_features, dense_or_torch
-from spinsr.ops.common.precision import after_normalize, normalize
-from spinsr.ops.common.products import linear
+from spinsr.ops.common.precision import no_autocast
+from spinsr.ops.common.products import linear, linear_gradients
+from spinsr.ops.common.slices import side_by_side
+from spinsr.ops.layers.normalization import after_normalize, normalize, normalize_once
 
 
 def norm_project(
@@ -48,15 +52,28 @@ def norm_project(
     if dense_or_torch('norm_project', backend, x.device) == 'reference':
         return _reference(x, norm, weight, widths, eps)
     widths = list(widths)
-
-    def project(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-        return linear(normalize(x, eps).to(weight.dtype), weight, bias).split(widths, -1)
-
     dtype = chunking.chunk_type(x, *norm, weight)
-    folded = [t.to(dtype or weight.dtype) for t in after_normalize(weight, norm)]
+    weight, bias = (t.to(dtype or weight.dtype) for t in after_normalize(weight, norm))
     if dtype is None:
-        return project(x, *folded)
-    return chunking.recompute_in_chunks(project, x, folded)
+        return F.linear(normalize(x, eps).to(weight.dtype), weight, bias).split(widths, -1)
+    return _Project.apply(normalize_once(x, eps, dtype)[1], weight, bias, widths)
+
+
+class _Project(torch.autograd.Function):
+    """x W^T + b in slices of `widths`, which are views of one tensor: (B, N, C), (M, C), (M,) -> (B, N, D) each."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, widths: list[int]) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, weight)
+        with no_autocast('cpu'):
+            return linear(x, weight, bias).split(widths, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor):
+        x, weight = ctx.saved_tensors
+        d_x, d_weight, d_bias = linear_gradients(x.flatten(0, 1), weight, side_by_side(grads).flatten(0, 1))
+        return d_x.view_as(x), d_weight, d_bias, None
 
 
 def _reference(x, norm, weight, widths, eps):
