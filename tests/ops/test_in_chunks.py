@@ -586,7 +586,7 @@ def test_attention_of_any_size_of_logits(size, dtype, few_at_once):
     q, k, v = (torch.randn(2, 3, length, width, dtype=dtype) for length, width in ((5, 4), (70, 4), (70, 6)))
     q = size * q
     found = attention(q, k, v, backend='torch')
-    assert by_hand.Attention(q, k, dtype, 0.5).is_bounded == (size == 1)
+    assert by_hand.is_bounded(q, k, 0.5) == (size == 1)
     expected = attention(q.double(), k.double(), v.double(), backend='reference')
     # Logits of 1e30 are rounded to steps much larger than 1 in both types: there only the range counts.
     exact = (

@@ -28,10 +28,8 @@ from spinsr.ops.common.products import is_worth_a_call, matmul
 FORWARD, BACKWARD = 2**19, 2**18
 # Of q, in one product, at least; products with fewer rows are slow.
 ROWS = 32
-# Of |b|: then weights, their sums, and sums of values of up to 1e4 stay in the range of float32 and bfloat16; for
-# gradients, those divided by sums of weights too. In bfloat16, errors of such sums would add up in the gradient of q,
-# which therefore always takes the softmax.
-BOUND, BOUND_OF_GRADIENTS = 96.0, {torch.float32: 64.0, torch.float64: 64.0, torch.bfloat16: -1.0}
+# Of |b|: then weights, their sums, and sums of values of up to 1e4 stay in the range of float32 and bfloat16.
+BOUND = 96.0
 LOG2_E = math.log2(math.e)
 # What SPINSR_MEASURE_ATTENTION=1 found, by shapes, type, and number of threads.
 _SLOWER: dict[tuple, bool] = {}
@@ -48,7 +46,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, factor: float) -> Tensor:
         with no_autocast('cpu'):
-            return Attention(q, k, attention_type(v), factor).forward(q, k, v).to(v.dtype)
+            return Attention(attention_type(v), factor, is_bounded(q, k, factor)).forward(q, k, v).to(v.dtype)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor, float], output: Tensor) -> None:
@@ -70,7 +68,7 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, factor: float) -> tuple[Tensor, Tensor, Tensor]:
         with no_autocast('cpu'):
-            attention = Attention(q, k, attention_type(v), factor, for_gradients=True)
+            attention = Attention(attention_type(v), factor, is_bounded(q, k, factor)).for_gradients()
             d_q, d_k, d_v = attention.backward(q, k, v, grad)
         return d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype)
 
@@ -96,26 +94,31 @@ def _batched(info, in_dims: tuple[int | None, ...], args: tuple) -> list:
     return [*tensors, args[-1]]
 
 
+def is_bounded(q: Tensor, k: Tensor, factor: float) -> bool:
+    """Whether all |b| of queries (..., D) and keys (..., D) are known to be at most BOUND, by their norms."""
+    # Not where one is NaN or infinite. Fake tensors have no values.
+    return isinstance(q, FakeTensor) or abs(factor) * LOG2_E * _longest(q) * _longest(k) <= BOUND
+
+
 class Attention:
     """softmax(factor q k^T) v and its gradients.
 
     Args:
-        q, k: All queries (..., D) and keys (..., D) that it is for; they say whether logits can be large.
         dtype: The type of the products, float32, float64 or bfloat16. Weights are added up in float32 at least; in
-            bfloat16 their sum is rounded to it unless it is for gradients.
+            bfloat16 their sum is rounded to it.
         factor: Of the logits.
-        for_gradients: Whether it is for `backward`, and not for `forward`.
+        is_bounded: Whether all |b| are at most BOUND, and no softmax is needed.
     """
 
-    def __init__(self, q: Tensor, k: Tensor, dtype: torch.dtype, factor: float, *, for_gradients: bool = False):
-        self.dtype, self.factor = dtype, factor
-        bound = BOUND_OF_GRADIENTS[dtype] if for_gradients else BOUND
-        # Not where one is NaN or infinite. Fake tensors have no values.
-        length = 0.0 if isinstance(q, FakeTensor) else abs(factor) * LOG2_E * _longest(q) * _longest(k)
-        self.is_bounded = length <= bound
-        self.base = LOG2_E if self.is_bounded else 1.0  # logits are multiplied by it
+    def __init__(self, dtype: torch.dtype, factor: float, is_bounded: bool):
+        self.dtype, self.factor, self.is_bounded = dtype, factor, is_bounded
+        self.base = LOG2_E if is_bounded else 1.0  # logits are multiplied by it
         # By a column of ones beside v; in bfloat16 the sum costs nothing then, and is rounded as the values are.
-        self.sums_by_product = self.is_bounded and dtype == torch.bfloat16
+        self.sums_by_product = is_bounded and dtype == torch.bfloat16
+
+    def for_gradients(self) -> 'Attention':
+        """The one that computes gradients: in bfloat16 weights are rounded once, after a softmax."""
+        return Attention(self.dtype, self.factor, is_bounded=False) if self.dtype == torch.bfloat16 else self
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(..., L, D), (..., S, D), (..., S, E) -> (..., L, E) in `dtype`."""
@@ -157,15 +160,12 @@ class Attention:
         for some in chunks(len(q), groups):
             for place in chunks(q.shape[1], rows):
                 weights = self._weights(q[some, place], transposed[some], buffers[0])
-                mass = self._sums(weights)
-                upstream = (grad[some, place] / mass).to(self.dtype)
-                d_v[some] += matmul(weights.mT, upstream)
-                d_logits = matmul(upstream, v[some].mT, buffers[1, : weights.numel()].view_as(weights))
                 if self.is_bounded:
-                    mean = torch.linalg.vecdot(d_logits, weights).unsqueeze(-1) / mass
-                    d_logits.sub_(mean).mul_(weights)
-                else:
-                    d_logits = torch.ops.aten._softmax_backward_data(d_logits, weights, -1, self.dtype)
+                    weights.mul_(self._sums(weights).reciprocal_())
+                upstream = grad[some, place]
+                d_v[some] += matmul(weights.mT, upstream)
+                d_weights = matmul(upstream, v[some].mT, buffers[1, : weights.numel()].view_as(weights))
+                d_logits = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, self.dtype)
                 d_q[some, place] = matmul(d_logits, k[some])
                 d_k[some] += matmul(d_logits.mT, q[some, place])
         d_q, d_k, d_v = (x.unflatten(0, leading) for x in (d_q.mul_(self.factor), d_k.div_(self.base), d_v))

@@ -40,7 +40,9 @@ class _AddAttendedRows(torch.autograd.Function):
         full = full_type(v.dtype)
         out = v.to(full, memory_format=torch.contiguous_format, copy=True) if start else torch.zeros_like(v, dtype=full)
         with no_autocast('cpu'):
-            attention = _by_hand(q, k, v, num_heads)
+            factor = (q.shape[1] // num_heads) ** -0.5
+            attention = by_hand.Attention(attention_type(v), factor, by_hand.is_bounded(q, k, factor))
+            ctx.attention = attention.for_gradients()
             for group in _gathered(rows):
                 found = merge_heads(attention.forward(*(split_heads(take(x, group), num_heads) for x in (q, k, v))))
                 out.index_add_(0, group.flatten(), found.flatten(0, 1).to(full))
@@ -54,18 +56,12 @@ class _AddAttendedRows(torch.autograd.Function):
         # One buffer for the three gradients: one index_add instead of three.
         grads, grad = v.new_zeros(len(v), sum(widths), dtype=full_type(v.dtype)), grad.to(v.dtype)
         with no_autocast('cpu'):
-            attention = _by_hand(q, k, v, ctx.num_heads, for_gradients=True)
             for group in _gathered(rows):
                 inside = (split_heads(take(x, group), ctx.num_heads) for x in (q, k, v, grad))
-                found = [merge_heads(x) for x in attention.backward(*inside)]
+                found = [merge_heads(x) for x in ctx.attention.backward(*inside)]
                 grads.index_add_(0, group.flatten(), torch.cat(found, 2).flatten(0, 1))
         d_q, d_k, d_v = grads.to(v.dtype).split(widths, 1)
-        return d_q, d_k, d_v + grad if ctx.start else d_v, None, None, None
-
-
-def _by_hand(q: Tensor, k: Tensor, v: Tensor, num_heads: int, *, for_gradients: bool = False) -> by_hand.Attention:
-    factor = (q.shape[1] // num_heads) ** -0.5
-    return by_hand.Attention(q, k, attention_type(v), factor, for_gradients=for_gradients)
+        return d_q, d_k, d_v.add_(grad) if ctx.start else d_v, None, None, None
 
 
 def _gathered(rows: Tensor) -> Iterator[Tensor]:

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from spinsr.ops.common.chunking import on_cpu
 
 # Multiply-adds of a product for each thread; with less, oneDNN saves no time.
-WORTH_A_CALL = 2.5e6
+WORTH_A_CALL = 1.5e6
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

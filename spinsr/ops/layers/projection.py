@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from spinsr.ops.common import chunking
 from spinsr.ops.common.backend import check_features, dense_or_torch
-from spinsr.ops.common.precision import no_autocast
+from spinsr.ops.common.precision import full_type, no_autocast
 from spinsr.ops.common.products import linear, linear_gradients
 from spinsr.ops.common.slices import side_by_side
 from spinsr.ops.layers.normalization import after_normalize, normalize, normalize_once
@@ -72,8 +72,15 @@ class _Project(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads: Tensor):
         x, weight = ctx.saved_tensors
-        d_x, d_weight, d_bias = linear_gradients(x.flatten(0, 1), weight, side_by_side(grads).flatten(0, 1))
-        return d_x.view_as(x), d_weight, d_bias, None
+        d_x, full = torch.empty_like(x), full_type(x.dtype)
+        d_weight, d_bias = torch.zeros_like(weight, dtype=full), weight.new_zeros(len(weight), dtype=full)
+        for some, place in chunking.places(x):
+            part, grad = x[some, place], side_by_side([grad[some, place] for grad in grads])
+            found, d_w, d_b = linear_gradients(part.flatten(0, 1), weight, grad.flatten(0, 1))
+            d_x[some, place] = found.view_as(part)
+            d_weight += d_w
+            d_bias += d_b
+        return d_x, d_weight.to(weight.dtype), d_bias.to(weight.dtype), None
 
 
 def _reference(x, norm, weight, widths, eps):
