@@ -21,8 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from spinsr.ops.attention import sdpa
 from spinsr.ops.common.chunking import chunks
-from spinsr.ops.common.precision import attention_type, full_type, no_autocast
-from spinsr.ops.common.products import is_worth_a_call, matmul
+from spinsr.ops.common.precision import attention_type, full_type
+from spinsr.ops.common.products import cpu_products
 
 # Attention weights of a chunk for each thread, forward and backward; twice as many in bfloat16 take as much memory.
 FORWARD, BACKWARD = 2**19, 2**18
@@ -45,7 +45,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, factor: float) -> Tensor:
-        with no_autocast('cpu'):
+        with cpu_products():
             return Attention(attention_type(v), factor, is_bounded(q, k, factor)).forward(q, k, v).to(v.dtype)
 
     @staticmethod
@@ -67,7 +67,7 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, factor: float) -> tuple[Tensor, Tensor, Tensor]:
-        with no_autocast('cpu'):
+        with cpu_products():
             attention = Attention(attention_type(v), factor, is_bounded(q, k, factor)).for_gradients()
             d_q, d_k, d_v = attention.backward(q, k, v, grad)
         return d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype)
@@ -163,11 +163,11 @@ class Attention:
                 if self.is_bounded:
                     weights.mul_(self._sums(weights).reciprocal_())
                 upstream = grad[some, place]
-                d_v[some] += matmul(weights.mT, upstream)
-                d_weights = matmul(upstream, v[some].mT, buffers[1, : weights.numel()].view_as(weights))
+                d_v[some] += torch.bmm(weights.mT, upstream)
+                d_weights = torch.bmm(upstream, v[some].mT, out=buffers[1, : weights.numel()].view_as(weights))
                 d_logits = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, self.dtype)
-                d_q[some, place] = matmul(d_logits, k[some])
-                d_k[some] += matmul(d_logits.mT, q[some, place])
+                d_q[some, place] = torch.bmm(d_logits, k[some])
+                d_k[some] += torch.bmm(d_logits.mT, q[some, place])
         d_q, d_k, d_v = (x.unflatten(0, leading) for x in (d_q.mul_(self.factor), d_k.div_(self.base), d_v))
         return d_q, d_k, d_v
 
@@ -196,14 +196,13 @@ class Attention:
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
         weights = self._weights(q, k, buffer)
-        out = matmul(weights, v)
+        out = torch.bmm(weights, v)
         return (out[..., :-1], out[..., -1:]) if self.sums_by_product else (out, self._sums(weights))
 
     def _weights(self, q: Tensor, k: Tensor, buffer: Tensor) -> Tensor:
         """Weights (G, L, S) up to a factor for each row; may lie in `buffer`."""
         shape = *q.shape[:2], k.shape[2]
-        # Large products need new memory, which is soon free again.
-        logits = matmul(q, k, buffer[: math.prod(shape)].view(shape))
+        logits = torch.bmm(q, k, out=buffer[: math.prod(shape)].view(shape))
         return logits.exp2_() if self.is_bounded else logits.softmax(-1)
 
     def _sums(self, weights: Tensor) -> Tensor:
@@ -214,10 +213,9 @@ class Attention:
     def _chunk(self, weights: int, q: torch.Size, keys: int, cut_keys: bool) -> tuple[int, int, int]:
         """How many groups, rows of q, and keys at once; all keys unless `cut_keys`."""
         weights = 2 * weights if self.dtype == torch.bfloat16 else weights
-        threads, (_, rows, channels) = torch.get_num_threads(), q
+        threads, (_, rows, _) = torch.get_num_threads(), q
         if rows * keys <= weights:  # the same number of groups for each thread
-            groups = threads * (weights // max(1, rows * keys))
-            return 1 if is_worth_a_call(self.dtype, rows, channels, keys) else groups, rows, keys
+            return threads * (weights // max(1, rows * keys)), rows, keys
         weights *= threads
         if cut_keys and weights // keys < ROWS:
             rows = min(rows, math.isqrt(weights))

@@ -10,7 +10,8 @@ from spinsr.ops.attention import by_hand, reference, sdpa
 from spinsr.ops.attention.heads import merge_heads, split_heads
 from spinsr.ops.attention.reference import take
 from spinsr.ops.common.chunking import chunks, on_cpu
-from spinsr.ops.common.precision import attention_type, full_type, no_autocast
+from spinsr.ops.common.precision import attention_type, full_type
+from spinsr.ops.common.products import cpu_products
 
 GATHERED = 2**13  # rows that are gathered at once
 
@@ -39,7 +40,7 @@ class _AddAttendedRows(torch.autograd.Function):
         ctx.num_heads, ctx.start = num_heads, start
         full = full_type(v.dtype)
         out = v.to(full, memory_format=torch.contiguous_format, copy=True) if start else torch.zeros_like(v, dtype=full)
-        with no_autocast('cpu'):
+        with cpu_products():
             factor = (q.shape[1] // num_heads) ** -0.5
             attention = by_hand.Attention(attention_type(v), factor, by_hand.is_bounded(q, k, factor))
             ctx.attention = attention.for_gradients()
@@ -55,7 +56,7 @@ class _AddAttendedRows(torch.autograd.Function):
         widths = [x.shape[1] for x in (q, k, v)]
         # One buffer for the three gradients: one index_add instead of three.
         grads, grad = v.new_zeros(len(v), sum(widths), dtype=full_type(v.dtype)), grad.to(v.dtype)
-        with no_autocast('cpu'):
+        with cpu_products():
             for group in _gathered(rows):
                 inside = (split_heads(take(x, group), ctx.num_heads) for x in (q, k, v, grad))
                 found = [merge_heads(x) for x in ctx.attention.backward(*inside)]

@@ -51,9 +51,9 @@ def keep_freed_memory() -> None:
 
 keep_freed_memory()
 
+
 def places(x: Tensor) -> Iterator[tuple[slice, slice]]:
     """Images and rows of each chunk of (B, N, C): several small images, or some rows of one."""
-    images, rows = x.shape[:2]
-    for some in chunks(images, ROWS // 2 // max(1, rows)):
-        for place in chunks(rows, ROWS):
+    for some in chunks(x.shape[0], ROWS // 2 // max(1, x.shape[1])):
+        for place in chunks(x.shape[1], ROWS):
             yield some, place

@@ -1,13 +1,16 @@
 """Products of matrices in float32 on AMD's processors with AVX-512, by oneDNN.
 
-torch multiplies matrices of float32 by MKL, which does not use AVX-512 on processors that are not Intel's, and
-convolves by oneDNN, which does. There oneDNN's product takes half of the time of MKL's, if it is large. Elsewhere,
-and for other types, these functions are torch's own products.
+torch multiplies matrices of float32 by MKL, which does not use AVX-512 on processors that are not Intel's. oneDNN does,
+and takes half of the time; torch calls it where `torch.backends.mkldnn.matmul.fp32_precision` allows products by way of
+bfloat16. oneDNN makes use of that permission on processors with AMX, and computes in float32 on others, which is
+checked before it is given. Elsewhere, and for other types, nothing changes.
 """
 
+import contextlib
 import functools
 import platform
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -16,76 +19,78 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from spinsr.ops.common.chunking import on_cpu
+from spinsr.ops.common.precision import no_autocast
 
-# Multiply-adds of a product for each thread; with less, oneDNN saves no time.
+# Multiply-adds of a product with a bias for each thread; with less, a call of oneDNN's op saves no time.
 WORTH_A_CALL = 1.5e6
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b, not differentiable by oneDNN: (..., K), (M, K) and (M,) -> (..., M)."""
-    if not _takes_onednn(x, weight):
+class _Region:
+    """How many threads are inside `cpu_products`, and the setting to return to after the last one."""
+
+    lock = threading.Lock()
+    depth = 0
+    before = 'none'
+
+
+@contextlib.contextmanager
+def cpu_products() -> Iterator[None]:
+    """A region without autocast on the CPU in which float32 products are those of the faster library."""
+    with no_autocast('cpu'):
+        if not uses_onednn():
+            yield
+            return
+        matmul = torch.backends.mkldnn.matmul
+        with _Region.lock:
+            if not _Region.depth:
+                _Region.before, matmul.fp32_precision = matmul.fp32_precision, 'bf16'
+            _Region.depth += 1
+        try:
+            yield
+        finally:
+            with _Region.lock:
+                _Region.depth -= 1
+                if not _Region.depth:
+                    matmul.fp32_precision = _Region.before
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x W^T + b, not differentiable: (..., K), (M, K) and (M,) -> (..., M)."""
+    product = _product()
+    if product is None or not _is_worth_a_call(x, weight):
         return F.linear(x, weight, bias)
-    return _call(x, weight, bias)
+    return product(x, weight, bias, 'none', [], '')
 
 
 def linear_gradients(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of x, W and b of `linear` for that of its result: (N, K), (M, K), (N, M) -> (N, K), (M, K), (M,)."""
-    if not _takes_onednn(x, weight):
-        return grad @ weight, grad.mT @ x, grad.sum(0)
-    # oneDNN's products are slow where the left factor is transposed, its convolutions' gradients are not. With a
-    # dilation, which a kernel of 1 x 1 does not show, torch calls oneDNN for one thread, too.
-    images = (t.reshape(1, 1, *t.shape).permute(0, 3, 1, 2) for t in (grad, x))  # channels-last, of one row
-    geometry = [1, 1], [0, 0], [2, 2], False, [0, 0], 1
-    only_weight = [False, True, False]
-    d_weight = torch.ops.aten.convolution_backward(*images, weight[..., None, None], None, *geometry, only_weight)[1]
-    return _call(grad, weight.mT), d_weight.view_as(weight), grad.sum(0)
+    """Those of x, W and b of x W^T + b: (N, K), (M, K), (N, M) -> (N, K), (M, K), (M,)."""
+    return grad @ weight, grad.mT @ x, grad.sum(0)
 
 
 def linear_by_image(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x W^T + b by image, not differentiable by oneDNN: (B, N, K), (B, M, K) and (B, M) -> (B, N, M)."""
-    if len(x) != 1 and not _takes_onednn(x, weight[:1].flatten(0, 1)):
-        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
-    return _stacked([linear(x[i], weight[i], bias[i]) for i in range(len(x))])
+    """x W^T + b by image, not differentiable: (B, N, K), (B, M, K) and (B, M) -> (B, N, M)."""
+    if len(x) == 1:
+        return linear(x, weight[0], bias[0])
+    return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
 def linear_by_image_gradients(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Those of `linear_by_image`: (B, N, K), (B, M, K), (B, N, M) -> (B, N, K), (B, M, K), (B, M)."""
-    if len(x) != 1 and not _takes_onednn(x, weight[:1].flatten(0, 1)):
-        return grad @ weight, grad.mT @ x, grad.sum(1)
-    found = [linear_gradients(x[i], weight[i], grad[i]) for i in range(len(x))]
-    d_x, d_weight, d_bias = (_stacked(list(parts)) for parts in zip(*found, strict=True))
-    return d_x, d_weight, d_bias
-
-
-def _stacked(parts: list[Tensor]) -> Tensor:
-    return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
-
-
-def is_worth_a_call(dtype: torch.dtype, rows: int, inner: int, columns: int) -> bool:
-    """Whether a product (rows, inner) x (inner, columns) by `matmul` is faster alone than in a batch."""
-    is_large = rows * inner * columns >= WORTH_A_CALL * torch.get_num_threads()
-    return is_large and dtype == torch.float32 and uses_onednn() and _product() is not None
-
-
-def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a b of batches of matrices, not differentiable: (G, L, K) and (G, K, S) -> (G, L, S), of G = 1 by oneDNN.
-
-    Each may be a transposed view. The result may lie in `out`, of its shape.
-    """
-    if len(a) != 1 or not is_worth_a_call(a.dtype, a.shape[1], a.shape[2], b.shape[2]):
-        return torch.bmm(a, b, out=out)
-    a, b = (x if _is_plain(x[0]) or _is_plain(x[0].mT) else x.contiguous() for x in (a, b))
-    if a.stride(2) != 1:  # oneDNN is slow where the left factor is transposed
-        return _call(b[0].mT, a[0]).mT.unsqueeze(0)
-    return _call(a[0], b[0].mT).unsqueeze(0)
+    # For the gradient of W a batch of products would copy the transposed gradient.
+    out = torch.empty_like(x), torch.empty_like(weight), grad.new_empty(len(x), grad.shape[2])
+    for i in range(len(x)):
+        for whole, part in zip(out, linear_gradients(x[i], weight[i], grad[i]), strict=True):
+            whole[i] = part
+    return out
 
 
 @functools.cache
 def uses_onednn() -> bool:
-    """Whether the processor is one where oneDNN was measured to be faster than MKL."""
+    """Whether oneDNN is faster than MKL on this processor and as exact in float32."""
     has_avx512 = getattr(torch.cpu, '_is_avx512_supported', bool)
     is_mkl = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    return is_mkl and has_avx512() and _is_by_amd()
+    has_setting = hasattr(torch.backends.mkldnn, 'matmul')  # torch 2.9 or newer
+    return is_mkl and has_setting and has_avx512() and _is_by_amd() and _is_exact()
 
 
 def _is_by_amd() -> bool:
@@ -97,25 +102,24 @@ def _is_by_amd() -> bool:
         return False
 
 
-def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product of `x` and `weight` is to be one of oneDNN."""
-    if not on_cpu(x) or isinstance(x, FakeTensor) or not x.dtype == weight.dtype == torch.float32 or not x.numel():
+def _is_exact() -> bool:
+    """Whether products that may go by way of bfloat16 do not."""
+    matmul, x = torch.backends.mkldnn.matmul, torch.rand(2, 256, 256, generator=torch.Generator().manual_seed(0)) + 0.5
+    before, products = matmul.fp32_precision, (lambda x: x @ x, lambda x: x.mT @ x, lambda x: x[0] @ x[1].mT)
+    try:
+        matmul.fp32_precision = 'bf16'
+        return all(torch.allclose(f(x).double(), f(x.double()), rtol=1e-5, atol=0) for f in products)
+    finally:
+        matmul.fp32_precision = before
+
+
+def _is_worth_a_call(x: Tensor, weight: Tensor) -> bool:
+    if not on_cpu(x) or isinstance(x, FakeTensor) or not x.dtype == weight.dtype == torch.float32:
         return False
-    return is_worth_a_call(x.dtype, x.numel() // x.shape[-1], *weight.shape)
-
-
-def _is_plain(x: Tensor) -> bool:
-    """Whether the rows of a matrix are contiguous, one after another."""
-    return x.stride(1) == 1 and x.stride(0) >= x.shape[1]
+    return x.numel() * len(weight) >= WORTH_A_CALL * torch.get_num_threads() and uses_onednn()
 
 
 @functools.cache
 def _product() -> Callable[..., Tensor] | None:
     """x W^T + b by oneDNN, the op that torch's compiler calls; None where this torch lacks it."""
     return getattr(torch.ops.mkldnn, '_linear_pointwise', None)
-
-
-def _call(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    product = _product()
-    assert product is not None
-    return product(x, weight, bias, 'none', [], '')

@@ -9,10 +9,15 @@ from torch.autograd.function import once_differentiable
 
 from spinsr.ops.common import chunking
 from spinsr.ops.common.backend import check_features, dense_or_torch
-from spinsr.ops.common.precision import full_type, no_autocast
-from spinsr.ops.common.products import linear, linear_gradients
+from spinsr.ops.common.precision import full_type
+from spinsr.ops.common.products import cpu_products, linear, linear_gradients
 from spinsr.ops.common.slices import side_by_side
-from spinsr.ops.layers.normalization import after_normalize, normalize, normalize_once
+from spinsr.ops.layers.normalization import (
+    after_normalize,
+    normalize,
+    normalize_backward,
+    normalize_with_statistics,
+)
 
 
 def norm_project(
@@ -56,31 +61,38 @@ def norm_project(
     weight, bias = (t.to(dtype or weight.dtype) for t in after_normalize(weight, norm))
     if dtype is None:
         return F.linear(normalize(x, eps).to(weight.dtype), weight, bias).split(widths, -1)
-    return _Project.apply(normalize_once(x, eps, dtype)[1], weight, bias, widths)
+    return _Project.apply(x, weight, bias, widths, eps)
 
 
 class _Project(torch.autograd.Function):
-    """x W^T + b in slices of `widths`, which are views of one tensor: (B, N, C), (M, C), (M,) -> (B, N, D) each."""
+    """normalize(x) W^T + b in slices of `widths`, which are views of one tensor, in chunks; keeps x and W."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, widths: list[int]) -> tuple[Tensor, ...]:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, widths: list[int], eps: float) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x, weight)
-        with no_autocast('cpu'):
-            return linear(x, weight, bias).split(widths, -1)
+        ctx.eps = eps
+        out = x.new_empty(*x.shape[:2], len(weight), dtype=weight.dtype)
+        with cpu_products():
+            for at in chunking.places(x):
+                out[at] = linear(normalize(x[at], eps).to(weight.dtype), weight, bias)
+        return out.split(widths, -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads: Tensor):
         x, weight = ctx.saved_tensors
-        d_x, full = torch.empty_like(x), full_type(x.dtype)
+        full = full_type(x.dtype)
+        d_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         d_weight, d_bias = torch.zeros_like(weight, dtype=full), weight.new_zeros(len(weight), dtype=full)
-        for some, place in chunking.places(x):
-            part, grad = x[some, place], side_by_side([grad[some, place] for grad in grads])
-            found, d_w, d_b = linear_gradients(part.flatten(0, 1), weight, grad.flatten(0, 1))
-            d_x[some, place] = found.view_as(part)
-            d_weight += d_w
-            d_bias += d_b
-        return d_x, d_weight.to(weight.dtype), d_bias.to(weight.dtype), None
+        with cpu_products():
+            for at in chunking.places(x):
+                part, grad = x[at].to(full), side_by_side([grad[at] for grad in grads])
+                y, *statistics = normalize_with_statistics(part, ctx.eps)
+                found, d_w, d_b = linear_gradients(y.to(weight.dtype).flatten(0, 1), weight, grad.flatten(0, 1))
+                d_x[at] = normalize_backward(found.view_as(part).to(full), part, *statistics)
+                d_weight += d_w
+                d_bias += d_b
+        return d_x, d_weight.to(weight.dtype), d_bias.to(weight.dtype), None, None
 
 
 def _reference(x, norm, weight, widths, eps):
