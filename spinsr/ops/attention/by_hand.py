@@ -153,21 +153,20 @@ class Attention:
         leading = v.shape[:-2]
         q, k, v, grad = (x.to(self.dtype).flatten(0, -3) for x in (self._scaled(q), k, v, grad))
         full, transposed = full_type(self.dtype), self._transposed(k)
-        d_q = torch.empty_like(q, dtype=full)
-        d_k, d_v = (torch.zeros_like(x, dtype=full) for x in (k, v))
         groups, rows, _ = self._chunk(BACKWARD, q.shape, k.shape[1], cut_keys=False)
+        d_q, d_k, d_v = (torch.empty_like(x, dtype=full) for x in (q, k, v))
         buffers = q.new_empty(2, min(groups, len(q)) * min(rows, q.shape[1]) * k.shape[1])
         for some in chunks(len(q), groups):
             for place in chunks(q.shape[1], rows):
-                weights = self._weights(q[some, place], transposed[some], buffers[0])
+                q_in, upstream, is_first = q[some, place], grad[some, place], place.start == 0
+                weights = self._weights(q_in, transposed[some], buffers[0])
                 if self.is_bounded:
                     weights.mul_(self._sums(weights).reciprocal_())
-                upstream = grad[some, place]
-                d_v[some] += torch.bmm(weights.mT, upstream)
+                _multiply(weights.mT, upstream, d_v[some], is_first)
                 d_weights = torch.bmm(upstream, v[some].mT, out=buffers[1, : weights.numel()].view_as(weights))
                 d_logits = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, self.dtype)
-                d_q[some, place] = torch.bmm(d_logits, k[some])
-                d_k[some] += torch.bmm(d_logits.mT, q[some, place])
+                _multiply(d_logits, k[some], d_q[some, place])
+                _multiply(d_logits.mT, q_in, d_k[some], is_first)
         d_q, d_k, d_v = (x.unflatten(0, leading) for x in (d_q.mul_(self.factor), d_k.div_(self.base), d_v))
         return d_q, d_k, d_v
 
@@ -221,6 +220,16 @@ class Attention:
             rows = min(rows, math.isqrt(weights))
             return 1, rows, weights // rows
         return 1, max(ROWS, weights // keys), keys
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor, is_first: bool = True) -> None:
+    """out = a b, or out += a b."""
+    if not is_first:
+        out += torch.bmm(a, b)
+    elif out.dtype == a.dtype:
+        torch.bmm(a, b, out=out)
+    else:
+        out.copy_(torch.bmm(a, b))
 
 
 def _seconds(attend: Callable[..., Tensor], inputs: Sequence[Tensor]) -> float:

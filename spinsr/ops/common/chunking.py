@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-ROWS = 8192  # pixels of a chunk, of one image; images that share a chunk have half as many together
+# Pixels of a chunk of float32, of one image; images that share a chunk have half as many together.
+ROWS = 8192
 CHUNK_TYPES = {torch.float32, torch.float64, torch.bfloat16}
 
 
@@ -52,8 +53,9 @@ def keep_freed_memory() -> None:
 keep_freed_memory()
 
 
-def places(x: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Images and rows of each chunk of (B, N, C): several small images, or some rows of one."""
-    for some in chunks(x.shape[0], ROWS // 2 // max(1, x.shape[1])):
-        for place in chunks(x.shape[1], ROWS):
+def places(x: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, slice]]:
+    """Images and rows of each chunk of (B, N, C) in `dtype`: several small images, or some rows of one."""
+    size = max(1, 4 * ROWS // dtype.itemsize)
+    for some in chunks(x.shape[0], size // 2 // max(1, x.shape[1])):
+        for place in chunks(x.shape[1], size):
             yield some, place

@@ -100,10 +100,10 @@ class _FeedForward(torch.autograd.Function):
         w_expand, b_expand, w_second, b_second = (t.to(dtype) for t in weights[-4:])
         out = x.new_empty(*x.shape[:2], len(b_second), dtype=torch.promote_types(x.dtype, dtype) if residual else dtype)
         with cpu_products():
-            for some, place in chunking.places(x):
+            for some, place in chunking.places(x, dtype):
                 mean[some] += normalize(x[some, place], eps).sum(1) / x.shape[1]
             weight, bias = (t.to(dtype) for t in _joined(mean, *weights[:-4]))
-            for some, place in chunking.places(x):
+            for some, place in chunking.places(x, dtype):
                 products = linear_by_image(normalize(x[some, place], eps).to(dtype), weight[some], bias[some])
                 hidden = _gated(products, w_expand, b_expand, w_second.shape[1]).hidden
                 found = linear(F.gelu(hidden), w_second, b_second)
@@ -127,7 +127,7 @@ class _FeedForward(torch.autograd.Function):
         statistics = [x.new_empty(*x.shape[:2], 1, dtype=full) for _ in range(2)]
         with cpu_products():
             weight, bias = (t.detach().to(dtype) for t in joined)
-            for some, place in chunking.places(x):
+            for some, place in chunking.places(x, dtype):
                 y, *of_pixels = normalize_with_statistics(x[some, place].to(full), eps)
                 y = y.to(dtype)
                 gated = _gated(linear_by_image(y, weight[some], bias[some]), w_expand, b_expand, w_second.shape[1])
@@ -145,7 +145,7 @@ class _FeedForward(torch.autograd.Function):
                     whole[some, place] = part
         found = torch.autograd.grad(joined, leaves, (d_weight, d_bias))
         d_mean = found[0].unsqueeze(1) / x.shape[1]
-        for some, place in chunking.places(x):
+        for some, place in chunking.places(x, dtype):
             of_pixels = (t[some, place] for t in statistics)
             d_part = normalize_backward(d_x[some, place].to(full) + d_mean[some], x[some, place].to(full), *of_pixels)
             d_x[some, place] = d_part.add_(grad[some, place]) if residual else d_part
@@ -179,10 +179,11 @@ def _gated_backward(gated: _Gated, d_active: Tensor, w_expand: Tensor) -> tuple[
     d_hidden = gelu_backward(d_active, gated.hidden)
     d_logit = torch.linalg.vecdot(d_hidden, gated.by_pixel).unsqueeze(2)
     d_logit = torch.ops.aten.sigmoid_backward(d_logit, gated.gate)
-    d_products = torch.zeros_like(gated.products)
+    d_products = torch.empty_like(gated.products)
     d_products[..., :m] = d_hidden
     torch.mul(d_hidden, gated.gate, out=d_products[..., m : 2 * m])
     d_products[..., 2 * m : 2 * m + squeezed] = gelu_backward(d_logit * w_expand, gated.before)
+    d_products[..., 2 * m + squeezed :] = 0
     rows = d_logit.flatten(0, 1)
     return d_products, rows.mT @ gated.after.flatten(0, 1), rows.sum(0)
 

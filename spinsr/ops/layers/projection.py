@@ -73,7 +73,7 @@ class _Project(torch.autograd.Function):
         ctx.eps = eps
         out = x.new_empty(*x.shape[:2], len(weight), dtype=weight.dtype)
         with cpu_products():
-            for at in chunking.places(x):
+            for at in chunking.places(x, weight.dtype):
                 out[at] = linear(normalize(x[at], eps).to(weight.dtype), weight, bias)
         return out.split(widths, -1)
 
@@ -85,7 +85,7 @@ class _Project(torch.autograd.Function):
         d_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         d_weight, d_bias = torch.zeros_like(weight, dtype=full), weight.new_zeros(len(weight), dtype=full)
         with cpu_products():
-            for at in chunking.places(x):
+            for at in chunking.places(x, weight.dtype):
                 part, grad = x[at].to(full), side_by_side([grad[at] for grad in grads])
                 y, *statistics = normalize_with_statistics(part, ctx.eps)
                 found, d_w, d_b = linear_gradients(y.to(weight.dtype).flatten(0, 1), weight, grad.flatten(0, 1))
