@@ -122,11 +122,12 @@ class SPIN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Super-resolves (B, num_in_ch, H, W), RGB in [0, 1], H, W >= 1, to (B, num_out_ch, upscale*H, upscale*W)."""
-        base = F.interpolate(x, scale_factor=self.upscale, mode='bilinear', align_corners=False)
-        x = to_tokens(self._first_features(x))
+        features = to_tokens(self._first_features(x))
         for block, conv in zip(self.blocks, self.convs, strict=True):
-            x = x + to_tokens(conv(to_image(block(x))))
-        return base + self.upsample(to_image(x), self.conv_last)
+            features = features + to_tokens(conv(to_image(block(features))))
+        out = self.upsample(to_image(features), self.conv_last)
+        # Only now, so that it takes no memory beside the blocks.
+        return F.interpolate(x, scale_factor=self.upscale, mode='bilinear', align_corners=False) + out
 
     def _first_features(self, x: Tensor) -> Tensor:
         """The features that all blocks add to. Under autocast they have its type in training only, for speed."""

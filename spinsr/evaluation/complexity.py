@@ -36,7 +36,6 @@ _SAME_FORMULA = {
 # Of ops that spinsr calls and torch has no formula for; by name, since a torch may lack them.
 _FORMULAS = {
     'mkldnn._linear_pointwise': lambda x, weight, *rest, **named: 2 * x.numel() * len(weight),
-    'aten.mkldnn_convolution': lambda x, weight, *rest, out_val, **named: 2 * out_val.numel() * weight[0].numel(),
 }
 ENOUGH = 60.0  # seconds that timed runs may take together before the next one begins
 

@@ -1,8 +1,12 @@
 """Products of float32 by oneDNN against torch's own, on any processor: which one is used there is tested by itself."""
 
+import threading
+import types
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from spinsr.archs.spin_arch import SPIN
@@ -14,20 +18,16 @@ from spinsr.ops.layers import upsampler
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='needs a torch with oneDNN')
 
 
-@pytest.fixture
-def onednn(monkeypatch):
+needs_setting = pytest.mark.skipif(
+    not hasattr(torch.backends.mkldnn, 'matmul'), reason='needs torch 2.9 or newer, which has the setting'
+)
+
+
+@pytest.fixture(params=[False, True], ids=['bias_by_addmm', 'bias_by_onednn'])
+def onednn(request, monkeypatch):
     """oneDNN for every product of float32, however small."""
-    monkeypatch.setattr(products, 'uses_onednn', lambda: True)
-    monkeypatch.setattr(products, 'WORTH_A_CALL', 0)
-    monkeypatch.setattr(products, 'WORTH_A_CONVOLUTION', 0)
-
-
-@pytest.fixture
-def convolutions(monkeypatch):
-    """The shapes of what torch's oneDNN convolves."""
-    shapes, convolve = [], torch.mkldnn_convolution
-    monkeypatch.setattr(torch, 'mkldnn_convolution', lambda x, *rest: shapes.append(x.shape) or convolve(x, *rest))
-    return shapes
+    monkeypatch.setattr(products, 'uses_onednn', lambda: hasattr(torch.backends.mkldnn, 'matmul'))
+    monkeypatch.setattr(products, 'WORTH_A_CALL', 0 if request.param else float('inf'))
 
 
 def results(function, inputs):
@@ -42,68 +42,111 @@ def in_float64(function, inputs):
     return results(function, [x.double() for x in inputs])
 
 
-ROWS = pytest.mark.parametrize('shape', [(1, 1), (7, 5), (2, 3, 40), (1, 300, 16), (3, 2, 5, 24)], ids=str)
+def setting():
+    return torch.backends.mkldnn.matmul.fp32_precision
 
 
-@ROWS
-@pytest.mark.parametrize('bias', [False, True], ids=['plain', 'bias'])
-def test_linear(shape, bias, onednn, convolutions, assert_close):
-    inputs = [torch.randn(shape), torch.randn(9, shape[-1]), *([torch.randn(9)] if bias else [])]
-    out = results(products.linear, inputs)
-    assert_close(out, in_float64(F.linear, inputs), torch.float32)
-    assert out[0].is_contiguous()
-    assert len(convolutions) == 1
+@pytest.mark.parametrize('shape', [(1, 1), (7, 5), (2, 3, 40), (1, 300, 16), (3, 2, 5, 24)], ids=str)
+def test_linear(shape, onednn, assert_close):
+    x, weight, bias = torch.randn(shape), torch.randn(9, shape[-1]), torch.randn(9)
+    with products.cpu_products():
+        out = products.linear(x, weight, bias)
+    assert_close(out, F.linear(x.double(), weight.double(), bias.double()), torch.float32)
+    assert out.is_contiguous()
 
 
 def test_linear_of_a_slice(onednn, assert_close):
-    x, weight = torch.randn(4, 6, 11).transpose(0, 1)[..., 2:9], torch.randn(5, 7)
-    assert_close(products.linear(x, weight), F.linear(x.double(), weight.double()), torch.float32)
+    x, weight, bias = torch.randn(4, 6, 11).transpose(0, 1)[..., 2:9], torch.randn(5, 7), torch.randn(5)
+    with products.cpu_products():
+        out = products.linear(x, weight, bias)
+    assert_close(out, F.linear(x.double(), weight.double(), bias.double()), torch.float32)
 
 
 def test_linear_of_no_rows(onednn):
     assert products.linear(torch.rand(2, 0, 4), torch.rand(3, 4), torch.rand(3)).shape == (2, 0, 3)
 
 
-def test_linear_of_no_images(onednn):
-    out = products.linear_by_image(torch.rand(0, 9, 4), torch.rand(0, 3, 4), torch.rand(0, 3))
-    assert out.shape == (0, 9, 3)
+@pytest.mark.parametrize('batch', [0, 1, 3])
+def test_linear_by_image(batch, onednn, assert_close):
+    x, weight, bias = (torch.randn(batch, *shape) for shape in ((20, 6), (16, 6), (16,)))
+    upstream = torch.randn(batch, 20, 16)
+    with products.cpu_products():
+        out = products.linear_by_image(x, weight, bias)
+        found = products.linear_by_image_gradients(x, weight, upstream)
+    leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
+    expected = leaves[0] @ leaves[1].mT + leaves[2].unsqueeze(1)
+    assert_close(out, expected, torch.float32)
+    assert_close(found, torch.autograd.grad(expected, leaves, upstream.double()), torch.float32)
 
 
-def test_small_products_stay_with_torch(onednn, convolutions, monkeypatch):
-    monkeypatch.setattr(products, 'WORTH_A_CONVOLUTION', 1000 / torch.get_num_threads())
-    x, weight = torch.rand(2, 50, 4), torch.rand(2, 5, 4)
-    products.linear(x[0, :49], weight[0])
-    products.linear_by_image(x[:, :49], weight, torch.rand(2, 5))
-    assert not convolutions
-    products.linear(x[0], weight[0])
-    products.linear_by_image(x, weight, torch.rand(2, 5))
-    assert len(convolutions) == 3
+@needs_setting
+def test_small_products_stay_with_torch(monkeypatch):
+    calls, call = [], products._product()
+    monkeypatch.setattr(products, 'uses_onednn', lambda: True)
+    monkeypatch.setattr(products, '_product', lambda: lambda *inputs: calls.append(1) or call(*inputs))
+    monkeypatch.setattr(products, 'WORTH_A_CALL', 1000 / torch.get_num_threads())
+    weight, bias = torch.rand(5, 4), torch.rand(5)
+    products.linear(torch.rand(49, 4), weight, bias)
+    assert not calls
+    products.linear(torch.rand(50, 4), weight, bias)
+    assert len(calls) == 1
 
 
-@pytest.mark.parametrize('batch', [1, 3])
-def test_linear_by_image(batch, onednn, convolutions, assert_close):
-    inputs = [torch.randn(batch, 20, 6), torch.randn(batch, 16, 6), torch.randn(batch, 16)]
-    expected = in_float64(lambda x, w, b: x @ w.mT + b.unsqueeze(1), inputs)
-    assert_close(results(products.linear_by_image, inputs), expected, torch.float32)
-    assert len(convolutions) == batch
+@needs_setting
+@pytest.mark.parametrize('before', ['ieee', 'bf16'])
+def test_the_setting_is_that_of_the_caller_again(before, monkeypatch):
+    monkeypatch.setattr(products, 'uses_onednn', lambda: True)
+    holder = types.SimpleNamespace(fp32_precision=before)
+    monkeypatch.setattr(products, '_setting', lambda: holder)
+    with products.cpu_products():
+        with products.cpu_products():
+            assert holder.fp32_precision == 'bf16'
+        assert holder.fp32_precision == 'bf16'
+    assert holder.fp32_precision == before
+    with pytest.raises(KeyError), products.cpu_products():
+        raise KeyError
+    assert holder.fp32_precision == before
 
 
-@pytest.mark.parametrize('right_is_view', [False, True], ids=['b', 'b_view'])
-@pytest.mark.parametrize('left_is_view', [False, True], ids=['a', 'a_view'])
-@pytest.mark.parametrize('groups', [1, 2])
-def test_matmul(groups, left_is_view, right_is_view, onednn, assert_close):
-    a, b = torch.randn(groups, 30, 24), torch.randn(groups, 24, 50)
-    a = a.mT.contiguous().mT if left_is_view else a
-    b = b.mT.contiguous().mT if right_is_view else b
-    expected = a.double() @ b.double()
-    assert_close(products.matmul(a, b), expected, torch.float32)
-    assert_close(products.matmul(a, b, torch.empty(groups, 30, 50)), expected, torch.float32)
+@needs_setting
+def test_the_setting_is_kept_while_another_thread_needs_it(monkeypatch):
+    monkeypatch.setattr(products, 'uses_onednn', lambda: True)
+    before, is_inside, may_leave = setting(), threading.Event(), threading.Event()
+
+    def other():
+        with products.cpu_products():
+            is_inside.set()
+            may_leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with products.cpu_products():
+        thread.start()
+        assert is_inside.wait(10)
+    assert setting() == 'bf16'
+    may_leave.set()
+    thread.join()
+    assert setting() == before
 
 
-def test_matmul_of_overlapping_rows(onednn, assert_close):
-    a, b = torch.randn(40).unfold(0, 24, 1)[None], torch.randn(60).unfold(0, 37, 1)[None]
-    assert_close(products.matmul(a, b), a.double() @ b.double(), torch.float32)
-    assert_close(products.matmul(b.mT, a.mT), b.double().mT @ a.double().mT, torch.float32)
+@needs_setting
+def test_the_setting_is_left_alone_elsewhere(monkeypatch):
+    monkeypatch.setattr(products, 'uses_onednn', lambda: False)
+    before = setting()
+    with products.cpu_products():
+        assert setting() == before
+
+
+@needs_setting
+@pytest.mark.parametrize('is_exact', [False, True])
+def test_products_by_way_of_bf16_are_noticed(is_exact, monkeypatch):
+    before = setting()
+    if not is_exact:
+        product = torch.matmul
+        rounded = lambda a, b: product(a.bfloat16().to(a.dtype), b)  # noqa: E731
+        monkeypatch.setattr(Tensor, '__matmul__', lambda a, b: (product if a.dtype == torch.float64 else rounded)(a, b))
+    # On a processor with AMX the products are those of bfloat16, too.
+    assert products._is_exact() is (is_exact and not torch.cpu._is_amx_tile_supported())
+    assert setting() == before
 
 
 @pytest.mark.parametrize('large', [False, True], ids=['bounded', 'softmax'])
@@ -148,28 +191,30 @@ def test_gradients_of_the_tail(by_onednn, monkeypatch, assert_close):
     assert_close(run, in_float64(tail, inputs), torch.float32)
 
 
-def test_the_network_is_the_same(monkeypatch):
+def test_the_network_is_the_same(onednn, monkeypatch):
     torch.manual_seed(0)
     net, x = SPIN(num_block=2, stoken_size=(12, 24)).eval(), torch.rand(1, 3, 50, 60)
     with torch.inference_mode():
+        found = net(x)
         monkeypatch.setattr(products, 'uses_onednn', lambda: False)
-        expected = net(x)
-        monkeypatch.setattr(products, 'uses_onednn', lambda: True)
-        monkeypatch.setattr(products, 'WORTH_A_CALL', 0)
-        monkeypatch.setattr(products, 'WORTH_A_CONVOLUTION', 0)
-        assert (net(x) - expected).abs().mean() < 1e-6
+        assert (found - net(x)).abs().mean() < 1e-6
 
 
 def test_other_types_stay_with_torch(onednn, monkeypatch):
-    monkeypatch.setattr(torch, 'mkldnn_convolution', None)
-    x, weight = torch.rand(5, 4), torch.rand(3, 4)
+    monkeypatch.setattr(products, '_product', lambda: lambda *inputs: None)
+    x, weight, bias = torch.rand(5, 4), torch.rand(3, 4), torch.rand(3)
     for dtype in (torch.float64, torch.bfloat16):
-        assert torch.equal(products.linear(x.to(dtype), weight.to(dtype)), F.linear(x.to(dtype), weight.to(dtype)))
+        inputs = [t.to(dtype) for t in (x, weight, bias)]
+        assert torch.equal(products.linear(*inputs), F.linear(*inputs))
 
 
-@pytest.mark.parametrize('lacks', [None, 'vendor', 'avx512', 'mkl', 'mkldnn'])
+@needs_setting
+@pytest.mark.parametrize('lacks', [None, 'vendor', 'avx512', 'mkl', 'mkldnn', 'exact', 'setting'])
 def test_where_onednn_is_used(lacks, monkeypatch):
     monkeypatch.setattr(products, '_is_by_amd', lambda: lacks != 'vendor')
+    monkeypatch.setattr(products, '_is_exact', lambda: lacks != 'exact')
+    if lacks == 'setting':
+        monkeypatch.setattr(products, '_setting', lambda: None)
     monkeypatch.setattr(torch.cpu, '_is_avx512_supported', lambda: lacks != 'avx512', raising=False)
     for name in ('mkl', 'mkldnn'):
         monkeypatch.setattr(getattr(torch.backends, name), 'is_available', lambda name=name: lacks != name)
@@ -200,26 +245,20 @@ def test_who_made_the_processor(system, processor, cpuinfo, expected, monkeypatc
 
 def test_a_torch_without_the_op(monkeypatch, onednn):
     monkeypatch.setattr(products, '_product', lambda: None)
-    a, b = torch.rand(1, 5, 4), torch.rand(1, 4, 6)
-    assert not products.is_worth_a_call(torch.float32, 10**6, 10**6, 10**6)
-    assert torch.equal(products.matmul(a, b), a @ b)
+    x, weight, bias = torch.rand(5, 4), torch.rand(3, 4), torch.rand(3)
+    assert torch.equal(products.linear(x, weight, bias), F.linear(x, weight, bias))
 
 
 def test_multiply_adds_are_counted(onednn):
     from spinsr.evaluation.complexity import OpCounter
 
-    with OpCounter() as counter, torch.no_grad():
-        products.matmul(torch.rand(1, 5, 4), torch.rand(1, 4, 6))
-        products.linear(torch.rand(7, 4), torch.rand(3, 4))
-    assert counter.multiply_adds == 5 * 4 * 6 + 7 * 4 * 3
+    with OpCounter() as counter, torch.no_grad(), products.cpu_products():
+        products.linear(torch.rand(7, 4), torch.rand(3, 4), torch.rand(3))
+        products.linear_by_image(torch.rand(2, 7, 4), torch.rand(2, 3, 4), torch.rand(2, 3))
+    assert counter.multiply_adds == 3 * 7 * 4 * 3
     assert not counter.unknown
 
 
 def test_fake_tensors(onednn):
     with FakeTensorMode():
-        x, weight = torch.rand(2, 30, 8, requires_grad=True), torch.rand(16, 8)
-        out = products.linear(x, weight, torch.rand(16))
-        out.sum().backward()
-        assert x.grad is not None
-        assert (out.shape, x.grad.shape) == ((2, 30, 16), x.shape)
-        assert products.matmul(torch.rand(1, 5, 4), torch.rand(1, 4, 6)).shape == (1, 5, 6)
+        assert products.linear(torch.rand(2, 30, 8), torch.rand(16, 8), torch.rand(16)).shape == (2, 30, 16)

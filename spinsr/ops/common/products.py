@@ -12,6 +12,7 @@ import platform
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ def cpu_products() -> Iterator[None]:
         if not uses_onednn():
             yield
             return
-        matmul = torch.backends.mkldnn.matmul
+        matmul = _setting()
         with _Region.lock:
             if not _Region.depth:
                 _Region.before, matmul.fp32_precision = matmul.fp32_precision, 'bf16'
@@ -89,8 +90,12 @@ def uses_onednn() -> bool:
     """Whether oneDNN is faster than MKL on this processor and as exact in float32."""
     has_avx512 = getattr(torch.cpu, '_is_avx512_supported', bool)
     is_mkl = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    has_setting = hasattr(torch.backends.mkldnn, 'matmul')  # torch 2.9 or newer
-    return is_mkl and has_setting and has_avx512() and _is_by_amd() and _is_exact()
+    return is_mkl and _setting() is not None and has_avx512() and _is_by_amd() and _is_exact()
+
+
+def _setting() -> Any:
+    """What holds `fp32_precision`; None before torch 2.9."""
+    return getattr(torch.backends.mkldnn, 'matmul', None)
 
 
 def _is_by_amd() -> bool:
@@ -104,7 +109,7 @@ def _is_by_amd() -> bool:
 
 def _is_exact() -> bool:
     """Whether products that may go by way of bfloat16 do not."""
-    matmul, x = torch.backends.mkldnn.matmul, torch.rand(2, 256, 256, generator=torch.Generator().manual_seed(0)) + 0.5
+    matmul, x = _setting(), torch.rand(2, 256, 256, generator=torch.Generator().manual_seed(0)) + 0.5
     before, products = matmul.fp32_precision, (lambda x: x @ x, lambda x: x.mT @ x, lambda x: x[0] @ x[1].mT)
     try:
         matmul.fp32_precision = 'bf16'

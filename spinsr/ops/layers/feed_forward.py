@@ -203,7 +203,7 @@ def _joined(mean: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
         gate = F.linear(squeezed, w_expand, b_expand).sigmoid()  # (B, C)
         w_channel, w_pixel = w_first.chunk(2, 1)
         padding = -(len(w_channel) + len(v_squeeze)) % 16
-        rest = F.pad(torch.cat([w_pixel, v_squeeze]), (0, 0, 0, padding)).expand(len(mean), -1, -1)
+        rest = F.pad(torch.cat([w_pixel, v_squeeze]), (0, 0, 0, padding)).expand(mean.shape[0], -1, -1)
         weight, bias = after_normalize(torch.cat([w_channel * gate.unsqueeze(1), rest], 1), (scale, shift))
         return weight, bias + torch.cat([b_first, torch.zeros_like(b_first), F.pad(c_squeeze, (0, padding))])
 
