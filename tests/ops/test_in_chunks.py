@@ -562,6 +562,20 @@ def test_gradients_of_one_input_at_a_time(name, one_case, few_at_once, assert_cl
         assert_close(torch.autograd.grad(out, alone, upstream)[0], expected)
 
 
+@pytest.mark.parametrize('name', ['projection', 'feed_forward'])
+def test_gradients_of_frozen_weights_are_not_computed(name, one_case):
+    run, _, inputs = KINDS[name](one_case('odd'), torch.float64)
+
+    def multiply_adds(frozen):
+        leaves = [x.detach().requires_grad_(i == 0 or not frozen) for i, x in enumerate(inputs)]
+        out = run(*leaves)
+        with OpCounter() as counter:
+            out.sum().backward()
+        return counter.multiply_adds
+
+    assert multiply_adds(frozen=True) < multiply_adds(frozen=False)
+
+
 @pytest.mark.parametrize('fused', [False, True], ids=['by_hand', 'fused'])
 @ATTENTION
 def test_attention_measured_on_this_machine(name, fused, one_case, monkeypatch, forward_backward, assert_close):

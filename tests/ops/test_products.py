@@ -2,12 +2,15 @@
 
 import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from spinsr.archs.spin_arch import SPIN
 from spinsr.ops import gated_feed_forward, upsampling_tail
@@ -23,11 +26,17 @@ needs_setting = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=[False, True], ids=['bias_by_addmm', 'bias_by_onednn'])
-def onednn(request, monkeypatch):
+@pytest.fixture
+def onednn(monkeypatch):
     """oneDNN for every product of float32, however small."""
     monkeypatch.setattr(products, 'uses_onednn', lambda: hasattr(torch.backends.mkldnn, 'matmul'))
-    monkeypatch.setattr(products, 'WORTH_A_CALL', 0 if request.param else float('inf'))
+    monkeypatch.setattr(products, 'WORTH_A_CALL', 0)
+
+
+@pytest.fixture(params=[0, float('inf')], ids=['bias_by_onednn', 'bias_by_addmm'])
+def either(request, onednn, monkeypatch):
+    """Products with a bias by the op of torch's compiler, or by torch's own."""
+    monkeypatch.setattr(products, 'WORTH_A_CALL', request.param)
 
 
 def results(function, inputs):
@@ -47,7 +56,7 @@ def setting():
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (7, 5), (2, 3, 40), (1, 300, 16), (3, 2, 5, 24)], ids=str)
-def test_linear(shape, onednn, assert_close):
+def test_linear(shape, either, assert_close):
     x, weight, bias = torch.randn(shape), torch.randn(9, shape[-1]), torch.randn(9)
     with products.cpu_products():
         out = products.linear(x, weight, bias)
@@ -55,7 +64,7 @@ def test_linear(shape, onednn, assert_close):
     assert out.is_contiguous()
 
 
-def test_linear_of_a_slice(onednn, assert_close):
+def test_linear_of_a_slice(either, assert_close):
     x, weight, bias = torch.randn(4, 6, 11).transpose(0, 1)[..., 2:9], torch.randn(5, 7), torch.randn(5)
     with products.cpu_products():
         out = products.linear(x, weight, bias)
@@ -67,7 +76,7 @@ def test_linear_of_no_rows(onednn):
 
 
 @pytest.mark.parametrize('batch', [0, 1, 3])
-def test_linear_by_image(batch, onednn, assert_close):
+def test_linear_by_image(batch, either, assert_close):
     x, weight, bias = (torch.randn(batch, *shape) for shape in ((20, 6), (16, 6), (16,)))
     upstream = torch.randn(batch, 20, 16)
     with products.cpu_products():
@@ -118,7 +127,7 @@ def test_the_setting_is_kept_while_another_thread_needs_it(monkeypatch):
             is_inside.set()
             may_leave.wait(10)
 
-    thread = threading.Thread(target=other)
+    thread = threading.Thread(target=other, daemon=True)
     with products.cpu_products():
         thread.start()
         assert is_inside.wait(10)
@@ -136,17 +145,89 @@ def test_the_setting_is_left_alone_elsewhere(monkeypatch):
         assert setting() == before
 
 
+def rounded_matmul(a, b):
+    return torch.matmul(a if a.dtype == torch.float64 else a.bfloat16().to(a.dtype), b)
+
+
 @needs_setting
-@pytest.mark.parametrize('is_exact', [False, True])
-def test_products_by_way_of_bf16_are_noticed(is_exact, monkeypatch):
+def test_products_by_way_of_bf16_are_noticed(monkeypatch):
     before = setting()
-    if not is_exact:
-        product = torch.matmul
-        rounded = lambda a, b: product(a.bfloat16().to(a.dtype), b)  # noqa: E731
-        monkeypatch.setattr(Tensor, '__matmul__', lambda a, b: (product if a.dtype == torch.float64 else rounded)(a, b))
-    # On a processor with AMX the products are those of bfloat16, too.
-    assert products._is_exact() is (is_exact and not torch.cpu._is_amx_tile_supported())
+    monkeypatch.setattr(Tensor, '__matmul__', rounded_matmul)
+    assert not products._is_exact()
     assert setting() == before
+
+
+@needs_setting
+@pytest.mark.skipif(not products.has_slow_mkl(), reason='needs a processor by AMD with AVX-512')
+def test_products_are_exact_here():
+    assert products._is_exact()
+
+
+def in_threads(check):
+    barrier = threading.Barrier(4)
+    with ThreadPoolExecutor(4) as pool:
+        return [one.result() for one in [pool.submit(lambda: (barrier.wait(10), check())[1]) for _ in range(4)]]
+
+
+def with_default_type(check):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        return [check()]
+    finally:
+        torch.set_default_dtype(before)
+
+
+def inside(context):
+    def run(check):
+        with context():
+            return [check()]
+
+    return run
+
+
+PLACES = {
+    'threads': in_threads,
+    'fake': inside(FakeTensorMode),
+    'meta': inside(lambda: torch.device('meta')),
+    'counter': inside(lambda: FlopCounterMode(display=False)),
+    'inference': inside(torch.inference_mode),
+    'float64': with_default_type,
+    'vmap': lambda check: torch.func.vmap(lambda x: torch.full_like(x, check()))(torch.zeros(3)).bool().tolist(),
+    'trace': lambda check: [bool(make_fx(lambda x: x + check())(torch.zeros(1))(torch.zeros(1)))],
+}
+
+
+@needs_setting
+@pytest.mark.parametrize('rounds', [False, True], ids=['exact', 'rounds'])
+@pytest.mark.parametrize('place', PLACES.values(), ids=PLACES.keys())
+def test_the_check_may_be_made_anywhere(place, rounds, monkeypatch):
+    before, expected = setting(), products._is_exact()
+    if rounds:
+        expected = False
+        monkeypatch.setattr(Tensor, '__matmul__', rounded_matmul)
+    assert set(place(products._is_exact)) == {expected}
+    assert setting() == before
+
+
+@needs_setting
+def test_the_check_is_not_counted():
+    with FlopCounterMode(display=False) as counter:
+        products._is_exact()
+    assert counter.get_total_flops() == 0
+
+
+@needs_setting
+def test_a_setting_that_follows_another_still_does(monkeypatch):
+    monkeypatch.setattr(products, 'uses_onednn', lambda: True)
+    of_all = torch.backends.mkldnn.fp32_precision
+    try:
+        with products.cpu_products():
+            pass
+        torch.backends.mkldnn.fp32_precision = 'tf32'
+        assert setting() == 'tf32'
+    finally:
+        torch.backends.mkldnn.fp32_precision = of_all
 
 
 @pytest.mark.parametrize('large', [False, True], ids=['bounded', 'softmax'])
@@ -169,7 +250,7 @@ def feed(*inputs):
 
 
 @pytest.mark.parametrize('shape', [(1, 30), (3, 30), (5, 9), (2, 90)], ids=str)  # (5, 9): three images in a chunk
-def test_feed_forward(shape, onednn, monkeypatch, assert_close):
+def test_feed_forward(shape, either, monkeypatch, assert_close):
     monkeypatch.setattr(chunking, 'ROWS', 64)
     sizes = [(8,), (8,), (2, 8), (2,), (8, 2), (8,), (2, 8), (2,), (1, 2), (1,), (12, 16), (12,), (8, 12), (8,)]
     inputs = [torch.randn(*shape, 8), *(torch.randn(size) / size[-1] ** 0.5 for size in sizes)]
@@ -178,7 +259,7 @@ def test_feed_forward(shape, onednn, monkeypatch, assert_close):
 
 @pytest.mark.parametrize('by_onednn', [False, True], ids=['products', 'onednn'])
 def test_gradients_of_the_tail(by_onednn, monkeypatch, assert_close):
-    monkeypatch.setattr(upsampler, 'uses_onednn', lambda: by_onednn)
+    monkeypatch.setattr(upsampler, 'has_slow_mkl', lambda: by_onednn)
     calls, gradient = [], upsampler._weight_gradient
     monkeypatch.setattr(upsampler, '_weight_gradient', lambda *inputs: calls.append(1) or gradient(*inputs))
     inputs = [torch.randn(2, 6, 9, 7), torch.randn(24, 6, 3, 3) / 8, torch.randn(24), torch.randn(3, 6, 3, 3) / 8]
@@ -212,6 +293,7 @@ def test_other_types_stay_with_torch(onednn, monkeypatch):
 @pytest.mark.parametrize('lacks', [None, 'vendor', 'avx512', 'mkl', 'mkldnn', 'exact', 'setting'])
 def test_where_onednn_is_used(lacks, monkeypatch):
     monkeypatch.setattr(products, '_is_by_amd', lambda: lacks != 'vendor')
+    monkeypatch.setattr(products, 'has_slow_mkl', products.has_slow_mkl.__wrapped__)
     monkeypatch.setattr(products, '_is_exact', lambda: lacks != 'exact')
     if lacks == 'setting':
         monkeypatch.setattr(products, '_setting', lambda: None)
@@ -249,7 +331,7 @@ def test_a_torch_without_the_op(monkeypatch, onednn):
     assert torch.equal(products.linear(x, weight, bias), F.linear(x, weight, bias))
 
 
-def test_multiply_adds_are_counted(onednn):
+def test_multiply_adds_are_counted(either):
     from spinsr.evaluation.complexity import OpCounter
 
     with OpCounter() as counter, torch.no_grad(), products.cpu_products():

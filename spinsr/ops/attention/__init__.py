@@ -223,10 +223,10 @@ def check_own_values(own_values: str) -> None:
 
 def _divide(total: Tensor, count: Tensor, v: Tensor, add_to: Tensor | None) -> Tensor:
     """total / count in the type of `v`, or added to `add_to`: (..., R, C) and (R, 1) -> (..., R, C)."""
-    mean = total.div_(count.to(total.dtype))
+    count = count.to(total.dtype)
     if add_to is None:
-        return mean.to(v.dtype)
-    mean = mean.to(torch.promote_types(add_to.dtype, mean.dtype)).add_(add_to.reshape(mean.shape))
+        return (total / count).to(v.dtype)
+    mean = torch.addcdiv(add_to.reshape(total.shape), total, count)
     return mean.to(torch.promote_types(add_to.dtype, v.dtype))
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from spinsr.ops.common.chunking import on_cpu
 from spinsr.ops.common.precision import no_autocast
@@ -44,7 +45,7 @@ def cpu_products() -> Iterator[None]:
         matmul = _setting()
         with _Region.lock:
             if not _Region.depth:
-                _Region.before, matmul.fp32_precision = matmul.fp32_precision, 'bf16'
+                _Region.before, matmul.fp32_precision = _current(matmul), 'bf16'
             _Region.depth += 1
         try:
             yield
@@ -63,9 +64,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return product(x, weight, bias, 'none', [], '')
 
 
-def linear_gradients(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of x, W and b of x W^T + b: (N, K), (M, K), (N, M) -> (N, K), (M, K), (M,)."""
-    return grad @ weight, grad.mT @ x, grad.sum(0)
+def weight_gradients(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of W and b of x W^T + b for that of the result: (N, K) and (N, M) -> (M, K), (M,)."""
+    return grad.mT @ x, grad.sum(0)
 
 
 def linear_by_image(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -80,22 +81,33 @@ def linear_by_image_gradients(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[
     # For the gradient of W a batch of products would copy the transposed gradient.
     out = torch.empty_like(x), torch.empty_like(weight), grad.new_empty(len(x), grad.shape[2])
     for i in range(len(x)):
-        for whole, part in zip(out, linear_gradients(x[i], weight[i], grad[i]), strict=True):
+        for whole, part in zip(out, (grad[i] @ weight[i], *weight_gradients(x[i], grad[i])), strict=True):
             whole[i] = part
     return out
 
 
 @functools.cache
 def uses_onednn() -> bool:
-    """Whether oneDNN is faster than MKL on this processor and as exact in float32."""
+    """Whether `cpu_products` are those of oneDNN: faster than MKL's on this processor, and as exact in float32."""
+    return has_slow_mkl() and _setting() is not None and _is_exact()
+
+
+@functools.cache
+def has_slow_mkl() -> bool:
+    """Whether the processor has AVX-512, of which oneDNN makes use and MKL does not: whether it is by AMD."""
     has_avx512 = getattr(torch.cpu, '_is_avx512_supported', bool)
-    is_mkl = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    return is_mkl and _setting() is not None and has_avx512() and _is_by_amd() and _is_exact()
+    return torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and has_avx512() and _is_by_amd()
 
 
 def _setting() -> Any:
     """What holds `fp32_precision`; None before torch 2.9."""
     return getattr(torch.backends.mkldnn, 'matmul', None)
+
+
+def _current(matmul: Any) -> str:
+    """The value to return to: 'none' where it follows the setting of all of oneDNN."""
+    value = matmul.fp32_precision
+    return 'none' if value == torch.backends.mkldnn.fp32_precision else value
 
 
 def _is_by_amd() -> bool:
@@ -109,13 +121,28 @@ def _is_by_amd() -> bool:
 
 def _is_exact() -> bool:
     """Whether products that may go by way of bfloat16 do not."""
-    matmul, x = _setting(), torch.rand(2, 256, 256, generator=torch.Generator().manual_seed(0)) + 0.5
-    before, products = matmul.fp32_precision, (lambda x: x @ x, lambda x: x.mT @ x, lambda x: x[0] @ x[1].mT)
-    try:
-        matmul.fp32_precision = 'bf16'
-        return all(torch.allclose(f(x).double(), f(x.double()), rtol=1e-5, atol=0) for f in products)
-    finally:
-        matmul.fp32_precision = before
+    products = [
+        lambda x: x @ x,
+        lambda x: x.mT @ x,
+        lambda x: x[0] @ x[1].mT,
+        lambda x: F.linear(x[0], x[1], x[0, 0]),
+        lambda x: torch.baddbmm(x, x, x),
+    ]
+    call = _product()
+    # The first call may come from anywhere: from a trace, beside other threads, with another default type or device.
+    with _Region.lock, _disable_current_modes():
+        x = torch.arange(2**17, dtype=torch.float32, device='cpu').view(2, 256, 256).sin() + 1.5
+        exact = [product(x.double()) for product in products]
+        matmul = _setting()
+        before, matmul.fp32_precision = _current(matmul), 'bf16'
+        try:
+            found = [product(x) for product in products]
+            if call is not None:
+                found.append(call(x[0], x[1], x[0, 0], 'none', [], ''))
+                exact.append(exact[3])
+        finally:
+            matmul.fp32_precision = before
+        return all(torch.allclose(a.double(), b, rtol=1e-5, atol=0) for a, b in zip(found, exact, strict=True))
 
 
 def _is_worth_a_call(x: Tensor, weight: Tensor) -> bool:

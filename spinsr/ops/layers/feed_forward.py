@@ -15,7 +15,7 @@ from spinsr.ops.common.products import (
     linear,
     linear_by_image,
     linear_by_image_gradients,
-    linear_gradients,
+    weight_gradients,
 )
 from spinsr.ops.layers.normalization import (
     after_normalize,
@@ -117,6 +117,7 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, *tensors = ctx.saved_tensors
         (dtype, eps, residual), full = ctx.arguments, full_type(x.dtype)
+        of_second = any(ctx.needs_input_grad[-2:])  # the gradients of the others are parts of those of x
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_() for t in tensors[:-4]]  # the mean and the weights for `_joined`
             joined = _joined(*leaves)
@@ -132,10 +133,11 @@ class _FeedForward(torch.autograd.Function):
                 y = y.to(dtype)
                 gated = _gated(linear_by_image(y, weight[some], bias[some]), w_expand, b_expand, w_second.shape[1])
                 upstream = grad[some, place].to(dtype).flatten(0, 1)
-                d_active, d_w, d_b = linear_gradients(F.gelu(gated.hidden).flatten(0, 1), w_second, upstream)
-                d_w_second += d_w
-                d_b_second += d_b
-                d_products, d_w, d_b = _gated_backward(gated, d_active.view_as(gated.hidden), w_expand)
+                if of_second:
+                    d_w, d_b = weight_gradients(F.gelu(gated.hidden).flatten(0, 1), upstream)
+                    d_w_second += d_w
+                    d_b_second += d_b
+                d_products, d_w, d_b = _gated_backward(gated, (upstream @ w_second).view_as(gated.hidden), w_expand)
                 d_w_expand += d_w
                 d_b_expand += d_b
                 d_y, d_w, d_b = linear_by_image_gradients(y, weight[some], d_products)

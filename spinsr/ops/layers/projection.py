@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from spinsr.ops.common import chunking
 from spinsr.ops.common.backend import check_features, dense_or_torch
 from spinsr.ops.common.precision import full_type
-from spinsr.ops.common.products import cpu_products, linear, linear_gradients
+from spinsr.ops.common.products import cpu_products, linear, weight_gradients
 from spinsr.ops.common.slices import side_by_side
 from spinsr.ops.layers.normalization import (
     after_normalize,
@@ -81,17 +81,19 @@ class _Project(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads: Tensor):
         x, weight = ctx.saved_tensors
-        full = full_type(x.dtype)
+        full, of_weight = full_type(x.dtype), any(ctx.needs_input_grad[1:3])
         d_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         d_weight, d_bias = torch.zeros_like(weight, dtype=full), weight.new_zeros(len(weight), dtype=full)
         with cpu_products():
             for at in chunking.places(x, weight.dtype):
                 part, grad = x[at].to(full), side_by_side([grad[at] for grad in grads])
                 y, *statistics = normalize_with_statistics(part, ctx.eps)
-                found, d_w, d_b = linear_gradients(y.to(weight.dtype).flatten(0, 1), weight, grad.flatten(0, 1))
-                d_x[at] = normalize_backward(found.view_as(part).to(full), part, *statistics)
-                d_weight += d_w
-                d_bias += d_b
+                y, grad = (t.to(weight.dtype).flatten(0, 1) for t in (y, grad))
+                d_x[at] = normalize_backward((grad @ weight).view_as(part).to(full), part, *statistics)
+                if of_weight:
+                    d_w, d_b = weight_gradients(y, grad)
+                    d_weight += d_w
+                    d_bias += d_b
         return d_x, d_weight.to(weight.dtype), d_bias.to(weight.dtype), None, None
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spinsr.ops.common.backend import check_features, dense_or_torch
 from spinsr.ops.common.chunking import chunk_type, chunks
-from spinsr.ops.common.products import uses_onednn
+from spinsr.ops.common.products import has_slow_mkl
 from spinsr.ops.common.symbolic import is_symbolic
 
 PIXELS = 2**16  # of the output, in a strip
@@ -64,7 +64,7 @@ def upsampling_tail(
         return _rows(x, stages, last, slope, slice(0, x.shape[2]))
     x, last, stages = x.to(dtype), _to(dtype, last), [_to(dtype, stage) for stage in stages]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        is_slow = dtype != torch.bfloat16 and not uses_onednn()
+        is_slow = dtype != torch.bfloat16 and not has_slow_mkl()
         rows, convolution = slice(0, x.shape[2]), _Convolution.apply if is_slow else _convolution
         return torch.cat([_rows(one, stages, last, slope, rows, convolution) for one in x.split(1)])
     scale = _scale(stages)
