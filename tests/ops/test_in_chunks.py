@@ -547,7 +547,7 @@ def test_gradients_of_weights_in_bf16_add_up_in_float32(monkeypatch):
     weight = torch.ones(1, 2, dtype=torch.bfloat16, requires_grad=True)
     norm_project(x, norm, weight, [1], EPS)[0].sum().backward()
     assert weight.grad is not None
-    # Half of them are summed with the gradient of the fold into the bias; in bfloat16 256 + 1 is 256.
+    # In bfloat16 256 + 1 is 256.
     torch.testing.assert_close(weight.grad.float(), torch.tensor([[-1000.0, 1000.0]]), rtol=5e-3, atol=0)
 
 
