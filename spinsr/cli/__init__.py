@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The command's own parser: its usage shows the flags that there are.
         commands.choices[args.command].error(f'unrecognized arguments: {printable(" ".join(unknown))}')
     devices.allow_fallback()
+    memory.use_huge_pages()
     try:
         if args.command not in WITHOUT_TORCH:
             memory.require_for_torch()

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from spinsr.evaluation import counts
 from spinsr.inference.load import Network
@@ -193,6 +192,9 @@ class OpCounter(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
+        from torch.utils.flop_counter import flop_registry  # 80 MB, which no measurement of memory should include
+
+        self.formulas = flop_registry
         self.multiply_adds = self.convolution_multiply_adds = self.activations = 0
         self.unknown: set[str] = set()
 
@@ -208,7 +210,7 @@ class OpCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, packet = kwargs or {}, func._overloadpacket
-        formula = flop_registry.get(_SAME_FORMULA.get(packet, packet)) or _FORMULAS.get(str(packet))
+        formula = self.formulas.get(_SAME_FORMULA.get(packet, packet)) or _FORMULAS.get(str(packet))
         # In inference mode composite ops, such as matmul, arrive whole.
         if formula is None and torch.is_inference_mode_enabled():
             with self:

@@ -10,9 +10,15 @@ from spinsr.ops.association import check_kind
 from spinsr.ops.attention import check_own_values
 
 
-def project(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, widths: Sequence[int]) -> tuple[Tensor, ...]:
-    """linear(norm(x)) in slices: (B, H, W, C) -> (B, N, D) for each D in `widths`; `linear` has no bias."""
-    return ops.norm_project(x.flatten(1, 2), (norm.weight, norm.bias), linear.weight, widths, norm.eps)
+def project(
+    x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, widths: Sequence[int], with_norm: bool = False
+) -> tuple[Tensor, ...]:
+    """linear(norm(x)) in slices: (B, H, W, C) -> (B, N, D) for each D in `widths`; `linear` has no bias.
+
+    With `with_norm`, then norm(x), (B, N, C).
+    """
+    parameters = norm.weight, norm.bias
+    return ops.norm_project(x.flatten(1, 2), parameters, linear.weight, widths, norm.eps, with_norm=with_norm)
 
 
 class SuperpixelAggregation(nn.Module):
@@ -78,8 +84,8 @@ class SuperpixelCrossAttention(nn.Module):
 
     def inputs(self, x: Tensor, association: ops.Association) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries, keys and values of the pixels (B, N, D), and the superpixels' tokens (B, K, qk_dim)."""
-        q, k, v = project(x, self.norm, self.to_qkv, self.split)
-        return q, k, v, self.to_token(ops.pool(self.norm(x), association).to(q.dtype))
+        q, k, v, y = project(x, self.norm, self.to_qkv, self.split, with_norm=True)
+        return q, k, v, self.to_token(ops.pool(y.view(x.shape), association).to(q.dtype))
 
     def forward(self, x: Tensor, association: ops.Association) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""

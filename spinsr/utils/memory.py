@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +20,15 @@ _REFUSALS = (
 # 0.75 GB and 3 to 4 GB; with less, libraries crash in their own ways. Builds for the CPU are much smaller; their limits
 # are estimates, low enough not to refuse a process that could import torch.
 _IMPORT_OF_TORCH = {'ulimit -d': (700 * 10**6, 200 * 10**6), 'ulimit -v': (3 * 10**9, 500 * 10**6)}
+
+
+def use_huge_pages() -> None:
+    """Lets torch ask Linux for pages of 2 MB for large tensors; has an effect before torch is imported only.
+
+    Each page of 4 KB is a fault when it is first touched, some millions for an image of a megapixel.
+    """
+    if 'torch' not in sys.modules:
+        os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
 
 
 def available() -> int:

@@ -4,6 +4,9 @@ The intermediate results of a chunk stay in the processor's cache, and none exis
 """
 
 import contextlib
+import ctypes
+import os
+import platform
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +14,9 @@ from torch import Tensor
 
 # Pixels of a chunk of float32, of one image; images that share a chunk have half as many together.
 ROWS = 8192
+KEPT = 2**28  # bytes of freed memory
+_M_TRIM_THRESHOLD = -1  # of malloc.h
+_SET_BY_THE_USER = ('MALLOC_TRIM_THRESHOLD_', 'MALLOC_MMAP_THRESHOLD_', 'GLIBC_TUNABLES')
 CHUNK_TYPES = {torch.float32, torch.float64, torch.bfloat16}
 
 
@@ -40,14 +46,19 @@ def chunks(rows: int, size: int) -> Iterator[slice]:
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep 62 MB that a process has freed for the next chunk, where it would return nearly all of it.
+    """Lets glibc keep 256 MB that a process has freed for the next chunk, where it would return nearly all of it.
 
     Pages that are taken again are cleared by the system, which takes longer than what a chunk computes in them. glibc
-    keeps twice the largest block of at most 32 MB that was ever freed; this one is never written to, so it takes no
-    memory. Without effect on other C libraries, and where MALLOC_TRIM_THRESHOLD_ or MALLOC_MMAP_THRESHOLD_ is set.
+    has blocks of their own for what is larger than any block that was ever freed, at most 32 MB; the one freed here is
+    never written to, so it takes no memory. Does nothing with other C libraries, and where the environment has settings
+    of glibc's allocator.
     """
+    if platform.libc_ver()[0] != 'glibc' or any(name in os.environ for name in _SET_BY_THE_USER):
+        return
     with contextlib.suppress(MemoryError):
         bytes(31 * 2**20)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, KEPT)
 
 
 keep_freed_memory()

@@ -79,11 +79,11 @@ def linear_by_image(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def linear_by_image_gradients(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Those of `linear_by_image`: (B, N, K), (B, M, K), (B, N, M) -> (B, N, K), (B, M, K), (B, M)."""
     # For the gradient of W a batch of products would copy the transposed gradient.
-    out = torch.empty_like(x), torch.empty_like(weight), grad.new_empty(len(x), grad.shape[2])
+    d_x, d_weight, d_bias = torch.empty_like(x), torch.empty_like(weight), grad.new_empty(len(x), grad.shape[2])
     for i in range(len(x)):
-        for whole, part in zip(out, (grad[i] @ weight[i], *weight_gradients(x[i], grad[i])), strict=True):
-            whole[i] = part
-    return out
+        torch.mm(grad[i], weight[i], out=d_x[i])
+        d_weight[i], d_bias[i] = weight_gradients(x[i], grad[i])
+    return d_x, d_weight, d_bias
 
 
 @functools.cache

@@ -43,9 +43,9 @@ def gated_feed_forward(
         p = sigmoid(w_e GELU(V_s y + v_s) + v_e)                                      (N, 1)
         W_1 cat[c * y, p * y] = (W_c diag(c)) y + p * (W_p y)
 
-    so that one product with (W_c diag(c), W_p, V_s) is enough; weight and bias of the LayerNorm are multiplied into it.
-    On the CPU a few thousand pixels are computed at a time; for the gradient only x and what is as small as the weights
-    are kept, and the rest is computed once more.
+    so that weight and bias of the LayerNorm can be multiplied into W_1 and V_s, and its mean has to be known before
+    W_1. On the CPU a few thousand pixels are computed at a time; for the gradient only x and what is as small as the
+    weights are kept, and the rest is computed once more.
 
     Args:
         x: Pixels (B, N, C).
@@ -82,9 +82,10 @@ def gated_feed_forward(
     if dtype is not None:
         return _FeedForward.apply(x, dtype, eps, residual, *folded, *rest)
     y = normalize(x, eps)
-    weight, bias = (t.to(first[0].dtype) for t in _joined(y.mean(1), *folded))
-    products = torch.baddbmm(bias.unsqueeze(1), y.to(weight.dtype), weight.mT)
-    out = F.linear(F.gelu(_gated(products, *pixel_gate[2:], len(first[1])).hidden), *second)
+    weight, bias, *of_gate = _joined(y.mean(1), *folded)
+    pair = _pair(y, _gate(y, *of_gate, *(t.to(of_gate[0].dtype) for t in pixel_gate[2:])).gate)
+    weight, bias, pair = (t.to(first[0].dtype) for t in (weight, bias, pair))
+    out = F.linear(F.gelu(torch.baddbmm(bias.unsqueeze(1), pair, weight.mT)), *second)
     return x + out if residual else out
 
 
@@ -96,18 +97,25 @@ class _FeedForward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, dtype: torch.dtype, eps: float, residual: bool, *weights: Tensor) -> Tensor:
-        mean = x.new_zeros(len(x), x.shape[2], dtype=full_type(x.dtype))
-        w_expand, b_expand, w_second, b_second = (t.to(dtype) for t in weights[-4:])
+        full = full_type(x.dtype)
+        mean = x.new_zeros(len(x), x.shape[2], dtype=full)
+        of_gate, (w_second, b_second) = [t.to(full) for t in weights[-4:-2]], (t.to(dtype) for t in weights[-2:])
         out = x.new_empty(*x.shape[:2], len(b_second), dtype=torch.promote_types(x.dtype, dtype) if residual else dtype)
         with cpu_products():
             for some, place in chunking.places(x, dtype):
-                mean[some] += normalize(x[some, place], eps).sum(1) / x.shape[1]
-            weight, bias = (t.to(dtype) for t in _joined(mean, *weights[:-4]))
+                y = normalize(x[some, place], eps)
+                mean[some] += y.sum(1) / x.shape[1]
+                out[some, place] = y  # until the result takes its place
+            joined = _joined(mean, *weights[:-4])
+            weight, bias = (t.to(dtype) for t in joined[:2])
             for some, place in chunking.places(x, dtype):
-                products = linear_by_image(normalize(x[some, place], eps).to(dtype), weight[some], bias[some])
-                hidden = _gated(products, w_expand, b_expand, w_second.shape[1]).hidden
-                found = linear(F.gelu(hidden), w_second, b_second)
-                out[some, place] = found + x[some, place] if residual else found
+                y = out[some, place].to(full)
+                pair = _pair(y, _gate(y, *joined[2:], *of_gate).gate).to(dtype)
+                found = linear(F.gelu(linear_by_image(pair, weight[some], bias[some])), w_second, b_second)
+                if residual:
+                    torch.add(found, x[some, place], out=out[some, place])
+                else:
+                    out[some, place] = found
         ctx.save_for_backward(x, mean, *weights)
         ctx.arguments = dtype, eps, residual
         return out
@@ -121,80 +129,80 @@ class _FeedForward(torch.autograd.Function):
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_() for t in tensors[:-4]]  # the mean and the weights for `_joined`
             joined = _joined(*leaves)
-        w_expand, b_expand, w_second, _ = (t.to(dtype) for t in tensors[-4:])
+        of_gate, w_second = [t.detach().to(full) for t in (*joined[2:], *tensors[-4:-2])], tensors[-2].to(dtype)
         sums = [torch.zeros_like(t, dtype=full) for t in (*joined, *tensors[-4:])]
-        d_weight, d_bias, d_w_expand, d_b_expand, d_w_second, d_b_second = sums
+        d_weight, d_bias, *d_of_gate, d_w_second, d_b_second = sums
         d_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         statistics = [x.new_empty(*x.shape[:2], 1, dtype=full) for _ in range(2)]
         with cpu_products():
-            weight, bias = (t.detach().to(dtype) for t in joined)
+            weight, bias = (t.detach().to(dtype) for t in joined[:2])
             for some, place in chunking.places(x, dtype):
                 y, *of_pixels = normalize_with_statistics(x[some, place].to(full), eps)
-                y = y.to(dtype)
-                gated = _gated(linear_by_image(y, weight[some], bias[some]), w_expand, b_expand, w_second.shape[1])
+                gated = _gate(y, *of_gate)
+                pair = _pair(y, gated.gate).to(dtype)
+                hidden = linear_by_image(pair, weight[some], bias[some])
                 upstream = grad[some, place].to(dtype).flatten(0, 1)
                 if of_second:
-                    d_w, d_b = weight_gradients(F.gelu(gated.hidden).flatten(0, 1), upstream)
+                    d_w, d_b = weight_gradients(F.gelu(hidden).flatten(0, 1), upstream)
                     d_w_second += d_w
                     d_b_second += d_b
-                d_products, d_w, d_b = _gated_backward(gated, (upstream @ w_second).view_as(gated.hidden), w_expand)
-                d_w_expand += d_w
-                d_b_expand += d_b
-                d_y, d_w, d_b = linear_by_image_gradients(y, weight[some], d_products)
+                d_hidden = torch.ops.aten.gelu_backward((upstream @ w_second).view_as(hidden), hidden)
+                d_pair, d_w, d_b = linear_by_image_gradients(pair, weight[some], d_hidden)
                 d_weight[some] += d_w
                 d_bias[some] += d_b
-                for whole, part in zip((d_x, *statistics), (d_y, *of_pixels), strict=True):
+                d_x[some, place], *found = _pair_backward(d_pair.to(full), y, gated, *of_gate)
+                for total, part in zip(d_of_gate, found, strict=True):
+                    total += part
+                for whole, part in zip(statistics, of_pixels, strict=True):
                     whole[some, place] = part
-        found = torch.autograd.grad(joined, leaves, (d_weight, d_bias))
+        found = torch.autograd.grad(joined, leaves, (d_weight, d_bias, *d_of_gate[:2]))
         d_mean = found[0].unsqueeze(1) / x.shape[1]
         for some, place in chunking.places(x, dtype):
             of_pixels = (t[some, place] for t in statistics)
             d_part = normalize_backward(d_x[some, place].to(full) + d_mean[some], x[some, place].to(full), *of_pixels)
             d_x[some, place] = d_part.add_(grad[some, place]) if residual else d_part
-        d_rest = (d.to(t.dtype) for d, t in zip(sums[2:], tensors[-4:], strict=True))
+        d_rest = (d.to(t.dtype) for d, t in zip(sums[4:], tensors[-4:], strict=True))
         return d_x, None, None, None, *found[1:], *d_rest
 
 
-class _Gated(NamedTuple):
-    """What `_gated` computes: h and, for its gradient, what it consists of; all (B, N, channels)."""
+class _Gate(NamedTuple):
+    """p of normalised pixels, (B, N, 1), and before and after its GELU, (S', B N)."""
 
-    hidden: Tensor
     gate: Tensor
-    by_pixel: Tensor
     before: Tensor
     after: Tensor
-    products: Tensor
 
 
-def _gated(products: Tensor, w_expand: Tensor, b_expand: Tensor, hidden: int) -> _Gated:
-    """The product of `_joined` with normalised pixels (B, N, 2 M + S') -> h = c * y W_c + p * (y W_p) of M channels."""
-    by_channel, by_pixel, before, _ = products.tensor_split([hidden, 2 * hidden, 2 * hidden + w_expand.shape[1]], 2)
-    before = before.contiguous()  # GELU takes ten times as long where rows are not contiguous
+def _gate(y: Tensor, v_squeeze: Tensor, c_squeeze: Tensor, w_expand: Tensor, b_expand: Tensor) -> _Gate:
+    # Pixels are columns: GELU takes ten times as long where rows are as short as S'.
+    before = torch.addmm(c_squeeze.unsqueeze(1), v_squeeze, y.flatten(0, 1).mT)
     after = F.gelu(before)
-    gate = F.linear(after, w_expand, b_expand).sigmoid()  # (B, N, 1)
-    return _Gated(torch.addcmul(by_channel, gate, by_pixel), gate, by_pixel, before, after, products)
+    gate = torch.addmm(b_expand.unsqueeze(1), w_expand, after).sigmoid()
+    return _Gate(gate.view(*y.shape[:2], 1), before, after)
 
 
-def _gated_backward(gated: _Gated, d_active: Tensor, w_expand: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `products`, `w_expand` and `b_expand` for that of GELU(h)."""
-    gelu_backward, m, squeezed = torch.ops.aten.gelu_backward, gated.hidden.shape[2], w_expand.shape[1]
-    d_hidden = gelu_backward(d_active, gated.hidden)
-    d_logit = torch.linalg.vecdot(d_hidden, gated.by_pixel).unsqueeze(2)
-    d_logit = torch.ops.aten.sigmoid_backward(d_logit, gated.gate)
-    d_products = torch.empty_like(gated.products)
-    d_products[..., :m] = d_hidden
-    torch.mul(d_hidden, gated.gate, out=d_products[..., m : 2 * m])
-    d_products[..., 2 * m : 2 * m + squeezed] = gelu_backward(d_logit * w_expand, gated.before)
-    d_products[..., 2 * m + squeezed :] = 0
-    rows = d_logit.flatten(0, 1)
-    return d_products, rows.mT @ gated.after.flatten(0, 1), rows.sum(0)
+def _pair(y: Tensor, gate: Tensor) -> Tensor:
+    """y, p * y and p side by side, (B, N, 2 C + 1); p for the bias of the LayerNorm."""
+    return torch.cat([y, gate * y, gate], 2)
 
 
-def _joined(mean: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-    """(W_c diag(c), W_p, V_s) of each image and (b_1, 0, v_s), for normalised pixels: (B, 2 M + S', C), (B, 2 M + S').
+def _pair_backward(d_pair: Tensor, y: Tensor, gated: _Gate, v_squeeze: Tensor, _c, w_expand: Tensor, _b):
+    """The gradients of y, (B, N, C), and of the four weights of `_gate` for that of `_pair`."""
+    d_y, d_scaled, d_gate = d_pair.split([y.shape[2], y.shape[2], 1], 2)
+    d_gate = d_gate + torch.linalg.vecdot(d_scaled, y).unsqueeze(2)
+    d_logit = torch.ops.aten.sigmoid_backward(d_gate, gated.gate).view(1, -1)
+    d_before = torch.ops.aten.gelu_backward(w_expand.mT * d_logit, gated.before)
+    d_y = torch.addcmul(d_y, gated.gate, d_scaled).flatten(0, 1).addmm_(d_before.mT, v_squeeze).view_as(y)
+    return d_y, d_before @ y.flatten(0, 1), d_before.sum(1), d_logit @ gated.after.mT, d_logit.sum(1)
 
-    Of the mean of the normalised pixels (B, C), both of `norm`, W_s, b_s, W_e and b_e, V_s and v_s, W_1 and b_1. Zeros
-    make the matrix as wide as whole vector registers.
+
+def _joined(mean: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(W_c diag(c), W_p) and b_1 of each image, for `_pair`, and V_s and v_s, all for normalised pixels.
+
+    Of the mean of the normalised pixels (B, C), both of `norm`, W_s, b_s, W_e and b_e, V_s and v_s, W_1 and b_1.
+
+    Returns:
+        (B, M, 2 C + 1), (B, M), (S', C), (S',).
     """
     with no_autocast(mean.device.type):
         dtype = torch.promote_types(mean.dtype, weights[-1].dtype)
@@ -204,10 +212,11 @@ def _joined(mean: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
         squeezed = F.gelu(F.linear(mean * scale + shift, w_squeeze, b_squeeze))
         gate = F.linear(squeezed, w_expand, b_expand).sigmoid()  # (B, C)
         w_channel, w_pixel = w_first.chunk(2, 1)
-        padding = -(len(w_channel) + len(v_squeeze)) % 16
-        rest = F.pad(torch.cat([w_pixel, v_squeeze]), (0, 0, 0, padding)).expand(mean.shape[0], -1, -1)
-        weight, bias = after_normalize(torch.cat([w_channel * gate.unsqueeze(1), rest], 1), (scale, shift))
-        return weight, bias + torch.cat([b_first, torch.zeros_like(b_first), F.pad(c_squeeze, (0, padding))])
+        w_channel, of_channel = after_normalize(w_channel * gate.unsqueeze(1), (scale, shift))
+        w_pixel, of_pixel = after_normalize(w_pixel, (scale, shift))
+        rest = torch.cat([w_pixel, of_pixel.unsqueeze(1)], 1).expand(mean.shape[0], -1, -1)
+        v_squeeze, of_squeeze = after_normalize(v_squeeze, (scale, shift))
+        return torch.cat([w_channel, rest], 2), of_channel + b_first, v_squeeze, of_squeeze + c_squeeze
 
 
 def _reference(x, norm, channel_gate, pixel_gate, first, second, eps):

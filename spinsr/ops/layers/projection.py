@@ -27,6 +27,7 @@ def norm_project(
     widths: Sequence[int],
     eps: float,
     *,
+    with_norm: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, ...]:
     """LayerNorm(x) W^T in slices, by one matmul; on the CPU without keeping the normalised pixels.
@@ -37,10 +38,11 @@ def norm_project(
         weight: W, (sum of `widths`, C).
         widths: Channels D of each slice.
         eps: Of the LayerNorm.
+        with_norm: Whether to return LayerNorm(x) too.
         backend: See `spinsr.ops.common.backend`.
 
     Returns:
-        (B, N, D) for each of `widths`.
+        (B, N, D) for each of `widths`, then LayerNorm(x), (B, N, C), if asked for.
 
     Raises:
         ValueError: `x` is not of shape (B, N, C), or has no channels.
@@ -55,50 +57,72 @@ def norm_project(
     """
     check_features(x, '(B, N, C)')
     if dense_or_torch('norm_project', backend, x.device) == 'reference':
-        return _reference(x, norm, weight, widths, eps)
+        return _reference(x, norm, weight, widths, eps, with_norm)
     widths = list(widths)
     dtype = chunking.chunk_type(x, *norm, weight)
     weight, bias = (t.to(dtype or weight.dtype) for t in after_normalize(weight, norm))
-    if dtype is None:
-        return F.linear(normalize(x, eps).to(weight.dtype), weight, bias).split(widths, -1)
-    return _Project.apply(x, weight, bias, widths, eps)
+    if dtype is not None:
+        return _Project.apply(x, weight, bias, widths, eps, *(norm if with_norm else ()))
+    y = normalize(x, eps)
+    slices = F.linear(y.to(weight.dtype), weight, bias).split(widths, -1)
+    return (*slices, torch.addcmul(norm[1], y, norm[0]).to(x.dtype)) if with_norm else slices
 
 
 class _Project(torch.autograd.Function):
-    """normalize(x) W^T + b in slices of `widths`, which are views of one tensor, in chunks; keeps x and W."""
+    """y W^T + b in slices of `widths`, which are views of one tensor, in chunks, with y = normalize(x); keeps x and W.
+
+    With a `norm`, the scale s and the shift of a LayerNorm, s y + shift is the last result.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, widths: list[int], eps: float) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(x, weight)
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor, widths: list[int], eps: float, *norm: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, weight, *norm[:1])
         ctx.eps = eps
         out = x.new_empty(*x.shape[:2], len(weight), dtype=weight.dtype)
+        normed = [x.new_empty(x.shape)] if norm else []
         with cpu_products():
             for at in chunking.places(x, weight.dtype):
-                out[at] = linear(normalize(x[at], eps).to(weight.dtype), weight, bias)
-        return out.split(widths, -1)
+                y = normalize(x[at], eps)
+                out[at] = linear(y.to(weight.dtype), weight, bias)
+                if norm:
+                    normed[0][at] = torch.addcmul(norm[1], y, norm[0])
+        return *out.split(widths, -1), *normed
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads: Tensor):
-        x, weight = ctx.saved_tensors
+        x, weight, *norm = ctx.saved_tensors
+        grads, d_normed = (grads[:-1], grads[-1]) if norm else (grads, None)
         full, of_weight = full_type(x.dtype), any(ctx.needs_input_grad[1:3])
         d_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         d_weight, d_bias = torch.zeros_like(weight, dtype=full), weight.new_zeros(len(weight), dtype=full)
+        d_norm = [torch.zeros_like(norm[0], dtype=full) for _ in range(2)] if norm else []
         with cpu_products():
             for at in chunking.places(x, weight.dtype):
                 part, grad = x[at].to(full), side_by_side([grad[at] for grad in grads])
                 y, *statistics = normalize_with_statistics(part, ctx.eps)
-                y, grad = (t.to(weight.dtype).flatten(0, 1) for t in (y, grad))
-                d_x[at] = normalize_backward((grad @ weight).view_as(part).to(full), part, *statistics)
+                grad = grad.to(weight.dtype).flatten(0, 1)
+                d_y = (grad @ weight).view_as(part).to(full)
+                if d_normed is not None:
+                    upstream = d_normed[at].to(full)
+                    d_y = torch.addcmul(d_y, upstream, norm[0])
+                    d_norm[0] += (upstream * y).sum((0, 1))
+                    d_norm[1] += upstream.sum((0, 1))
+                d_x[at] = normalize_backward(d_y, part, *statistics)
                 if of_weight:
-                    d_w, d_b = weight_gradients(y, grad)
+                    d_w, d_b = weight_gradients(y.to(weight.dtype).flatten(0, 1), grad)
                     d_weight += d_w
                     d_bias += d_b
-        return d_x, d_weight.to(weight.dtype), d_bias.to(weight.dtype), None, None
+        d_norm = (d.to(norm[0].dtype) for d in d_norm)
+        return d_x, d_weight.to(weight.dtype), d_bias.to(weight.dtype), None, None, *d_norm
 
 
-def _reference(x, norm, weight, widths, eps):
+def _reference(x, norm, weight, widths, eps, with_norm):
     """One 1 x 1 convolution a slice, as in the authors' code."""
-    y = F.layer_norm(x, x.shape[-1:], *norm, eps=eps).transpose(1, 2).unsqueeze(2).contiguous()  # (B, C, 1, N)
+    normed = F.layer_norm(x, x.shape[-1:], *norm, eps=eps)
+    y = normed.transpose(1, 2).unsqueeze(2).contiguous()  # (B, C, 1, N)
     convolved = (F.conv2d(y, part[..., None, None]) for part in weight.split(list(widths)))
-    return tuple(part.squeeze(2).transpose(1, 2) for part in convolved)
+    slices = tuple(part.squeeze(2).transpose(1, 2) for part in convolved)
+    return (*slices, normed) if with_norm else slices
