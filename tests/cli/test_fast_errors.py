@@ -23,8 +23,8 @@ results = {line: run(main, line) for line in LINES}
 for module in (spinsr.train, spinsr.test):
     for line in ('-opt missing.yml', '-opt train_SPIN_x4.yml --force_yml nothing=1'):
         results[f'{module.__name__} {line}'] = run(module.main, line)
-# It has an effect before torch is imported only.
-assert os.environ['PYTORCH_ENABLE_MPS_FALLBACK'] == '1'
+# They have an effect before torch is imported only.
+assert os.environ['PYTORCH_ENABLE_MPS_FALLBACK'] == os.environ['THP_MEM_ALLOC_ENABLE'] == '1'
 print(json.dumps(results))
 """
 # What is typed -> what the error says.

@@ -1,7 +1,12 @@
 """The ops that work in chunks on the CPU, against their references, for several sizes of the chunks."""
 
 import functools
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -47,12 +52,13 @@ def weights(dtype, *shapes):
     return [torch.randn(shape, dtype=dtype) / torch.Size(shape[1:]).numel() ** 0.5 for shape in shapes]
 
 
-def projection(join):
+def projection(join, with_norm=False):
     """`join` makes one tensor of the slices."""
     widths = (3, 5, 4)
 
     def run(backend, x, norm_weight, norm_bias, weight):
-        return join(norm_project(x, (norm_weight, norm_bias), weight, widths, EPS, backend=backend))
+        norm = norm_weight, norm_bias
+        return join(norm_project(x, norm, weight, widths, EPS, with_norm=with_norm, backend=backend))
 
     return lambda case, dtype: op_of(run, [case.tokens(6, dtype), *weights(dtype, (6,), (6,), (sum(widths), 6))])
 
@@ -119,6 +125,8 @@ def windows(num_heads, overlap):
 
 LAYER_OPS = {
     'projection': projection(lambda parts: torch.cat(parts, -1)),
+    'projection-with_norm': projection(lambda parts: torch.cat(parts, -1), with_norm=True),
+    'projection-norm_and_one': projection(lambda parts: parts[0].sum(-1, keepdim=True) * parts[-1], with_norm=True),
     'projection-one_unused': projection(lambda parts: parts[0].sum(-1, keepdim=True) * parts[2]),
     'feed_forward': feed_forward,
     'tail-x2-no_activation': tail(2, slope=1.0),
@@ -139,12 +147,13 @@ OPS = LAYER_OPS | ATTENTION_OPS
 # One of each kind.
 KINDS = {
     'projection': OPS['projection'],
+    'projection-with_norm': OPS['projection-with_norm'],
     'feed_forward': OPS['feed_forward'],
     'tail': OPS['tail-x4'],
     'cross': OPS['cross-two_heads-narrow_v'],
     'intra': OPS['intra-two_heads-narrow_v'],
 }
-LAYERS = pytest.mark.parametrize('name', ['projection', 'feed_forward', 'tail'])
+LAYERS = pytest.mark.parametrize('name', ['projection', 'projection-with_norm', 'feed_forward', 'tail'])
 ATTENTION = pytest.mark.parametrize('name', ['cross', 'intra'])
 # The layers have no cells: of the cases those that differ without them.
 WITHOUT_CELLS = ['one_pixel', 'one_row', 'one_column', 'odd', 'non_divisible_batch', 'non_contiguous']
@@ -219,7 +228,7 @@ def test_layers_under_autocast(name, dtype, one_case, assert_half_close):
 
 
 @HALF_TYPES
-@LAYERS
+@pytest.mark.parametrize('name', ['projection', 'feed_forward', 'tail'])
 def test_layers_under_autocast_give_its_type(name, dtype, one_case, few_at_once):
     run, _, inputs = KINDS[name](one_case('odd'), torch.float32)
     with torch.autocast('cpu', dtype):
@@ -383,7 +392,7 @@ def test_the_gradient_of_the_tail_has_the_multiply_adds_of_reference(one_case, f
     assert counted[0] == counted[1] > 0
 
 
-@pytest.mark.parametrize('name', ['projection', 'feed_forward'])
+@pytest.mark.parametrize('name', ['projection', 'projection-with_norm', 'feed_forward'])
 def test_only_the_inputs_are_kept(name, one_case, few_at_once):
     run, _, inputs = KINDS[name](one_case('odd'), torch.float32)
     kept = []
@@ -668,3 +677,57 @@ def test_projection_of_mixed_types():
     (expected,) = norm_project(x.double(), norm, weight.double(), [6], EPS)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-5)
+
+
+FAULTS = """
+import resource
+import numpy as np
+
+def touch():
+    blocks = [np.ones(2**17) for _ in range(150)]  # 1 MB each
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    touch()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+import spinsr.ops
+touch()
+print(faults())
+"""
+
+
+@pytest.fixture
+def environment():
+    """The variables of this process without settings of glibc's allocator."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(('MALLOC_', 'GLIBC_'))}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='a setting of glibc')
+def test_freed_memory_is_kept(environment):
+    done = subprocess.run([sys.executable, '-c', FAULTS], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 150 * 2**20 / os.sysconf('SC_PAGESIZE') / 10
+
+
+@pytest.mark.parametrize(
+    ('libc', 'variable', 'calls'),
+    [('glibc', 'OTHER', 1), ('glibc', 'MALLOC_TRIM_THRESHOLD_', 0), ('glibc', 'GLIBC_TUNABLES', 0), ('', 'OTHER', 0)],
+)
+def test_the_allocator_is_left_alone(libc, variable, calls, environment, monkeypatch):
+    made = []
+    monkeypatch.setattr(chunking.os, 'environ', environment | {variable: '1'})
+    monkeypatch.setattr(chunking.platform, 'libc_ver', lambda: (libc, ''))
+    monkeypatch.setattr(chunking.ctypes, 'CDLL', lambda _: SimpleNamespace(mallopt=lambda *args: made.append(args)))
+    chunking.keep_freed_memory()
+    assert made == [(-1, 2**28)] * calls
+
+
+@pytest.mark.parametrize('error', [OSError, AttributeError])
+def test_a_library_without_the_setting(error, environment, monkeypatch):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(chunking.os, 'environ', environment)
+    monkeypatch.setattr(chunking.platform, 'libc_ver', lambda: ('glibc', ''))
+    monkeypatch.setattr(chunking.ctypes, 'CDLL', fail)
+    chunking.keep_freed_memory()

@@ -64,3 +64,16 @@ def test_a_limit_below_what_torch_needs_is_refused_before_the_import(kind, monke
 )
 def test_refusals_of_the_system_are_told_from_other_errors(error, expected):
     assert memory.ran_out(error) is expected
+
+
+@pytest.mark.parametrize(
+    ('before', 'imported', 'expected'), [(None, False, '1'), ('0', False, '0'), (None, True, None)], ids=str
+)
+def test_huge_pages(before, imported, expected, monkeypatch):
+    monkeypatch.delenv('THP_MEM_ALLOC_ENABLE', raising=False)
+    if before is not None:
+        monkeypatch.setenv('THP_MEM_ALLOC_ENABLE', before)
+    monkeypatch.setattr(memory.sys, 'modules', {'torch': None} if imported else {})
+    memory.use_huge_pages()
+    assert os.environ.get('THP_MEM_ALLOC_ENABLE') == expected
+    os.environ.pop('THP_MEM_ALLOC_ENABLE', None)  # monkeypatch knows only what it set
