@@ -33,6 +33,8 @@ COMMANDS = (
 MODULES = ('train', 'test')
 # Those that skip what an earlier run of theirs has done.
 CONTINUING = ('prepare', 'upscale')
+# Those whose images may need it; the others measure memory, or have small ones.
+LARGE_IMAGES = ('app', 'upscale')
 # `prepare` needs torch for some of its kinds only, and asks for the memory there.
 WITHOUT_TORCH = ('install-basicsr', 'options', 'prepare')
 
@@ -52,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The command's own parser: its usage shows the flags that there are.
         commands.choices[args.command].error(f'unrecognized arguments: {printable(" ".join(unknown))}')
     devices.allow_fallback()
-    memory.use_huge_pages()
+    if args.command in LARGE_IMAGES:
+        memory.use_huge_pages()
     try:
         if args.command not in WITHOUT_TORCH:
             memory.require_for_torch()

@@ -18,7 +18,10 @@ from spinsr.utils import memory
 PACKAGES = ('torch', 'torchvision', 'triton', 'basicsr', 'numpy', 'opencv-python', 'opencv-python-headless')
 OPTIONAL = ('triton', 'opencv-python-headless')
 MORE_PACKAGES = ('pillow', 'scikit-image', 'scipy', 'lmdb', 'safetensors', 'onnx', 'onnxruntime', 'spandrel', 'pyiqa')
-VARIABLES = ('SPINSR_', 'CUDA_', 'PYTORCH_', 'TORCH_', 'TRITON_', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'BASICSR_')
+VARIABLES = (
+    *('SPINSR_', 'BASICSR_', 'CUDA_', 'PYTORCH_', 'TORCH_', 'TRITON_', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS'),
+    *('MALLOC_', 'GLIBC_TUNABLES', 'THP_MEM_ALLOC_ENABLE'),
+)
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:

@@ -159,7 +159,7 @@ class LocalAttention(nn.Module):
 class FeedForward(nn.Module):
     """fc2(GELU(fc1(cat[ca(y) * y, pa(y) * y]))) with y = LayerNorm(x), channel attention ca and pixel attention pa.
 
-    The concatenation is never made; see `spinsr.ops.gated_feed_forward`.
+    See `spinsr.ops.gated_feed_forward`.
 
     Args:
         dim: Channels C.

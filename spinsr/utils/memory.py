@@ -23,9 +23,9 @@ _IMPORT_OF_TORCH = {'ulimit -d': (700 * 10**6, 200 * 10**6), 'ulimit -v': (3 * 1
 
 
 def use_huge_pages() -> None:
-    """Lets torch ask Linux for pages of 2 MB for large tensors; has an effect before torch is imported only.
+    """Lets torch ask Linux for pages of 2 MB for tensors of that size; to be called before torch is imported.
 
-    Each page of 4 KB is a fault when it is first touched, some millions for an image of a megapixel.
+    Each page of 4 KB is a fault when it is first touched, some millions for an LR image of half a megapixel.
     """
     if 'torch' not in sys.modules:
         os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')

@@ -7,6 +7,7 @@ import sys
 SCRIPT = """
 import contextlib, io, json, os, sys
 
+os.environ.pop('THP_MEM_ALLOC_ENABLE', None)
 import spinsr.test, spinsr.train
 from spinsr.cli import main
 
@@ -23,7 +24,7 @@ results = {line: run(main, line) for line in LINES}
 for module in (spinsr.train, spinsr.test):
     for line in ('-opt missing.yml', '-opt train_SPIN_x4.yml --force_yml nothing=1'):
         results[f'{module.__name__} {line}'] = run(module.main, line)
-# They have an effect before torch is imported only.
+# They are read when torch is imported, or makes its first large tensor.
 assert os.environ['PYTORCH_ENABLE_MPS_FALLBACK'] == os.environ['THP_MEM_ALLOC_ENABLE'] == '1'
 print(json.dumps(results))
 """

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -312,7 +311,7 @@ def test_backward_of_attention_under_autocast(name, one_case, few_at_once):
 
 
 @pytest.mark.parametrize(
-    'name', ['projection', 'feed_forward', 'tail-x3', 'cross-one_head-wide_v', 'intra-two_heads-narrow_v']
+    'name', ['projection', 'projection-with_norm', 'feed_forward', 'tail-x3', 'cross-one_head-wide_v', 'intra-two_heads-narrow_v']
 )
 def test_gradcheck(name, one_case, few_at_once):
     run, _, inputs = OPS[name](one_case('one_row')._replace(batch=2, width=4, cell=2), torch.float64)
@@ -560,7 +559,7 @@ def test_gradients_of_weights_in_bf16_add_up_in_float32(monkeypatch):
     torch.testing.assert_close(weight.grad.float(), torch.tensor([[-1000.0, 1000.0]]), rtol=5e-3, atol=0)
 
 
-@pytest.mark.parametrize('name', ['projection', 'feed_forward'])
+@pytest.mark.parametrize('name', ['projection', 'projection-with_norm', 'feed_forward'])
 def test_gradients_of_one_input_at_a_time(name, one_case, few_at_once, assert_close):
     run, _, inputs = KINDS[name](one_case('odd'), torch.float64)
     out, leaves = graph(run, inputs)
@@ -571,7 +570,7 @@ def test_gradients_of_one_input_at_a_time(name, one_case, few_at_once, assert_cl
         assert_close(torch.autograd.grad(out, alone, upstream)[0], expected)
 
 
-@pytest.mark.parametrize('name', ['projection', 'feed_forward'])
+@pytest.mark.parametrize('name', ['projection', 'projection-with_norm', 'feed_forward'])
 def test_gradients_of_frozen_weights_are_not_computed(name, one_case):
     run, _, inputs = KINDS[name](one_case('odd'), torch.float64)
 
@@ -697,37 +696,75 @@ print(faults())
 """
 
 
-@pytest.fixture
-def environment():
+def without_settings():
     """The variables of this process without settings of glibc's allocator."""
     return {key: value for key, value in os.environ.items() if not key.startswith(('MALLOC_', 'GLIBC_'))}
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='a setting of glibc')
-def test_freed_memory_is_kept(environment):
-    done = subprocess.run([sys.executable, '-c', FAULTS], env=environment, capture_output=True, text=True, check=True)
+@pytest.mark.skipif(not chunking._is_glibc(), reason='a setting of glibc')
+def test_freed_memory_is_kept():
+    command = [sys.executable, '-c', FAULTS]
+    done = subprocess.run(command, env=without_settings(), capture_output=True, text=True, check=True)
     assert int(done.stdout) < 150 * 2**20 / os.sysconf('SC_PAGESIZE') / 10
 
 
+BOTH = [(-3, 2**25), (-1, 2**28)]
+
+
 @pytest.mark.parametrize(
-    ('libc', 'variable', 'calls'),
-    [('glibc', 'OTHER', 1), ('glibc', 'MALLOC_TRIM_THRESHOLD_', 0), ('glibc', 'GLIBC_TUNABLES', 0), ('', 'OTHER', 0)],
+    ('variable', 'is_glibc', 'works', 'expected'),
+    [
+        ('OTHER=1', True, True, BOTH),
+        ('OTHER=1', True, False, BOTH[:1]),
+        ('OTHER=1', False, True, []),
+        ('MALLOC_TOP_PAD_=1', True, True, []),
+        ('GLIBC_TUNABLES=glibc.malloc.hugetlb=1', True, True, []),
+        ('GLIBC_TUNABLES=glibc.pthread.rseq=0', True, True, BOTH),
+    ],
 )
-def test_the_allocator_is_left_alone(libc, variable, calls, environment, monkeypatch):
+def test_settings_of_the_allocator(variable, is_glibc, works, expected, monkeypatch):
     made = []
-    monkeypatch.setattr(chunking.os, 'environ', environment | {variable: '1'})
-    monkeypatch.setattr(chunking.platform, 'libc_ver', lambda: (libc, ''))
-    monkeypatch.setattr(chunking.ctypes, 'CDLL', lambda _: SimpleNamespace(mallopt=lambda *args: made.append(args)))
+    library = SimpleNamespace(mallopt=lambda *setting: made.append(setting) or works)
+    monkeypatch.setattr(chunking, '_is_glibc', lambda: is_glibc)
+    monkeypatch.setattr(chunking.ctypes, 'CDLL', lambda _: library)
+    monkeypatch.setattr(chunking.os, 'environ', without_settings() | dict([variable.split('=', 1)]))
     chunking.keep_freed_memory()
-    assert made == [(-1, 2**28)] * calls
+    assert made == expected
 
 
-@pytest.mark.parametrize('error', [OSError, AttributeError])
-def test_a_library_without_the_setting(error, environment, monkeypatch):
-    def fail(_):
-        raise error
+@pytest.mark.parametrize('library', [SimpleNamespace(), None], ids=['no_function', 'no_library'])
+def test_a_library_without_the_setting(library, monkeypatch):
+    def load(_):
+        if library is None:
+            raise OSError
+        return library
 
-    monkeypatch.setattr(chunking.os, 'environ', environment)
-    monkeypatch.setattr(chunking.platform, 'libc_ver', lambda: ('glibc', ''))
-    monkeypatch.setattr(chunking.ctypes, 'CDLL', fail)
+    monkeypatch.setattr(chunking, '_is_glibc', lambda: True)
+    monkeypatch.setattr(chunking.ctypes, 'CDLL', load)
+    monkeypatch.setattr(chunking.os, 'environ', without_settings())
     chunking.keep_freed_memory()
+
+
+@pytest.mark.parametrize('error', [AttributeError, ValueError, OSError, None])
+def test_other_c_libraries(error, monkeypatch):
+    def confstr(name):
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(chunking.os, 'confstr', confstr, raising=False)
+    assert not chunking._is_glibc()
+
+
+def test_a_feed_forward_network_of_another_width(one_case, few_at_once, assert_close):
+    x, (norm, gates, first) = torch.rand(2, 11, 6), ([6] * 2, [(2, 6), (2,)], [(5, 12), (5,)])
+    parts = weights(torch.float32, *((size,) for size in norm)), weights(torch.float32, *gates, (6, 2), (6,))
+    parts += weights(torch.float32, *gates, (1, 2), (1,)), weights(torch.float32, *first)
+    parts += (weights(torch.float32, (4, 5), (4,)),)
+    found, expected = (gated_feed_forward(x, *parts, EPS, backend=backend) for backend in ('torch', 'reference'))
+    assert_close(found, expected, torch.float32)
+
+
+def test_float64_weights_of_a_feed_forward_network(one_case):
+    run, formula, (x, *others) = KINDS['feed_forward'](one_case('odd'), torch.float64)
+    assert run(x.float(), *others).dtype == torch.float64
+    torch.testing.assert_close(run(x.float(), *others), formula(x.float().double(), *others), rtol=1e-5, atol=1e-5)

@@ -70,10 +70,8 @@ def test_refusals_of_the_system_are_told_from_other_errors(error, expected):
     ('before', 'imported', 'expected'), [(None, False, '1'), ('0', False, '0'), (None, True, None)], ids=str
 )
 def test_huge_pages(before, imported, expected, monkeypatch):
-    monkeypatch.delenv('THP_MEM_ALLOC_ENABLE', raising=False)
-    if before is not None:
-        monkeypatch.setenv('THP_MEM_ALLOC_ENABLE', before)
+    environment = {} if before is None else {'THP_MEM_ALLOC_ENABLE': before}
+    monkeypatch.setattr(memory.os, 'environ', environment)
     monkeypatch.setattr(memory.sys, 'modules', {'torch': None} if imported else {})
     memory.use_huge_pages()
-    assert os.environ.get('THP_MEM_ALLOC_ENABLE') == expected
-    os.environ.pop('THP_MEM_ALLOC_ENABLE', None)  # monkeypatch knows only what it set
+    assert environment.get('THP_MEM_ALLOC_ENABLE') == expected

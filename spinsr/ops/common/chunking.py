@@ -6,7 +6,6 @@ The intermediate results of a chunk stay in the processor's cache, and none exis
 import contextlib
 import ctypes
 import os
-import platform
 from collections.abc import Iterator
 
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor
 
 # Pixels of a chunk of float32, of one image; images that share a chunk have half as many together.
 ROWS = 8192
-KEPT = 2**28  # bytes of freed memory
-_M_TRIM_THRESHOLD = -1  # of malloc.h
-_SET_BY_THE_USER = ('MALLOC_TRIM_THRESHOLD_', 'MALLOC_MMAP_THRESHOLD_', 'GLIBC_TUNABLES')
+# Bytes of freed memory that are kept, and of the largest block that is taken from them.
+KEPT, FROM_THE_HEAP = 2**28, 2**25
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 CHUNK_TYPES = {torch.float32, torch.float64, torch.bfloat16}
 
 
@@ -48,17 +47,29 @@ def chunks(rows: int, size: int) -> Iterator[slice]:
 def keep_freed_memory() -> None:
     """Lets glibc keep 256 MB that a process has freed for the next chunk, where it would return nearly all of it.
 
-    Pages that are taken again are cleared by the system, which takes longer than what a chunk computes in them. glibc
-    has blocks of their own for what is larger than any block that was ever freed, at most 32 MB; the one freed here is
-    never written to, so it takes no memory. Does nothing with other C libraries, and where the environment has settings
-    of glibc's allocator.
+    Pages that are taken again are cleared by the system, which takes longer than what a chunk computes in them. Blocks
+    of more than 32 MB, the most that glibc allows, still come from the system and return to it. Does nothing with other
+    C libraries, and where the environment has settings of glibc's allocator.
     """
-    if platform.libc_ver()[0] != 'glibc' or any(name in os.environ for name in _SET_BY_THE_USER):
+    if not _is_glibc() or _has_settings_of_malloc():
         return
-    with contextlib.suppress(MemoryError):
-        bytes(31 * 2**20)
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, KEPT)
+        mallopt = ctypes.CDLL(None).mallopt
+        # Each of them ends glibc's own adjustment of both.
+        if mallopt(_M_MMAP_THRESHOLD, FROM_THE_HEAP):
+            mallopt(_M_TRIM_THRESHOLD, KEPT)
+
+
+def _is_glibc() -> bool:
+    try:
+        return os.confstr('CS_GNU_LIBC_VERSION') is not None
+    except (AttributeError, ValueError, OSError):  # where there is no such function or value
+        return False
+
+
+def _has_settings_of_malloc() -> bool:
+    of_malloc = any(name.startswith('MALLOC_') for name in os.environ)
+    return of_malloc or 'glibc.malloc' in os.environ.get('GLIBC_TUNABLES', '')
 
 
 keep_freed_memory()

@@ -1,4 +1,4 @@
-"""The feed-forward network of SPIN: gated by channel and by pixel, without its concatenation."""
+"""The feed-forward network of SPIN: gated by channel and by pixel."""
 
 from typing import NamedTuple
 
@@ -41,11 +41,11 @@ def gated_feed_forward(
 
         c = sigmoid(W_e GELU(W_s m + b_s) + b_e), m the mean of y over the pixels     (C,)
         p = sigmoid(w_e GELU(V_s y + v_s) + v_e)                                      (N, 1)
-        W_1 cat[c * y, p * y] = (W_c diag(c)) y + p * (W_p y)
+        W_1 cat[c * y, p * y] = W_c diag(c) y + W_p (p * y)
 
-    so that weight and bias of the LayerNorm can be multiplied into W_1 and V_s, and its mean has to be known before
-    W_1. On the CPU a few thousand pixels are computed at a time; for the gradient only x and what is as small as the
-    weights are kept, and the rest is computed once more.
+    c, weight and bias of the LayerNorm are multiplied into the weights, once for an image, and the pixels only
+    normalised. On the CPU a few thousand pixels are computed at a time; for the gradient only x and what is as small as
+    the weights are kept, and the rest is computed once more.
 
     Args:
         x: Pixels (B, N, C).
@@ -82,10 +82,14 @@ def gated_feed_forward(
     if dtype is not None:
         return _FeedForward.apply(x, dtype, eps, residual, *folded, *rest)
     y = normalize(x, eps)
-    weight, bias, *of_gate = _joined(y.mean(1), *folded)
-    pair = _pair(y, _gate(y, *of_gate, *(t.to(of_gate[0].dtype) for t in pixel_gate[2:])).gate)
-    weight, bias, pair = (t.to(first[0].dtype) for t in (weight, bias, pair))
-    out = F.linear(F.gelu(torch.baddbmm(bias.unsqueeze(1), pair, weight.mT)), *second)
+    weight, of_shift, bias, *of_gate = _joined(y.mean(1), *folded)
+    of_gate += (t.to(of_gate[0].dtype) for t in pixel_gate[2:])
+    gate = _gate(y.to(of_gate[0].dtype), *of_gate).gate
+    weight, of_shift, bias, y, gate = (t.to(first[0].dtype) for t in (weight, of_shift, bias, y, gate))
+    # Without a column for p: kernels of GPUs want an aligned number of channels.
+    hidden = torch.baddbmm(bias.unsqueeze(1), torch.cat([y, gate * y], 2), weight.mT)
+    hidden = torch.addcmul(hidden, gate.to(hidden.dtype), of_shift.unsqueeze(1).to(hidden.dtype))
+    out = F.linear(F.gelu(hidden), *second)
     return x + out if residual else out
 
 
@@ -101,16 +105,18 @@ class _FeedForward(torch.autograd.Function):
         mean = x.new_zeros(len(x), x.shape[2], dtype=full)
         of_gate, (w_second, b_second) = [t.to(full) for t in weights[-4:-2]], (t.to(dtype) for t in weights[-2:])
         out = x.new_empty(*x.shape[:2], len(b_second), dtype=torch.promote_types(x.dtype, dtype) if residual else dtype)
+        # In the memory of the result, which takes its place, and rounded to its type.
+        normalized = out if out.shape == x.shape else x.new_empty(x.shape, dtype=out.dtype)
         with cpu_products():
             for some, place in chunking.places(x, dtype):
                 y = normalize(x[some, place], eps)
                 mean[some] += y.sum(1) / x.shape[1]
-                out[some, place] = y  # until the result takes its place
+                normalized[some, place] = y
             joined = _joined(mean, *weights[:-4])
-            weight, bias = (t.to(dtype) for t in joined[:2])
+            weight, bias = (t.to(dtype) for t in (_with_column(*joined[:2]), joined[2]))
             for some, place in chunking.places(x, dtype):
-                y = out[some, place].to(full)
-                pair = _pair(y, _gate(y, *joined[2:], *of_gate).gate).to(dtype)
+                y = normalized[some, place].to(full)
+                pair = _pair(y, _gate(y, *joined[3:], *of_gate).gate).to(dtype)
                 found = linear(F.gelu(linear_by_image(pair, weight[some], bias[some])), w_second, b_second)
                 if residual:
                     torch.add(found, x[some, place], out=out[some, place])
@@ -129,13 +135,13 @@ class _FeedForward(torch.autograd.Function):
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_() for t in tensors[:-4]]  # the mean and the weights for `_joined`
             joined = _joined(*leaves)
-        of_gate, w_second = [t.detach().to(full) for t in (*joined[2:], *tensors[-4:-2])], tensors[-2].to(dtype)
-        sums = [torch.zeros_like(t, dtype=full) for t in (*joined, *tensors[-4:])]
+        of_gate, w_second = [t.detach().to(full) for t in (*joined[3:], *tensors[-4:-2])], tensors[-2].to(dtype)
+        weight, bias = _with_column(*joined[:2]).detach().to(dtype), joined[2].detach().to(dtype)
+        sums = [torch.zeros_like(t, dtype=full) for t in (weight, *joined[2:], *tensors[-4:])]
         d_weight, d_bias, *d_of_gate, d_w_second, d_b_second = sums
         d_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         statistics = [x.new_empty(*x.shape[:2], 1, dtype=full) for _ in range(2)]
         with cpu_products():
-            weight, bias = (t.detach().to(dtype) for t in joined[:2])
             for some, place in chunking.places(x, dtype):
                 y, *of_pixels = normalize_with_statistics(x[some, place].to(full), eps)
                 gated = _gate(y, *of_gate)
@@ -155,7 +161,8 @@ class _FeedForward(torch.autograd.Function):
                     total += part
                 for whole, part in zip(statistics, of_pixels, strict=True):
                     whole[some, place] = part
-        found = torch.autograd.grad(joined, leaves, (d_weight, d_bias, *d_of_gate[:2]))
+        d_joined = d_weight[..., :-1], d_weight[..., -1].sum(0, keepdim=True), d_bias, *d_of_gate[:2]
+        found = torch.autograd.grad(joined, leaves, d_joined)
         d_mean = found[0].unsqueeze(1) / x.shape[1]
         for some, place in chunking.places(x, dtype):
             of_pixels = (t[some, place] for t in statistics)
@@ -166,7 +173,7 @@ class _FeedForward(torch.autograd.Function):
 
 
 class _Gate(NamedTuple):
-    """p of normalised pixels, (B, N, 1), and before and after its GELU, (S', B N)."""
+    """p of normalised pixels, (B, N, 1), and before and after its GELU, (S, B N)."""
 
     gate: Tensor
     before: Tensor
@@ -174,7 +181,7 @@ class _Gate(NamedTuple):
 
 
 def _gate(y: Tensor, v_squeeze: Tensor, c_squeeze: Tensor, w_expand: Tensor, b_expand: Tensor) -> _Gate:
-    # Pixels are columns: GELU takes ten times as long where rows are as short as S'.
+    # Pixels are columns: GELU takes ten times as long where rows are as short as S.
     before = torch.addmm(c_squeeze.unsqueeze(1), v_squeeze, y.flatten(0, 1).mT)
     after = F.gelu(before)
     gate = torch.addmm(b_expand.unsqueeze(1), w_expand, after).sigmoid()
@@ -182,8 +189,13 @@ def _gate(y: Tensor, v_squeeze: Tensor, c_squeeze: Tensor, w_expand: Tensor, b_e
 
 
 def _pair(y: Tensor, gate: Tensor) -> Tensor:
-    """y, p * y and p side by side, (B, N, 2 C + 1); p for the bias of the LayerNorm."""
+    """y, p * y and p side by side, (B, N, 2 C + 1), for `_with_column`."""
     return torch.cat([y, gate * y, gate], 2)
+
+
+def _with_column(weight: Tensor, of_shift: Tensor) -> Tensor:
+    """The first two of `_joined` as one matrix by image, (B, M, 2 C + 1)."""
+    return torch.cat([weight, of_shift.expand(len(weight), -1).unsqueeze(2)], 2)
 
 
 def _pair_backward(d_pair: Tensor, y: Tensor, gated: _Gate, v_squeeze: Tensor, _c, w_expand: Tensor, _b):
@@ -196,13 +208,13 @@ def _pair_backward(d_pair: Tensor, y: Tensor, gated: _Gate, v_squeeze: Tensor, _
     return d_y, d_before @ y.flatten(0, 1), d_before.sum(1), d_logit @ gated.after.mT, d_logit.sum(1)
 
 
-def _joined(mean: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(W_c diag(c), W_p) and b_1 of each image, for `_pair`, and V_s and v_s, all for normalised pixels.
+def _joined(mean: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What normalised pixels y are multiplied by: W_1 of an image, and V_s, with the LayerNorm's weight and bias.
 
-    Of the mean of the normalised pixels (B, C), both of `norm`, W_s, b_s, W_e and b_e, V_s and v_s, W_1 and b_1.
+    Of the mean of y (B, C), both of `norm`, W_s, b_s, W_e and b_e, V_s and v_s, W_1 and b_1.
 
     Returns:
-        (B, M, 2 C + 1), (B, M), (S', C), (S',).
+        For cat[y, p * y] (B, M, 2 C), for p (1, M), the bias (B, M); V_s (S, C) and v_s (S,).
     """
     with no_autocast(mean.device.type):
         dtype = torch.promote_types(mean.dtype, weights[-1].dtype)
@@ -214,9 +226,9 @@ def _joined(mean: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
         w_channel, w_pixel = w_first.chunk(2, 1)
         w_channel, of_channel = after_normalize(w_channel * gate.unsqueeze(1), (scale, shift))
         w_pixel, of_pixel = after_normalize(w_pixel, (scale, shift))
-        rest = torch.cat([w_pixel, of_pixel.unsqueeze(1)], 1).expand(mean.shape[0], -1, -1)
         v_squeeze, of_squeeze = after_normalize(v_squeeze, (scale, shift))
-        return torch.cat([w_channel, rest], 2), of_channel + b_first, v_squeeze, of_squeeze + c_squeeze
+        weight = torch.cat([w_channel, w_pixel.expand(mean.shape[0], -1, -1)], 2)
+        return weight, of_pixel.unsqueeze(0), of_channel + b_first, v_squeeze, of_squeeze + c_squeeze
 
 
 def _reference(x, norm, channel_gate, pixel_gate, first, second, eps):

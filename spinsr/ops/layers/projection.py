@@ -95,7 +95,7 @@ class _Project(torch.autograd.Function):
     def backward(ctx, *grads: Tensor):
         x, weight, *norm = ctx.saved_tensors
         grads, d_normed = (grads[:-1], grads[-1]) if norm else (grads, None)
-        full, of_weight = full_type(x.dtype), any(ctx.needs_input_grad[1:3])
+        full, of_weight, of_norm = full_type(x.dtype), any(ctx.needs_input_grad[1:3]), any(ctx.needs_input_grad[5:])
         d_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         d_weight, d_bias = torch.zeros_like(weight, dtype=full), weight.new_zeros(len(weight), dtype=full)
         d_norm = [torch.zeros_like(norm[0], dtype=full) for _ in range(2)] if norm else []
@@ -108,8 +108,9 @@ class _Project(torch.autograd.Function):
                 if d_normed is not None:
                     upstream = d_normed[at].to(full)
                     d_y = torch.addcmul(d_y, upstream, norm[0])
-                    d_norm[0] += (upstream * y).sum((0, 1))
-                    d_norm[1] += upstream.sum((0, 1))
+                    if of_norm:
+                        d_norm[0] += (upstream * y).sum((0, 1))
+                        d_norm[1] += upstream.sum((0, 1))
                 d_x[at] = normalize_backward(d_y, part, *statistics)
                 if of_weight:
                     d_w, d_b = weight_gradients(y.to(weight.dtype).flatten(0, 1), grad)
