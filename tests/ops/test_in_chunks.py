@@ -759,7 +759,7 @@ def test_other_c_libraries(error, monkeypatch):
     assert not chunking._is_glibc()
 
 
-def test_a_feed_forward_network_of_another_width(one_case, few_at_once, assert_close):
+def test_a_feed_forward_network_of_another_width(few_at_once, assert_close):
     x, (norm, gates, first) = torch.rand(2, 11, 6), ([6] * 2, [(2, 6), (2,)], [(5, 12), (5,)])
     parts = weights(torch.float32, *((size,) for size in norm)), weights(torch.float32, *gates, (6, 2), (6,))
     parts += weights(torch.float32, *gates, (1, 2), (1,)), weights(torch.float32, *first)
