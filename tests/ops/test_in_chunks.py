@@ -712,7 +712,7 @@ def test_freed_memory_is_kept():
     assert int(done.stdout) < 150 * 2**20 / os.sysconf('SC_PAGESIZE') / 10
 
 
-BOTH = [(-3, 2**25), (-1, 2**28)]
+BOTH = [(-3, 2**25), (-1, 2**29)]
 
 
 @pytest.mark.parametrize(
@@ -722,7 +722,13 @@ BOTH = [(-3, 2**25), (-1, 2**28)]
         ('OTHER=1', True, False, BOTH[:1]),
         ('OTHER=1', False, True, []),
         ('MALLOC_TOP_PAD_=1', True, True, []),
+        ('MALLOC_TRIM_THRESHOLD_=1', True, True, []),
+        ('MALLOC_MMAP_THRESHOLD_=1', True, True, []),
+        ('MALLOC_MMAP_MAX_=1', True, True, []),
+        ('MALLOC_ARENA_MAX=2', True, True, BOTH),
         ('GLIBC_TUNABLES=glibc.malloc.hugetlb=1', True, True, []),
+        ('GLIBC_TUNABLES=glibc.malloc.arena_max=2:glibc.malloc.mmap_threshold=1', True, True, []),
+        ('GLIBC_TUNABLES=glibc.malloc.arena_max=2', True, True, BOTH),
         ('GLIBC_TUNABLES=glibc.pthread.rseq=0', True, True, BOTH),
     ],
 )
