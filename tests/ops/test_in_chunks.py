@@ -712,7 +712,7 @@ def test_freed_memory_is_kept():
     assert int(done.stdout) < 150 * 2**20 / os.sysconf('SC_PAGESIZE') / 10
 
 
-BOTH = [(-3, 2**25), (-1, 2**29)]
+BOTH = [(-3, 2**25), (-1, 2**28)]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor
 # Pixels of a chunk of float32, of one image; images that share a chunk have half as many together.
 ROWS = 8192
 # Bytes of freed memory that are kept, and of the largest block that is taken from them.
-KEPT, FROM_THE_HEAP = 2**29, 2**25
+KEPT, FROM_THE_HEAP = 2**28, 2**25
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _SETTINGS = 'trim_threshold', 'mmap_threshold', 'mmap_max', 'top_pad', 'hugetlb'  # variables and tunables about it
 CHUNK_TYPES = {torch.float32, torch.float64, torch.bfloat16}
@@ -46,7 +46,7 @@ def chunks(rows: int, size: int) -> Iterator[slice]:
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep 512 MB that a process has freed for the next chunk, where it would return nearly all of it.
+    """Lets glibc keep 256 MB that a process has freed for the next chunk, where it would return nearly all of it.
 
     Pages that are taken again are cleared by the system, which takes longer than what a chunk computes in them. Blocks
     of more than 32 MB, the most that glibc allows, still come from the system and return to it. Does nothing with other
