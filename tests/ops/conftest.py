@@ -82,7 +82,7 @@ CHUNK_SIZES = {
     'few': {
         'common.chunking.ROWS': 7,
         'layers.upsampler.PIXELS': 1,
-        'layers.upsampler.NEIGHBOURS': 1,
+        'layers.upsampler.ROWS': 1,
         'attention.by_hand.ROWS': 1,
         'attention.fused.GATHERED': 1,
         **dict.fromkeys(_WEIGHTS, 40),
@@ -90,7 +90,7 @@ CHUNK_SIZES = {
     'several': {
         'common.chunking.ROWS': 50,
         'layers.upsampler.PIXELS': 700,
-        'layers.upsampler.NEIGHBOURS': 1000,
+        'layers.upsampler.ROWS': 30,
         'attention.by_hand.ROWS': 1,
         'attention.fused.GATHERED': 20,
         **dict.fromkeys(_WEIGHTS, 600),

@@ -16,7 +16,7 @@ ROWS = 8192
 # Bytes of freed memory that are kept, and of the largest block that is taken from them.
 KEPT, FROM_THE_HEAP = 2**28, 2**25
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-_SETTINGS = 'trim_threshold', 'mmap_threshold', 'mmap_max', 'top_pad', 'hugetlb'  # variables and tunables about it
+_SETTINGS = 'trim_threshold', 'mmap_threshold', 'mmap_max', 'top_pad', 'hugetlb'  # of what glibc keeps
 CHUNK_TYPES = {torch.float32, torch.float64, torch.bfloat16}
 
 

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from spinsr.ops.common.backend import check_features, dense_or_torch
 from spinsr.ops.common.chunking import chunk_type, chunks
-from spinsr.ops.common.precision import full_type
 from spinsr.ops.common.products import cpu_products, has_slow_mkl
 from spinsr.ops.common.symbolic import is_symbolic
 
 PIXELS = 2**16  # of the output, in a strip
-NEIGHBOURS = 3 * 2**19  # values of the 3 x 3 neighbours of pixels, in one product for the gradient of a weight
+ROWS = 4096  # pixels, in one product for the gradient of a weight
 
 Stage = tuple[Tensor, Tensor]
 
@@ -65,8 +64,9 @@ def upsampling_tail(
         return _rows(x, stages, last, slope, slice(0, x.shape[2]))
     x, last, stages = x.to(dtype), _to(dtype, last), [_to(dtype, stage) for stage in stages]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        rows = slice(0, x.shape[2])
-        return torch.cat([_rows(one, stages, last, slope, rows, _trained_convolution) for one in x.split(1)])
+        is_slow = dtype != torch.bfloat16 and not has_slow_mkl()
+        rows, convolution = slice(0, x.shape[2]), _Convolution.apply if is_slow else _convolution
+        return torch.cat([_rows(one, stages, last, slope, rows, convolution) for one in x.split(1)])
     scale = _scale(stages)
     out = x.new_empty(len(x), len(last[0]), x.shape[2] * scale, x.shape[3] * scale)
     for strip in chunks(x.shape[2], PIXELS // max(1, x.shape[3] * scale**2)):
@@ -104,24 +104,12 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv2d(x, weight, bias, padding=1)
 
 
-def _trained_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`_convolution` with the faster of two gradients of the weight.
+class _Convolution(torch.autograd.Function):
+    """`_convolution`, whose weight gradient is a product of matrices.
 
     With AVX2 oneDNN's takes up to six times as long as the convolution (40 to 160 channels, 128x128 pixels). On AMD's
-    processors with AVX-512 it takes as long as the convolution, and a product of matrices two and a half times as long.
-    For few output channels (40 to 3, 256x256 pixels) the product takes a quarter of the time everywhere.
+    processors with AVX-512 it takes as long as the convolution, and this two and a half times as long.
     """
-    with_avx2 = x.dtype != torch.bfloat16 and not has_slow_mkl()
-    convolution = _Convolution.apply if with_avx2 or _has_few_outputs(weight) else _convolution
-    return convolution(x, weight, bias)
-
-
-def _has_few_outputs(weight: Tensor) -> bool:
-    return 4 * len(weight) <= weight.shape[1]
-
-
-class _Convolution(torch.autograd.Function):
-    """`_convolution`, whose weight gradient is a product of matrices."""
 
     generate_vmap_rule = True
 
@@ -150,30 +138,16 @@ def _input_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
 
 
 def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
-    """(B, C, H, W) and (B, D, H, W) -> (D, C, 3, 3).
-
-    Of C and D, the neighbours of the fewer are gathered: pixel p of x and pixel p + i of grad are pixel q - i and
-    pixel q.
-    """
-    if grad.shape[1] < x.shape[1]:
-        return _products_with_neighbours(grad, x).flip(2, 3).transpose(0, 1)
-    return _products_with_neighbours(x, grad)
-
-
-def _products_with_neighbours(x: Tensor, y: Tensor) -> Tensor:
-    """Sums over all pixels of y times each of the 3 x 3 neighbours in x, which is padded with zeros.
-
-    (B, C, H, W) and (B, D, H, W) -> (D, C, 3, 3).
-    """
-    (c, h, w), d = x.shape[1:], y.shape[1]
-    total = x.new_zeros(9 * c, d, dtype=full_type(x.dtype))
+    """(B, C, H, W) and (B, D, H, W) -> (D, C, 3, 3)."""
+    (c, h, w), d = x.shape[1:], grad.shape[1]
+    total = x.new_zeros(d, 9 * c)
     with cpu_products():
-        for image, pixels in zip(F.pad(x.contiguous(), (1, 1, 1, 1)), y, strict=True):
-            neighbours = image.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 3, 4, 1, 2)  # (C, 3, 3, H, W)
-            for rows in chunks(h, NEIGHBOURS // max(1, 9 * c * w)):
-                near = neighbours[:, :, :, rows].reshape(9 * c, -1)
-                total = total + near @ pixels[:, rows].flatten(1).t()
-    return total.to(x.dtype).view(c, 3, 3, d).permute(3, 0, 1, 2)
+        for image, upstream in zip(F.pad(x, (1, 1, 1, 1)), grad, strict=True):
+            neighbours = image.unfold(1, 3, 1).unfold(2, 3, 1).permute(1, 2, 3, 4, 0)  # (H, W, 3, 3, C)
+            for rows in chunks(h, ROWS // max(1, w)):
+                pixels = upstream[:, rows].permute(1, 2, 0).reshape(-1, d)
+                total = total + pixels.t() @ neighbours[rows].reshape(-1, 9 * c)
+    return total.view(d, 3, 3, c).permute(0, 3, 1, 2)
 
 
 def _rows(
@@ -197,7 +171,7 @@ def _rows(
             x = F.leaky_relu_(x, slope)  # in place: one tensor is kept for the gradient, not two
         x = x.view(b, h * f, w * f, x.shape[-1]).permute(0, 3, 1, 2)
         x, start, stop = _cut(x, start * f, stop * f, len(stages) - i)
-    return convolution(x, *last)[:, :, start:stop]
+    return F.conv2d(x, *last, padding=1)[:, :, start:stop]
 
 
 def _cut(x: Tensor, start: int, stop: int, margin: int) -> tuple[Tensor, int, int]:
