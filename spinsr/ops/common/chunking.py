@@ -64,7 +64,7 @@ def keep_freed_memory() -> None:
 def _is_glibc() -> bool:
     try:
         return os.confstr('CS_GNU_LIBC_VERSION') is not None
-    except (AttributeError, ValueError, OSError):  # where there is no such function or value
+    except (AttributeError, ValueError, OSError):  # where the function or the value does not exist
         return False
 
 

@@ -105,7 +105,7 @@ class _FeedForward(torch.autograd.Function):
         mean = x.new_zeros(len(x), x.shape[2], dtype=full)
         of_gate, (w_second, b_second) = [t.to(full) for t in weights[-4:-2]], (t.to(dtype) for t in weights[-2:])
         out = x.new_empty(*x.shape[:2], len(b_second), dtype=torch.promote_types(x.dtype, dtype) if residual else dtype)
-        # In the memory of the result, which takes its place, and rounded to its type.
+        # In the memory of the result, which overwrites it, and rounded to its type.
         normalized = out if out.shape == x.shape else x.new_empty(x.shape, dtype=out.dtype)
         with cpu_products():
             for some, place in chunking.places(x, dtype):
